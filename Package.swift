@@ -1,0 +1,122 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// One place for the language mode of every Swift target: warnings are errors, memory
+// safety is strict, and imports say whether they leak into the interface.
+let settings: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+  .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+  .enableUpcomingFeature("InferIsolatedConformances"),
+]
+
+let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
+let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
+let nioEmbedded: Target.Dependency = .product(name: "NIOEmbedded", package: "swift-nio")
+let nioHTTP1: Target.Dependency = .product(name: "NIOHTTP1", package: "swift-nio")
+let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let collections: Target.Dependency = .product(name: "Collections", package: "swift-collections")
+let grdb: Target.Dependency = .product(name: "GRDB", package: "GRDB.swift")
+let yams: Target.Dependency = .product(name: "Yams", package: "Yams")
+let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+let histogram: Target.Dependency = .product(name: "Histogram", package: "hdrhistogram-swift")
+
+let package = Package(
+  name: "tollgate",
+  platforms: [.macOS(.v15)],
+  products: [
+    .executable(name: "tollgate", targets: ["tollgate"]),
+    .library(name: "TollgateClient", targets: ["TollgateClient"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-nio", from: "2.101.0"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
+    .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+    .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
+    .package(url: "https://github.com/jpsim/Yams", from: "6.2.0"),
+    .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
+  ],
+  targets: [
+    .systemLibrary(name: "CHiredis", providers: [.apt(["libhiredis-dev"])]),
+    .target(name: "TollgateCore", swiftSettings: settings),
+    .target(name: "TollgateWire", dependencies: ["TollgateCore", nioCore], swiftSettings: settings),
+    .target(
+      name: "TollgateRedis",
+      dependencies: ["TollgateCore", "CHiredis", nioCore, nioPosix, logging, collections],
+      resources: [.embedInCode("Scripts")],
+      swiftSettings: settings),
+    .target(name: "TollgateEngine", dependencies: ["TollgateCore", collections], swiftSettings: settings),
+    .target(
+      name: "TollgateLedger",
+      dependencies: [
+        "TollgateCore", "TollgateWire", "TollgateEngine", grdb, nioCore, nioPosix, logging,
+      ],
+      swiftSettings: settings),
+    .target(
+      name: "TollgateServer",
+      dependencies: [
+        "TollgateCore", "TollgateWire", "TollgateRedis", "TollgateEngine", "TollgateLedger",
+        nioCore, nioPosix, nioHTTP1, logging, collections, yams,
+      ],
+      swiftSettings: settings),
+    .target(
+      name: "TollgateClient",
+      dependencies: ["TollgateCore", "TollgateWire", nioCore, nioPosix, collections],
+      swiftSettings: settings),
+    .executableTarget(
+      name: "tollgate",
+      dependencies: [
+        "TollgateServer", "TollgateLedger", "TollgateClient", "TollgateCore", "TollgateWire",
+        "TollgateRedis", nioCore, nioPosix, arguments, logging, yams, histogram,
+      ],
+      swiftSettings: settings),
+    .target(name: "TollgateTesting", dependencies: [], swiftSettings: settings),
+    .testTarget(
+      name: "TollgateCoreTests", dependencies: ["TollgateCore", "TollgateTesting"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "TollgateWireTests",
+      dependencies: ["TollgateWire", "TollgateCore", "TollgateTesting", nioCore, nioEmbedded],
+      swiftSettings: settings),
+    .testTarget(
+      name: "TollgateRedisTests",
+      dependencies: [
+        "TollgateRedis", "TollgateCore", "TollgateTesting", "CHiredis", nioCore, nioPosix,
+        nioEmbedded, logging,
+      ],
+      swiftSettings: settings),
+    .testTarget(
+      name: "TollgateEngineTests", dependencies: ["TollgateEngine", "TollgateCore", "TollgateTesting"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "TollgateLedgerTests",
+      dependencies: [
+        "TollgateLedger", "TollgateWire", "TollgateCore", "TollgateTesting", grdb, nioCore, nioPosix,
+        nioEmbedded, logging,
+      ],
+      swiftSettings: settings),
+    .testTarget(
+      name: "TollgateServerTests",
+      dependencies: [
+        "TollgateServer", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateLedger",
+        "TollgateEngine", "TollgateTesting", nioCore, nioPosix, nioEmbedded, logging, yams,
+      ],
+      swiftSettings: settings),
+    .testTarget(
+      name: "TollgateClientTests",
+      dependencies: ["TollgateClient", "TollgateWire", "TollgateCore", "TollgateTesting", nioCore, nioPosix],
+      swiftSettings: settings),
+    .testTarget(
+      name: "TollgateProcessTests",
+      dependencies: [
+        "TollgateClient", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateTesting", nioCore,
+        nioPosix, logging,
+      ],
+      swiftSettings: settings),
+  ]
+)

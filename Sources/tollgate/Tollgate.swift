@@ -1,0 +1,7 @@
+import ArgumentParser
+
+import Histogram
+import Yams
+
+@main
+struct Tollgate: ParsableCommand {}
