@@ -1,0 +1,160 @@
+// The catalog: features, plans and their limits, as one versioned value. Reading one from a
+// document and finding its problems is CatalogReader's job; this file is only the shape.
+
+/// A feature: a thing gated or metered.
+public struct Feature: Hashable, Sendable {
+  /// How dearly a repeated effect is paid for: `money` operations are denied when the dedupe table
+  /// is full; `volume` operations shorten the dedupe window instead.
+  public enum Importance: String, Sendable, CaseIterable { case money, volume }
+
+  public var name: Name
+  /// Whether every unit becomes a delta in the ledger.
+  public var metered: Bool
+  public var importance: Importance
+  /// What one unit is, for people: `request`, `token`, `micro-USD`.
+  public var unit: String
+
+  public init(name: Name, metered: Bool, importance: Importance, unit: String) {
+    self.name = name
+    self.metered = metered
+    self.importance = importance
+    self.unit = unit
+  }
+}
+
+public enum Enforcement: String, Sendable, CaseIterable {
+  /// Denies.
+  case hard
+  /// Allows, and says that the limit is exceeded.
+  case soft
+  /// Decides, records what it would have done, and allows.
+  case shadow
+}
+
+/// What answers when the counters cannot be asked.
+public enum FailurePolicy: Hashable, Sendable {
+  /// Deny.
+  case closed
+  /// Allow up to `allowance` units per subject and outage in each sidecar, posted afterwards.
+  case open(allowance: Int64)
+  /// Answer from held leases only.
+  case stale
+
+  public var name: String {
+    switch self {
+    case .closed: "closed"
+    case .open: "open"
+    case .stale: "stale"
+    }
+  }
+}
+
+public enum LimitKind: Hashable, Sendable {
+  /// The feature is on or off.
+  case gate(enabled: Bool)
+  /// At most `amount` units in each period of `window`.
+  case quota(amount: Int64, window: Window)
+  /// GCRA: `amount` units per `periodMilliseconds` on average, `burst` at once.
+  case rate(amount: Int64, periodMilliseconds: Int64, burst: Int64)
+  /// Counts, never denies.
+  case unlimited
+
+  public var name: String {
+    switch self {
+    case .gate: "gate"
+    case .quota: "quota"
+    case .rate: "rate"
+    case .unlimited: "unlimited"
+    }
+  }
+}
+
+/// One rule with a stable id. The id names the rule across plans: an override names it too.
+public struct Limit: Hashable, Sendable {
+  public var id: Name
+  public var kind: LimitKind
+  /// Depth in the subject path: 1 is the account. A limit applies to subjects at least that deep.
+  public var level: Int
+  public var enforcement: Enforcement
+  public var failurePolicy: FailurePolicy
+
+  public init(
+    id: Name, kind: LimitKind, level: Int, enforcement: Enforcement, failurePolicy: FailurePolicy
+  ) {
+    self.id = id
+    self.kind = kind
+    self.level = level
+    self.enforcement = enforcement
+    self.failurePolicy = failurePolicy
+  }
+}
+
+public struct Plan: Hashable, Sendable {
+  public var name: Name
+  /// Feature → its limits, in the order of the catalog. A feature that is absent is not in the
+  /// plan; one with an empty list is allowed and only counted.
+  public var entitlements: [Name: [Limit]]
+
+  public init(name: Name, entitlements: [Name: [Limit]]) {
+    self.name = name
+    self.entitlements = entitlements
+  }
+}
+
+public enum UnknownAccount: Hashable, Sendable {
+  case deny
+  case plan(Name)
+}
+
+public struct Catalog: Hashable, Sendable {
+  public static let featuresMax = 256
+  public static let plansMax = 256
+  public static let limitsPerFeatureMax = 8
+
+  /// Level names, account first; 1 … 5 of them.
+  public var levels: [Name]
+  public var unknownAccount: UnknownAccount
+  public var features: [Name: Feature]
+  public var plans: [Name: Plan]
+
+  public init(
+    levels: [Name], unknownAccount: UnknownAccount, features: [Name: Feature], plans: [Name: Plan]
+  ) {
+    self.levels = levels
+    self.unknownAccount = unknownAccount
+    self.features = features
+    self.plans = plans
+  }
+}
+
+/// For a while, enforcement of one feature, or of all, becomes shadow; metering goes on.
+public struct Bypass: Hashable, Sendable {
+  /// nil: every feature.
+  public var feature: Name?
+  public var until: WallTime
+  public var reason: String
+  public var actor: String
+
+  public init(feature: Name?, until: WallTime, reason: String, actor: String) {
+    self.feature = feature
+    self.until = until
+    self.reason = reason
+    self.actor = actor
+  }
+}
+
+/// Everything that holds for all accounts, under one version that grows with every change.
+public struct GlobalConfig: Hashable, Sendable {
+  public var version: Int64
+  /// The number of the catalog in `catalog`; `rollback` makes a new number with old content.
+  public var catalogVersion: Int64
+  public var catalog: Catalog
+  public var bypasses: [Bypass]
+
+  public init(version: Int64, catalogVersion: Int64, catalog: Catalog, bypasses: [Bypass]) {
+    self.version = version
+    self.catalogVersion = catalogVersion
+    self.catalog = catalog
+    self.bypasses = bypasses
+  }
+}

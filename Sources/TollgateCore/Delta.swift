@@ -1,0 +1,139 @@
+// A delta: one record for the ledger. It is born in the script that moves the counter; what the
+// script does not need to understand travels as an opaque `body` that the sidecar wrote and the
+// ledger reads, so that a shipper of an older release forwards fields it has never heard of.
+
+/// Where a delta lies: bucket stream, epoch and sequence number (from 1, contiguous).
+public struct StreamPosition: Hashable, Comparable, Sendable, Codable {
+  public var epoch: Int64
+  public var sequence: Int64
+
+  public init(epoch: Int64, sequence: Int64) {
+    self.epoch = epoch
+    self.sequence = sequence
+  }
+
+  public static func < (a: Self, b: Self) -> Bool {
+    a.epoch != b.epoch ? a.epoch < b.epoch : a.sequence < b.sequence
+  }
+}
+
+public enum DeltaKind: UInt8, Sendable, CaseIterable {
+  /// Units consumed.
+  case usage = 1
+  /// An earlier delta of the same operation taken back; its numbers are negative.
+  case reversal = 2
+  /// A change of configuration; the body is a `ConfigDelta`.
+  case config = 3
+}
+
+/// One stream entry, as the outbox, the shipper, a sidecar's retained copies and the ledger
+/// stream all carry it.
+public struct OutboxEntry: Hashable, Sendable {
+  public var sequence: Int64
+  public var kind: DeltaKind
+  public var id: DeltaID
+  /// Redis time at which it was born.
+  public var time: WallTime
+  /// What was used, what of it is billed, what is not: `actual = charged + absorbed`.
+  public var actual: Int64
+  public var charged: Int64
+  public var absorbed: Int64
+  public var body: [UInt8]
+
+  public init(
+    sequence: Int64, kind: DeltaKind, id: DeltaID, time: WallTime, actual: Int64, charged: Int64,
+    absorbed: Int64, body: [UInt8]
+  ) {
+    self.sequence = sequence
+    self.kind = kind
+    self.id = id
+    self.time = time
+    self.actual = actual
+    self.charged = charged
+    self.absorbed = absorbed
+    self.body = body
+  }
+}
+
+/// A counter named in a delta: the ledger keeps its sum, so that Redis can be seeded from it.
+public struct CellReference: Hashable, Sendable {
+  public var level: Int
+  public var window: Window
+  public var period: Period
+
+  public init(level: Int, window: Window, period: Period) {
+    self.level = level
+    self.window = window
+    self.period = period
+  }
+}
+
+/// What a usage delta says beside its numbers.
+public struct UsageBody: Hashable, Sendable {
+  public var subject: Subject
+  public var feature: Name
+  /// The billing period the units belong to (the account's month).
+  public var period: Period
+  /// Every counter the units were added to, the billing cell included.
+  public var cells: [CellReference]
+  public var catalogVersion: Int64
+  /// `Source` of the decision that let the units through.
+  public var source: Source
+  /// Declared, bounded attributes (model, region, …), sorted by key.
+  public var attributes: [String: String]
+  /// W3C trace parent, or empty.
+  public var traceParent: String
+
+  public init(
+    subject: Subject, feature: Name, period: Period, cells: [CellReference],
+    catalogVersion: Int64, source: Source, attributes: [String: String] = [:],
+    traceParent: String = ""
+  ) {
+    self.subject = subject
+    self.feature = feature
+    self.period = period
+    self.cells = cells
+    self.catalogVersion = catalogVersion
+    self.source = source
+    self.attributes = attributes
+    self.traceParent = traceParent
+  }
+}
+
+/// A change of configuration, as the ledger keeps it: enough to put Redis back, and to audit.
+public struct ConfigDelta: Hashable, Sendable {
+  public enum Scope: String, Sendable, CaseIterable {
+    /// `GlobalConfig`; key is empty.
+    case global
+    /// One account's `AccountConfig`; key is the account.
+    case account
+    /// A counter set or reset by an operator; key is the subject. State is the audit text only.
+    case counter
+  }
+
+  public var scope: Scope
+  public var key: String
+  /// The version that this change made.
+  public var version: Int64
+  /// e.g. `catalog.apply`, `limit.set`, `bypass`, `account.set`, `reset`.
+  public var action: String
+  public var actor: String
+  public var reason: String
+  /// JSON of the state before and after (the whole global or account configuration).
+  public var before: String
+  public var after: String
+
+  public init(
+    scope: Scope, key: String, version: Int64, action: String, actor: String, reason: String,
+    before: String, after: String
+  ) {
+    self.scope = scope
+    self.key = key
+    self.version = version
+    self.action = action
+    self.actor = actor
+    self.reason = reason
+    self.before = before
+    self.after = after
+  }
+}

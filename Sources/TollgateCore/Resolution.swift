@@ -1,0 +1,217 @@
+// From configuration and a request to the list of things a script must check: which limits apply,
+// which counters ("cells") they read, which of them every admitted unit is added to. This is the
+// only place where plans, overrides, bypasses and levels are understood; the script that decides
+// knows none of them.
+
+/// A counter. Its identity is (subject, feature, window): two limits over the same window share
+/// one, a changed amount never resets it, and a change of plan finds it again.
+public struct Cell: Hashable, Sendable {
+  public var item: Int
+  /// Depth of the subject prefix the counter belongs to.
+  public var level: Int
+  public var window: Window
+  public var period: Period
+
+  public init(item: Int, level: Int, window: Window, period: Period) {
+    self.item = item
+    self.level = level
+    self.window = window
+    self.period = period
+  }
+}
+
+/// One limit, as it applies to one request.
+public struct AppliedLimit: Hashable, Sendable {
+  public enum Rule: Hashable, Sendable {
+    /// Decided by configuration alone.
+    case deny(Reason)
+    /// `cell` is an index into `Resolution.cells`.
+    case quota(cell: Int, amount: Int64)
+    /// Cost and tolerance in microseconds: GCRA's increment for this request, and burst.
+    /// `intervalMicroseconds` is the cost of one unit rounded up, for `remaining`.
+    case rate(costMicroseconds: Int64, toleranceMicroseconds: Int64, intervalMicroseconds: Int64)
+    case unlimited
+  }
+
+  public var id: Name
+  public var item: Int
+  public var level: Int
+  public var rule: Rule
+  public var enforcement: Enforcement
+  public var failurePolicy: FailurePolicy
+
+  public init(
+    id: Name, item: Int, level: Int, rule: Rule, enforcement: Enforcement,
+    failurePolicy: FailurePolicy
+  ) {
+    self.id = id
+    self.item = item
+    self.level = level
+    self.rule = rule
+    self.enforcement = enforcement
+    self.failurePolicy = failurePolicy
+  }
+}
+
+public struct Resolution: Hashable, Sendable {
+  public static let itemsMax = 16
+  public static let limitsMax = 32
+
+  public var limits: [AppliedLimit]
+  public var cells: [Cell]
+  /// Per item: whether its units become deltas.
+  public var metered: [Bool]
+  /// `money` as soon as one item is.
+  public var importance: Feature.Importance
+  /// The least of all period ends, and of override and bypass expiries: until then, under the
+  /// same versions and the same request, the resolution stays the same.
+  public var validUntil: WallTime
+
+  /// Resolves a request at `now` (Redis time). Never fails: what configuration forbids comes out
+  /// as a `.deny` rule, so that the denial, too, is checked against current versions and recorded.
+  public static func resolve(
+    subject: Subject, items: [Item], global: GlobalConfig, account: AccountConfig, now: WallTime
+  ) -> Resolution {
+    var resolver = Resolver(subject: subject, global: global, account: account, now: now)
+    for (index, item) in items.enumerated() { resolver.add(item, at: index) }
+    return resolver.resolution
+  }
+}
+
+private struct Resolver {
+  let subject: Subject
+  let global: GlobalConfig
+  let account: AccountConfig
+  let now: WallTime
+  let plan: Plan?
+  var resolution = Resolution(
+    limits: [], cells: [], metered: [], importance: .volume,
+    validUntil: WallTime(milliseconds: Quantity.maximum))
+
+  init(subject: Subject, global: GlobalConfig, account: AccountConfig, now: WallTime) {
+    self.subject = subject
+    self.global = global
+    self.account = account
+    self.now = now
+    if let name = account.plan {
+      plan = global.catalog.plans[name]
+    } else if case .plan(let name) = global.catalog.unknownAccount {
+      plan = global.catalog.plans[name]
+    } else {
+      plan = nil
+    }
+  }
+
+  mutating func add(_ item: Item, at index: Int) {
+    let feature = global.catalog.features[item.feature]
+    resolution.metered.append(feature?.metered ?? false)
+    if feature?.importance == .money { resolution.importance = .money }
+    guard feature != nil else { return deny(.unknownFeature, index, item.feature) }
+    if account.frozen { return deny(.accountFrozen, index, item.feature) }
+    guard let plan else { return deny(.unknownAccount, index, item.feature) }
+    guard let limits = plan.entitlements[item.feature] else {
+      return deny(.featureNotInPlan, index, item.feature)
+    }
+    if feature?.metered == true {
+      // The billing cell: every metered unit is counted per account, feature and UTC month,
+      // whatever the limits are. Reconciliation compares this one with the ledger.
+      _ = cell(item: index, level: 1, window: .month)
+    }
+    let bypassed = isBypassed(item.feature)
+    for limit in limits where limit.level <= subject.depth {
+      apply(limit, to: item, at: index, bypassed: bypassed)
+    }
+  }
+
+  private mutating func deny(_ reason: Reason, _ item: Int, _ feature: Name) {
+    resolution.limits.append(
+      AppliedLimit(
+        id: feature, item: item, level: 1, rule: .deny(reason), enforcement: .hard,
+        failurePolicy: .closed))
+  }
+
+  private mutating func apply(_ limit: Limit, to item: Item, at index: Int, bypassed: Bool) {
+    var enforcement = limit.enforcement
+    var kind = limit.kind
+    for override in effectiveOverrides(of: limit) {
+      switch override.change {
+      case .unlimited: kind = .unlimited
+      case .enforcement(let changed): enforcement = changed
+      case .enabled(let on): if case .gate = kind { kind = .gate(enabled: on) }
+      case .amount(let amount):
+        switch kind {
+        case .quota(_, let window): kind = .quota(amount: amount, window: window)
+        case .rate(_, let period, let burst):
+          kind = .rate(amount: amount, periodMilliseconds: period, burst: min(burst, max(amount, 1)))
+        case .gate, .unlimited: break
+        }
+      }
+    }
+    if bypassed { enforcement = .shadow }
+    let rule: AppliedLimit.Rule
+    switch kind {
+    case .gate(let enabled): rule = enabled ? .unlimited : .deny(.gateClosed)
+    case .quota(let amount, let window):
+      rule = .quota(cell: cell(item: index, level: limit.level, window: window), amount: amount)
+    case .rate(let amount, let period, let burst):
+      rule = Self.rate(cost: item.amount, amount: amount, period: period, burst: burst)
+    case .unlimited: rule = .unlimited
+    }
+    resolution.limits.append(
+      AppliedLimit(
+        id: limit.id, item: index, level: limit.level, rule: rule, enforcement: enforcement,
+        failurePolicy: limit.failurePolicy))
+  }
+
+  /// GCRA in whole microseconds. Costs round up, so the average is never above the rate; the
+  /// product is taken in 128 bits and a cost beyond the quantity range is a permanent denial.
+  static func rate(
+    cost: Int64, amount: Int64, period: Int64, burst: Int64
+  ) -> AppliedLimit.Rule {
+    guard amount > 0 else { return .deny(.costAboveBurst) }
+    func microseconds(_ units: Int64) -> Int64 {
+      let exact = (Int128(units) * Int128(period) * 1000 + Int128(amount) - 1) / Int128(amount)
+      return exact > Int128(Quantity.maximum / 4) ? Quantity.maximum / 4 : Int64(exact)
+    }
+    if cost > burst { return .deny(.costAboveBurst) }
+    return .rate(
+      costMicroseconds: microseconds(cost), toleranceMicroseconds: microseconds(burst),
+      intervalMicroseconds: max(1, microseconds(1)))
+  }
+
+  private mutating func cell(item: Int, level: Int, window: Window) -> Int {
+    let period = window.period(containing: now)
+    let wanted = Cell(item: item, level: level, window: window, period: period)
+    if let found = resolution.cells.firstIndex(of: wanted) { return found }
+    resolution.validUntil = min(resolution.validUntil, period.end)
+    resolution.cells.append(wanted)
+    return resolution.cells.count - 1
+  }
+
+  private mutating func isBypassed(_ feature: Name) -> Bool {
+    var found = false
+    for bypass in global.bypasses where bypass.feature == nil || bypass.feature == feature {
+      if now < bypass.until {
+        found = true
+        resolution.validUntil = min(resolution.validUntil, bypass.until)
+      }
+    }
+    return found
+  }
+
+  /// Overrides of this limit that reach this subject, widest first, so that the closest wins.
+  private mutating func effectiveOverrides(of limit: Limit) -> [Override] {
+    var found: [Override] = []
+    for override in account.overrides
+    where override.limit == limit.id && override.subject.depth <= limit.level
+      && override.subject.contains(subject)
+    {
+      if let expires = override.expires {
+        guard now < expires else { continue }
+        resolution.validUntil = min(resolution.validUntil, expires)
+      }
+      found.append(override)
+    }
+    return found.sorted { $0.subject.depth < $1.subject.depth }
+  }
+}
