@@ -1,0 +1,79 @@
+// One connection to Redis, bound to one event loop: opens the transport, owns the handler.
+//
+// Why this shape: opening answers at once and everything later is an event, so the owner has one
+// place where it learns of success and failure. The handler joins the pipeline only after the
+// transport is open, because a host name may race several addresses, each with its own channel.
+
+package import NIOCore
+private import NIOPosix
+
+package final class RedisConnection {
+  package let eventLoop: any EventLoop
+  private let handler: RedisChannelHandler
+
+  private init(eventLoop: any EventLoop, handler: RedisChannelHandler) {
+    self.eventLoop = eventLoop
+    self.handler = handler
+  }
+
+  /// Starts to open a connection; call on `eventLoop`. `onEvent` is called on it too, and not
+  /// before this returns.
+  package static func open(
+    _ configuration: RedisLinkConfiguration, on eventLoop: any EventLoop,
+    onEvent: @escaping (RedisConnectionEvent) -> Void
+  ) -> RedisConnection {
+    eventLoop.preconditionInEventLoop()
+    let handler = RedisChannelHandler(
+      eventLoop: eventLoop, limits: configuration.limits, credentials: configuration.credentials,
+      onEvent: onEvent)
+    let bootstrap = ClientBootstrap(group: eventLoop)
+      .connectTimeout(.nanoseconds(configuration.connectMax))
+    let opened =
+      switch configuration.endpoint {
+      case .tcp(let host, let port): bootstrap.connect(host: host, port: port)
+      case .unix(let path): bootstrap.connect(unixDomainSocketPath: path)
+      }
+    opened.hop(to: eventLoop).assumeIsolated().whenComplete { result in
+      switch result {
+      case .success(let channel):
+        do {
+          try channel.pipeline.syncOperations.addHandler(handler)
+          if !channel.isActive { handler.closeNow(.peerClosed) }
+        } catch {
+          channel.close(promise: nil)
+          handler.closeNow(.connectFailed(String(describing: error)))
+        }
+      case .failure(let error):
+        handler.closeNow(.connectFailed(String(describing: error)))
+      }
+    }
+    return RedisConnection(eventLoop: eventLoop, handler: handler)
+  }
+
+  /// Who answers; nil until the handshake is done.
+  package var identity: ServerIdentity? { handler.identity }
+  package var isReady: Bool { handler.isReady }
+  package var pendingCount: Int { handler.pendingCount }
+  /// When the oldest unanswered command was written, in nanoseconds of `NIODeadline`'s clock.
+  package var oldestSentAt: Int64? { handler.oldestSentAt }
+
+  /// Sends one command; call on the event loop.
+  ///
+  /// `write` must append exactly one command (`RESPWriter`) and must not call back into this
+  /// connection. `completion` is called exactly once: at once if the command is refused, else from
+  /// a later event. After `.outcomeUnknown(.timedOut)`, `late` is called exactly once.
+  @inline(__always)
+  package func send(
+    deadline: NIODeadline = .distantFuture, late: RedisCompletion? = nil,
+    _ write: (inout ByteBuffer) -> Void, completion: @escaping RedisCompletion
+  ) {
+    eventLoop.assertInEventLoop()
+    handler.send(deadline: deadline, late: late, completion: completion, write: write)
+  }
+
+  /// Takes no more commands and closes once the replies owed have come.
+  package func closeGracefully() { handler.closeGracefully() }
+
+  /// Closes now; pending commands fail.
+  package func closeNow() { handler.closeNow(.requested) }
+}
