@@ -17,7 +17,8 @@ package struct Backoff: Hashable, Sendable {
 
   /// The next delay: uniform in [ceiling / 2, ceiling], with ceiling = initial × 2^attempts ≤ max.
   package mutating func next(using random: inout some RandomNumberGenerator) -> Int64 {
-    let shift = Swift.min(attempts, Int64.bitWidth - 2 - (Int64.bitWidth - initial.leadingZeroBitCount))
+    let shift = Swift.min(
+      attempts, Int64.bitWidth - 2 - (Int64.bitWidth - initial.leadingZeroBitCount))
     let ceiling = Swift.min(initial << Swift.max(shift, 0), max)
     if attempts < Int64.bitWidth { attempts += 1 }
     return Int64.random(in: (ceiling - ceiling / 2)...ceiling, using: &random)

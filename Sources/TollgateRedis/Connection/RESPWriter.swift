@@ -66,7 +66,8 @@ package struct RESPWriter {
     let magnitude = value.magnitude
     let digits = Self.digitCount(magnitude)
     let sign = value < 0 ? 1 : 0
-    unsafe buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: Self.headerBytesMax * 2) { out in
+    unsafe buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: Self.headerBytesMax * 2) {
+      out in
       var at = unsafe Self.header(Self.dollar, UInt64(digits + sign), out, 0)
       if sign == 1 {
         unsafe out[at] = Self.minus
@@ -94,7 +95,8 @@ package struct RESPWriter {
   ) {
     spend()
     let count = bytes.count
-    unsafe buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: count + Self.headerBytesMax + 2) {
+    unsafe buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: count + Self.headerBytesMax + 2)
+    {
       out in
       var at = unsafe Self.header(Self.dollar, UInt64(count), out, 0)
       if count > 0 {

@@ -45,7 +45,8 @@ package final class RedisChannelHandler: ChannelInboundHandler {
   private var outbound = ByteBuffer()
   private var isReading = false
   private var isFlushScheduled = false
-  private var isFinished = false
+  /// `closed` was told; nothing happens any more.
+  private(set) var isFinished = false
   private var closeReason: RedisCloseReason?
   /// The time of this tick's first write: one clock reading serves the whole tick.
   private var tickTime: Int64 = 0
@@ -114,7 +115,7 @@ package final class RedisChannelHandler: ChannelInboundHandler {
 
   package func handlerAdded(context: ChannelHandlerContext) {
     self.context = context
-    outbound = context.channel.allocator.buffer(capacity: 4096)
+    outbound = context.channel.allocator.buffer(capacity: Self.outboundCapacity)
     if isFinished {
       context.close(promise: nil)
     } else if context.channel.isActive {
@@ -247,7 +248,13 @@ package final class RedisChannelHandler: ChannelInboundHandler {
     guard context.channel.isWritable else { return }
     machine.flushed()
     context.writeAndFlush(wrapOutboundOut(outbound), promise: nil)
-    outbound.clear()
+    if outbound.capacity > limits.flushBytesMax * 2 {
+      // A burst must not pin its memory for the life of the connection.
+      outbound = context.channel.allocator.buffer(capacity: Self.outboundCapacity)
+    } else {
+      // The channel usually wrote at once and let go, so the same storage serves the next tick.
+      outbound.clear()
+    }
   }
 
   // MARK: Timers
@@ -294,6 +301,9 @@ package final class RedisChannelHandler: ChannelInboundHandler {
       self.scheduleRefresh()
     }
   }
+
+  /// Bytes; a tick's commands usually fit.
+  private static let outboundCapacity = 4096
 
   private static func now() -> Int64 { Int64(clamping: NIODeadline.now().uptimeNanoseconds) }
 }

@@ -26,6 +26,17 @@ package final class RedisConnection {
     let handler = RedisChannelHandler(
       eventLoop: eventLoop, limits: configuration.limits, credentials: configuration.credentials,
       onEvent: onEvent)
+    // A Unix socket can be refused at once: started in a later turn, so that no event comes before
+    // the owner holds the connection.
+    eventLoop.assumeIsolated().execute { connect(configuration, on: eventLoop, handler) }
+    return RedisConnection(eventLoop: eventLoop, handler: handler)
+  }
+
+  private static func connect(
+    _ configuration: RedisLinkConfiguration, on eventLoop: any EventLoop,
+    _ handler: RedisChannelHandler
+  ) {
+    guard !handler.isFinished else { return }
     let bootstrap = ClientBootstrap(group: eventLoop)
       .connectTimeout(.nanoseconds(configuration.connectMax))
     let opened =
@@ -47,7 +58,6 @@ package final class RedisConnection {
         handler.closeNow(.connectFailed(String(describing: error)))
       }
     }
-    return RedisConnection(eventLoop: eventLoop, handler: handler)
   }
 
   /// Who answers; nil until the handshake is done.

@@ -7,8 +7,8 @@
 // Promises: at most one connection at a time; after a loss it reconnects with jittered backoff for
 // as long as it is not stopped, whatever the error was; it identifies the server anew each time.
 
-package import NIOCore
 package import Logging
+package import NIOCore
 
 /// Told on the link's event loop.
 package enum RedisLinkEvent: Hashable, Sendable {
