@@ -18,6 +18,8 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
   case check = 0x10
   case consume = 0x11
   case post = 0x12
+  /// Takes back operations of unknown outcome that will not be repeated.
+  case cancel = 0x14
   case decisions = 0x13
 
   case admin = 0x20
@@ -54,7 +56,7 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
 
   package var kind: Kind {
     switch self {
-    case .hello, .ping, .check, .consume, .post, .admin, .link, .batch, .balances, .config,
+    case .hello, .ping, .check, .consume, .post, .cancel, .admin, .link, .batch, .balances, .config,
       .query:
       .request
     case .pong, .decisions, .adminReply, .linked, .batchReply, .balancesReply, .configReply,
@@ -69,7 +71,8 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
     switch self {
     case .post: .clientFallback
     case .adminReply, .balancesReply, .queryReply, .present: .more
-    case .hello, .welcome, .ping, .pong, .goAway, .error, .check, .consume, .decisions, .admin,
+    case .hello, .welcome, .ping, .pong, .goAway, .error, .check, .consume, .cancel, .decisions,
+      .admin,
       .link, .linked, .batch, .batchReply, .recover, .presentRequest, .epoch, .balances, .config,
       .configReply, .query:
       []
@@ -88,6 +91,7 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
     case .check: "CHECK"
     case .consume: "CONSUME"
     case .post: "POST"
+    case .cancel: "CANCEL"
     case .decisions: "DECISIONS"
     case .admin: "ADMIN"
     case .adminReply: "ADMIN_REPLY"

@@ -3,24 +3,6 @@
 package import NIOCore
 package import TollgateCore
 
-/// What a connection may do. One connection has one role.
-package enum Role: UInt8, Sendable, Hashable, CaseIterable {
-  /// CHECK, CONSUME, POST.
-  case check = 1
-  /// ADMIN, and what `check` may do.
-  case admin = 2
-  /// The ledger stream.
-  case ledger = 3
-
-  package var name: String {
-    switch self {
-    case .check: "check"
-    case .admin: "admin"
-    case .ledger: "ledger"
-    }
-  }
-}
-
 package struct Hello: OpcodeMessage {
   package static let opcode = Opcode.hello
   package var versionMin: UInt8
