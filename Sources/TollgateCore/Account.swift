@@ -5,7 +5,7 @@
 /// A change to one limit for one account, or for one subject inside it.
 public struct Override: Hashable, Sendable {
   public enum Change: Hashable, Sendable {
-    /// A quota's amount, a rate's amount (its period and burst stay), in units.
+    /// A quota's amount, or a rate's (its period stays, its burst is scaled alike), in units.
     case amount(Int64)
     case unlimited
     case enabled(Bool)

@@ -40,6 +40,9 @@ public enum FailurePolicy: Hashable, Sendable {
   /// Answer from held leases only.
   case stale
 
+  /// The largest open allowance: a bound, even where nobody looks (PITFALLS 42).
+  public static let allowanceMax: Int64 = 1_000_000_000_000
+
   public var name: String {
     switch self {
     case .closed: "closed"

@@ -84,6 +84,8 @@ private struct Resolver {
   let account: AccountConfig
   let now: WallTime
   let plan: Plan?
+  /// What is wrong with the account as a whole, whatever the feature.
+  let denial: Reason?
   var resolution = Resolution(
     limits: [], cells: [], metered: [], importance: .volume,
     validUntil: WallTime(milliseconds: Quantity.maximum))
@@ -100,22 +102,27 @@ private struct Resolver {
     } else {
       plan = nil
     }
+    // An account whose plan has left the catalog is known, but has no entitlements.
+    denial =
+      account.frozen ? .accountFrozen : account.plan == nil && plan == nil ? .unknownAccount : nil
   }
 
   mutating func add(_ item: Item, at index: Int) {
     let feature = global.catalog.features[item.feature]
     resolution.metered.append(feature?.metered ?? false)
     if feature?.importance == .money { resolution.importance = .money }
-    guard feature != nil else { return deny(.unknownFeature, index, item.feature) }
-    if account.frozen { return deny(.accountFrozen, index, item.feature) }
-    guard let plan else { return deny(.unknownAccount, index, item.feature) }
-    guard let limits = plan.entitlements[item.feature] else {
-      return deny(.featureNotInPlan, index, item.feature)
-    }
     if feature?.metered == true {
       // The billing cell: every metered unit is counted per account, feature and UTC month,
-      // whatever the limits are. Reconciliation compares this one with the ledger.
+      // whatever the limits are. Reconciliation compares this one with the ledger. It is named
+      // even where the configuration denies, since a post of units that were let through earlier
+      // counts all the same.
       _ = cell(item: index, level: 1, window: .month)
+    }
+    // In the order of the reasons' numbers, so that the smallest is the one that is reported.
+    if let denial { return deny(denial, index, item.feature) }
+    guard feature != nil else { return deny(.unknownFeature, index, item.feature) }
+    guard let limits = plan?.entitlements[item.feature] else {
+      return deny(.featureNotInPlan, index, item.feature)
     }
     let bypassed = isBypassed(item.feature)
     for limit in limits where limit.level <= subject.depth {
@@ -135,24 +142,25 @@ private struct Resolver {
     var kind = limit.kind
     for override in effectiveOverrides(of: limit) {
       switch override.change {
-      case .unlimited: kind = .unlimited
       case .enforcement(let changed): enforcement = changed
-      case .enabled(let on): if case .gate = kind { kind = .gate(enabled: on) }
-      case .amount(let amount):
-        switch kind {
-        case .quota(_, let window): kind = .quota(amount: amount, window: window)
-        case .rate(_, let period, let burst):
-          kind = .rate(amount: amount, periodMilliseconds: period, burst: min(burst, max(amount, 1)))
-        case .gate, .unlimited: break
-        }
+      // A closer change of the amount replaces a wider one: each starts from the catalog's rule.
+      case .unlimited: kind = .unlimited
+      case .enabled(let on): if case .gate = limit.kind { kind = .gate(enabled: on) }
+      case .amount(let amount): kind = limit.kind.withAmount(amount)
       }
     }
     if bypassed { enforcement = .shadow }
+    var counter: Int?
+    if case .quota(_, let window) = limit.kind {
+      // Counted even while an override lifts it, so that its end finds the true usage.
+      counter = cell(item: index, level: limit.level, window: window)
+    }
     let rule: AppliedLimit.Rule
     switch kind {
     case .gate(let enabled): rule = enabled ? .unlimited : .deny(.gateClosed)
     case .quota(let amount, let window):
-      rule = .quota(cell: cell(item: index, level: limit.level, window: window), amount: amount)
+      rule = .quota(
+        cell: counter ?? cell(item: index, level: limit.level, window: window), amount: amount)
     case .rate(let amount, let period, let burst):
       rule = Self.rate(cost: item.amount, amount: amount, period: period, burst: burst)
     case .unlimited: rule = .unlimited
@@ -163,20 +171,17 @@ private struct Resolver {
         failurePolicy: limit.failurePolicy))
   }
 
-  /// GCRA in whole microseconds. Costs round up, so the average is never above the rate; the
-  /// product is taken in 128 bits and a cost beyond the quantity range is a permanent denial.
-  static func rate(
+  /// GCRA in whole microseconds; a cost above the burst is a permanent denial.
+  private static func rate(
     cost: Int64, amount: Int64, period: Int64, burst: Int64
   ) -> AppliedLimit.Rule {
-    guard amount > 0 else { return .deny(.costAboveBurst) }
-    func microseconds(_ units: Int64) -> Int64 {
-      let exact = (Int128(units) * Int128(period) * 1000 + Int128(amount) - 1) / Int128(amount)
-      return exact > Int128(Quantity.maximum / 4) ? Quantity.maximum / 4 : Int64(exact)
-    }
-    if cost > burst { return .deny(.costAboveBurst) }
+    guard amount > 0, cost <= burst else { return .deny(.costAboveBurst) }
     return .rate(
-      costMicroseconds: microseconds(cost), toleranceMicroseconds: microseconds(burst),
-      intervalMicroseconds: max(1, microseconds(1)))
+      costMicroseconds: Rate.microseconds(cost, amount: amount, periodMilliseconds: period),
+      toleranceMicroseconds: Rate.tolerance(
+        burst: burst, amount: amount, periodMilliseconds: period),
+      intervalMicroseconds: max(
+        1, Rate.microseconds(1, amount: amount, periodMilliseconds: period)))
   }
 
   private mutating func cell(item: Int, level: Int, window: Window) -> Int {
@@ -212,6 +217,25 @@ private struct Resolver {
       }
       found.append(override)
     }
-    return found.sorted { $0.subject.depth < $1.subject.depth }
+    // Stable: of two on one subject the later in the list wins.
+    return found.enumerated().sorted {
+      ($0.element.subject.depth, $0.offset) < ($1.element.subject.depth, $1.offset)
+    }.map(\.element)
+  }
+}
+
+extension LimitKind {
+  /// This rule with another amount. A rate's burst keeps its length in time: half the rate has
+  /// half the burst (but at least one unit), so that lowering a rate bites at once and raising it
+  /// can be used. A gate and an unlimited rule have no amount and stay.
+  func withAmount(_ changed: Int64) -> LimitKind {
+    switch self {
+    case .quota(_, let window): return .quota(amount: changed, window: window)
+    case .rate(let amount, let period, let burst):
+      let scaled = Int128(burst) * Int128(changed) / Int128(max(amount, 1))
+      let bounded = max(1, min(scaled, Int128(Quantity.maximum)))
+      return .rate(amount: changed, periodMilliseconds: period, burst: Int64(bounded))
+    case .gate, .unlimited: return self
+    }
   }
 }

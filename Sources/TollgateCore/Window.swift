@@ -37,7 +37,10 @@ public enum Window: Hashable, Sendable, Codable, CustomStringConvertible {
     case "Y": self = .year
     case "L": self = .lifetime
     default:
-      guard code.hasSuffix("s"), let n = Int64(code.dropLast()), n >= 1, n <= Self.secondsMax
+      // One spelling per window, since the code is part of a counter's name: no sign, no zeros
+      // in front.
+      guard code.hasSuffix("s"), let first = code.utf8.first, first >= 0x31, first <= 0x39,
+        let n = Int64(code.dropLast()), n <= Self.secondsMax
       else { return nil }
       self = .seconds(n)
     }
@@ -99,6 +102,17 @@ public enum Window: Hashable, Sendable, Codable, CustomStringConvertible {
     case .week: 604_800_000
     case .seconds(let n): n * 1000
     case .month, .quarter, .year, .lifetime: nil
+    }
+  }
+
+  /// The window that is exactly this long: a word where there is one, seconds otherwise.
+  public init(fixedMilliseconds: Int64) {
+    switch fixedMilliseconds {
+    case 60_000: self = .minute
+    case 3_600_000: self = .hour
+    case 86_400_000: self = .day
+    case 604_800_000: self = .week
+    default: self = .seconds(fixedMilliseconds / 1000)
     }
   }
 
