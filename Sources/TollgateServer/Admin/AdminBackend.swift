@@ -1,0 +1,361 @@
+// What the admin handlers need from the rest of a sidecar: reads and writes of configuration,
+// counters, the ledger's view, and health. It is a protocol so that the handlers, which hold the
+// semantics (dry run, idempotence, optimistic concurrency, explaining), are tested without Redis.
+//
+// Contract for an implementation:
+// - Reads are fresh (Redis, not the sidecar's cache) unless a comment says otherwise.
+// - A write is atomic: the new state, its config delta and its audit entry, or nothing.
+// - Every method throws `AdminFailure` and nothing else; UNAVAILABLE where Redis or the ledger
+//   does not answer in time, OUTCOME_UNKNOWN where a write may or may not have happened (the
+//   caller retries with the same operation id).
+// - Methods may be called concurrently.
+
+package import TollgateCore
+
+package protocol AdminBackend: Sendable {
+  var deployment: Deployment { get }
+  /// False for a deployment that runs without a ledger.
+  var hasLedger: Bool { get }
+
+  // MARK: Configuration
+
+  /// nil: no catalog was ever applied.
+  func globalConfig() async throws(AdminFailure) -> GlobalConfig?
+  /// Compare-and-set: `expecting` is the version read (0 where there was none). `config.version`
+  /// is already the new one. `before` is the state read, for the audit.
+  func writeGlobal(
+    _ config: GlobalConfig, before: GlobalConfig?, expecting: Int64, change: ChangeRecord
+  ) async throws(AdminFailure) -> WriteOutcome
+  /// Makes every bucket's meta carry at least this global version, so that the next script call
+  /// of any sidecar with an older one is answered STALE. Monotone, repeatable.
+  func publishGlobal(version: Int64) async throws(AdminFailure)
+  /// The content of a catalog by its number; nil: never existed or no longer kept.
+  func catalog(version: Int64) async throws(AdminFailure) -> Catalog?
+
+  /// Seeds nothing. An account nobody ever set comes back with `config.version` 0.
+  func account(_ account: Subject) async throws(AdminFailure) -> AccountState
+  func writeAccount(
+    _ account: Subject, _ config: AccountConfig, before: AccountConfig, expecting: Int64,
+    change: ChangeRecord
+  ) async throws(AdminFailure) -> WriteOutcome
+  /// Accounts that were ever set or ever used, in an order of the implementation's choosing;
+  /// `cursor` nil starts, the page's `next` continues, `next` nil ends. A page may be empty.
+  func accounts(after cursor: String?, limit: Int) async throws(AdminFailure) -> AccountPage
+
+  /// Recent changes, newest first. `account` nil: all; "" : the global configuration only.
+  /// With a ledger the implementation asks it and adds what is not delivered yet.
+  func audit(
+    account: String?, before: WallTime?, limit: Int
+  ) async throws(AdminFailure) -> [AuditEntry]
+
+  // MARK: Counters
+
+  /// All counters of one account in one consistent read, in the order asked.
+  func counters(
+    account: Subject, quotas: [CounterReference], rates: [RateReference]
+  ) async throws(AdminFailure) -> CountersSnapshot
+  /// Forgives what is settled in the current period of a counter: its limits start from zero,
+  /// while the billing total stays. Answers what was forgiven.
+  func resetCounter(
+    _ reference: CounterReference, change: ChangeRecord
+  ) async throws(AdminFailure) -> ResetOutcome
+  func resetRate(
+    _ reference: RateReference, change: ChangeRecord
+  ) async throws(AdminFailure) -> ResetOutcome
+
+  // MARK: Reconciliation
+
+  /// The ledger's totals of one account with the cursor of its bucket, read in one transaction.
+  func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling
+  /// Redis' totals of one account, the bucket's last sequence number, and the outbox entries of
+  /// that account with a sequence number above `cursor`, read atomically.
+  func storeBilling(
+    account: Subject, after cursor: StreamPosition
+  ) async throws(AdminFailure) -> StoreBilling
+  /// Delta ids of one total in the ledger, newest first, at most `limit`.
+  func ledgerDeltas(
+    account: Subject, feature: Name, period: Period, limit: Int
+  ) async throws(AdminFailure) -> [BilledDelta]
+  /// Of these ids, those that still have an operation record in Redis that says "admitted"
+  /// (true) or "denied or cancelled" (false); absent: no record (too old, or never seen).
+  func operationRecords(
+    account: Subject, _ ids: [OperationID]
+  ) async throws(AdminFailure) -> [OperationID: Bool]
+
+  /// The answer recorded for an operation, resolving one of unknown outcome; nil: no record.
+  func recordedDecision(
+    account: Subject, operation: OperationID
+  ) async throws(AdminFailure) -> Decision?
+
+  /// Waits until the ledger has everything of this bucket up to `position` (nil: everything
+  /// written up to now). False: the time passed first.
+  func waitForLedger(
+    bucket: Int, position: StreamPosition?, milliseconds: Int64
+  ) async throws(AdminFailure) -> Bool
+
+  // MARK: Health
+
+  /// From the sidecar's own state; never waits for Redis or the ledger, never fails.
+  func health() async -> HealthReport
+  /// Asks Redis and the ledger; what could not be found out is nil or an error text.
+  func doctorFacts() async -> DoctorFacts
+}
+
+// MARK: - Values
+
+/// Who changes what, why, under which id.
+package struct ChangeRecord: Hashable, Sendable {
+  package var operation: OperationID
+  /// Over the meaning of the request; the same id with another fingerprint is a mismatch.
+  package var fingerprint: UInt64
+  /// e.g. `catalog.apply`, `limit.set`.
+  package var action: String
+  package var actor: String
+  package var reason: String
+
+  package init(
+    operation: OperationID, fingerprint: UInt64, action: String, actor: String, reason: String
+  ) {
+    self.operation = operation
+    self.fingerprint = fingerprint
+    self.action = action
+    self.actor = actor
+    self.reason = reason
+  }
+}
+
+package enum WriteOutcome: Hashable, Sendable {
+  case written(Written)
+  /// The same operation was applied before; nothing was written now.
+  case replayed(Written)
+  /// The state has another version than expected; nothing was written.
+  case conflict(current: Int64)
+}
+
+package struct Written: Hashable, Sendable {
+  package var version: Int64
+  package var bucket: Int
+  /// Where the config delta lies; nil where it is not known any more.
+  package var position: StreamPosition?
+  package var time: WallTime
+
+  package init(version: Int64, bucket: Int, position: StreamPosition?, time: WallTime) {
+    self.version = version
+    self.bucket = bucket
+    self.position = position
+    self.time = time
+  }
+}
+
+package enum ResetOutcome: Hashable, Sendable {
+  case reset(forgiven: Int64, Written)
+  case replayed(Written)
+}
+
+/// One account as Redis (or, where Redis does not have it, the ledger) knows it.
+package struct AccountState: Hashable, Sendable {
+  package var config: AccountConfig
+  package var bucket: Int
+  /// True where the counters are seeded under the bucket's current epoch.
+  package var isLoaded: Bool
+
+  package init(config: AccountConfig, bucket: Int, isLoaded: Bool) {
+    self.config = config
+    self.bucket = bucket
+    self.isLoaded = isLoaded
+  }
+}
+
+package struct AccountPage: Hashable, Sendable {
+  package var entries: [Entry]
+  package var next: String?
+
+  package struct Entry: Hashable, Sendable {
+    package var account: Subject
+    package var config: AccountConfig
+
+    package init(account: Subject, config: AccountConfig) {
+      self.account = account
+      self.config = config
+    }
+  }
+
+  package init(entries: [Entry], next: String?) {
+    self.entries = entries
+    self.next = next
+  }
+}
+
+package struct AuditEntry: Hashable, Sendable {
+  package var time: WallTime
+  package var operation: OperationID
+  package var change: ConfigDelta
+  /// Whether the ledger has it.
+  package var delivered: Bool
+
+  package init(time: WallTime, operation: OperationID, change: ConfigDelta, delivered: Bool) {
+    self.time = time
+    self.operation = operation
+    self.change = change
+    self.delivered = delivered
+  }
+}
+
+/// A counter by its identity. `subject` is the owner of the counter (already cut to its level).
+package struct CounterReference: Hashable, Sendable {
+  package var subject: Subject
+  package var feature: Name
+  package var window: Window
+
+  package init(subject: Subject, feature: Name, window: Window) {
+    self.subject = subject
+    self.feature = feature
+    self.window = window
+  }
+}
+
+package struct RateReference: Hashable, Sendable {
+  package var subject: Subject
+  package var feature: Name
+  package var limit: Name
+
+  package init(subject: Subject, feature: Name, limit: Name) {
+    self.subject = subject
+    self.feature = feature
+    self.limit = limit
+  }
+}
+
+/// What is stored of a counter; all zero where it does not exist.
+package struct CounterState: Hashable, Sendable {
+  /// Start of the period that `settled` and `held` belong to.
+  package var start: WallTime
+  package var settled: Int64
+  package var held: Int64
+  /// Units of this period forgiven by a reset; limits see settled − forgiven.
+  package var forgiven: Int64
+
+  package init(start: WallTime, settled: Int64, held: Int64 = 0, forgiven: Int64 = 0) {
+    self.start = start
+    self.settled = settled
+    self.held = held
+    self.forgiven = forgiven
+  }
+
+  package static let empty = CounterState(start: WallTime(milliseconds: 0), settled: 0)
+}
+
+package struct CountersSnapshot: Hashable, Sendable {
+  package enum Bucket: String, Hashable, Sendable, Codable {
+    /// Answers decisions.
+    case ready
+    /// Its identity does not match what the sidecars know; waits for a new epoch.
+    case fenced
+    /// The ledger is collecting what the sidecars retain.
+    case recovering
+  }
+
+  /// Redis time.
+  package var time: WallTime
+  package var bucket: Int
+  package var bucketState: Bucket
+  package var epoch: Int64
+  /// False: the account is rebuilt from the ledger at its next request; counters read as zero.
+  package var isLoaded: Bool
+  /// The versions that a script call must carry now.
+  package var globalVersion: Int64
+  package var accountVersion: Int64
+  package var counters: [CounterState]
+  /// Theoretical arrival times in microseconds since 1970; 0 where none is stored.
+  package var rates: [Int64]
+
+  package init(
+    time: WallTime, bucket: Int, bucketState: Bucket, epoch: Int64, isLoaded: Bool,
+    globalVersion: Int64, accountVersion: Int64, counters: [CounterState], rates: [Int64]
+  ) {
+    self.time = time
+    self.bucket = bucket
+    self.bucketState = bucketState
+    self.epoch = epoch
+    self.isLoaded = isLoaded
+    self.globalVersion = globalVersion
+    self.accountVersion = accountVersion
+    self.counters = counters
+    self.rates = rates
+  }
+}
+
+/// One billed total: units of a feature in a billing period.
+package struct BillingTotal: Hashable, Sendable {
+  package var feature: Name
+  package var period: Period
+  package var settled: Int64
+
+  package init(feature: Name, period: Period, settled: Int64) {
+    self.feature = feature
+    self.period = period
+    self.settled = settled
+  }
+}
+
+package struct LedgerBilling: Hashable, Sendable {
+  /// What the ledger has of the account's bucket.
+  package var cursor: StreamPosition
+  package var totals: [BillingTotal]
+
+  package init(cursor: StreamPosition, totals: [BillingTotal]) {
+    self.cursor = cursor
+    self.totals = totals
+  }
+}
+
+package struct BilledDelta: Hashable, Sendable {
+  package var id: DeltaID
+  package var kind: DeltaKind
+  package var position: StreamPosition
+  package var time: WallTime
+  package var feature: Name
+  package var period: Period
+  package var charged: Int64
+
+  package init(
+    id: DeltaID, kind: DeltaKind, position: StreamPosition, time: WallTime, feature: Name,
+    period: Period, charged: Int64
+  ) {
+    self.id = id
+    self.kind = kind
+    self.position = position
+    self.time = time
+    self.feature = feature
+    self.period = period
+    self.charged = charged
+  }
+}
+
+package struct StoreBilling: Hashable, Sendable {
+  /// Redis time.
+  package var time: WallTime
+  package var bucketState: CountersSnapshot.Bucket
+  /// The account's totals are comparable only while it is loaded.
+  package var isLoaded: Bool
+  /// The bucket's epoch and the last sequence number given out in it.
+  package var last: StreamPosition
+  /// The oldest entry still in the stream of the current epoch; 0 where the stream is empty.
+  package var firstSequence: Int64
+  package var totals: [BillingTotal]
+  /// Entries of this account above the cursor asked for, oldest first.
+  package var undelivered: [BilledDelta]
+
+  package init(
+    time: WallTime, bucketState: CountersSnapshot.Bucket, isLoaded: Bool, last: StreamPosition,
+    firstSequence: Int64, totals: [BillingTotal], undelivered: [BilledDelta]
+  ) {
+    self.time = time
+    self.bucketState = bucketState
+    self.isLoaded = isLoaded
+    self.last = last
+    self.firstSequence = firstSequence
+    self.totals = totals
+    self.undelivered = undelivered
+  }
+}

@@ -1,0 +1,215 @@
+// What a sidecar says of itself (`status`), and what it found out about its surroundings on
+// request (`doctor`). Both are plain values: the first is filled from memory, the second by
+// asking; judging them is Doctor's job.
+
+/// The sidecar's own state, from memory.
+package struct HealthReport: Hashable, Sendable, Codable {
+  package struct Sidecar: Hashable, Sendable, Codable {
+    package var id: String
+    package var version: String
+    package var uptimeMilliseconds: Int64
+    /// Can answer by policy.
+    package var ready: Bool
+    package var draining: Bool
+    package var connections: Int
+    package var inFlight: Int
+
+    package init(
+      id: String, version: String, uptimeMilliseconds: Int64, ready: Bool, draining: Bool,
+      connections: Int, inFlight: Int
+    ) {
+      self.id = id
+      self.version = version
+      self.uptimeMilliseconds = uptimeMilliseconds
+      self.ready = ready
+      self.draining = draining
+      self.connections = connections
+      self.inFlight = inFlight
+    }
+  }
+
+  package struct Redis: Hashable, Sendable, Codable {
+    package var address: String
+    package var connected: Bool
+    /// `closed` (healthy), `open` (not asked: down or slow), `half-open` (being tried).
+    package var breaker: String
+    package var runID: String?
+    /// Last error, empty when connected.
+    package var error: String
+
+    package init(
+      address: String, connected: Bool, breaker: String, runID: String?, error: String
+    ) {
+      self.address = address
+      self.connected = connected
+      self.breaker = breaker
+      self.runID = runID
+      self.error = error
+    }
+  }
+
+  package struct Ledger: Hashable, Sendable, Codable {
+    /// nil: the deployment runs without a ledger.
+    package var address: String?
+    package var connected: Bool
+    package var error: String
+
+    package init(address: String?, connected: Bool, error: String) {
+      self.address = address
+      self.connected = connected
+      self.error = error
+    }
+  }
+
+  package struct Configuration: Hashable, Sendable, Codable {
+    package var globalVersion: Int64
+    package var catalogVersion: Int64
+    /// Since the last word of the configuration's version.
+    package var heartbeatAgeMilliseconds: Int64
+
+    package init(
+      globalVersion: Int64, catalogVersion: Int64, heartbeatAgeMilliseconds: Int64
+    ) {
+      self.globalVersion = globalVersion
+      self.catalogVersion = catalogVersion
+      self.heartbeatAgeMilliseconds = heartbeatAgeMilliseconds
+    }
+  }
+
+  package struct Buckets: Hashable, Sendable, Codable {
+    package var total: Int
+    package var ready: Int
+    package var fenced: Int
+    package var recovering: Int
+    /// Buckets whose outbox this sidecar ships.
+    package var owned: Int
+
+    package init(total: Int, ready: Int, fenced: Int, recovering: Int, owned: Int) {
+      self.total = total
+      self.ready = ready
+      self.fenced = fenced
+      self.recovering = recovering
+      self.owned = owned
+    }
+  }
+
+  package struct Delivery: Hashable, Sendable, Codable {
+    /// Entries in the outboxes this sidecar ships that the ledger has not acknowledged.
+    package var undeliveredEntries: Int64
+    /// Age of the oldest of them.
+    package var oldestMilliseconds: Int64
+    /// Deltas this sidecar retains until the ledger has them.
+    package var retained: Int
+    package var duplicatesAbsorbed: Int64
+    /// Ranges the ledger closed as lost.
+    package var losses: Int64
+
+    package init(
+      undeliveredEntries: Int64, oldestMilliseconds: Int64, retained: Int,
+      duplicatesAbsorbed: Int64, losses: Int64
+    ) {
+      self.undeliveredEntries = undeliveredEntries
+      self.oldestMilliseconds = oldestMilliseconds
+      self.retained = retained
+      self.duplicatesAbsorbed = duplicatesAbsorbed
+      self.losses = losses
+    }
+  }
+
+  package struct Fallback: Hashable, Sendable, Codable {
+    /// Units let through by a failure policy, ever, and not posted yet.
+    package var unitsAdmitted: Int64
+    package var operationsToPost: Int
+
+    package init(unitsAdmitted: Int64, operationsToPost: Int) {
+      self.unitsAdmitted = unitsAdmitted
+      self.operationsToPost = operationsToPost
+    }
+  }
+
+  package var sidecar: Sidecar
+  package var deployment: DeploymentReport
+  package var redis: Redis
+  package var ledger: Ledger
+  package var configuration: Configuration
+  package var buckets: Buckets
+  package var delivery: Delivery
+  package var fallback: Fallback
+  /// Decisions since the start, by reason name.
+  package var decisions: [String: Int64]
+
+  package init(
+    sidecar: Sidecar, deployment: DeploymentReport, redis: Redis, ledger: Ledger,
+    configuration: Configuration, buckets: Buckets, delivery: Delivery, fallback: Fallback,
+    decisions: [String: Int64]
+  ) {
+    self.sidecar = sidecar
+    self.deployment = deployment
+    self.redis = redis
+    self.ledger = ledger
+    self.configuration = configuration
+    self.buckets = buckets
+    self.delivery = delivery
+    self.fallback = fallback
+    self.decisions = decisions
+  }
+}
+
+package struct DeploymentReport: Hashable, Sendable, Codable {
+  package var id: String
+  package var buckets: Int
+  package var hash: String
+  package var keyVersion: Int
+  package var mode: String
+
+  package init(id: String, buckets: Int, hash: String, keyVersion: Int, mode: String) {
+    self.id = id
+    self.buckets = buckets
+    self.hash = hash
+    self.keyVersion = keyVersion
+    self.mode = mode
+  }
+}
+
+/// What was found out by asking. nil: could not be found out (see `redisError`, `denied`).
+package struct DoctorFacts: Hashable, Sendable {
+  /// Empty where Redis answered.
+  package var redisError = ""
+  package var redisAddress = ""
+  package var redisVersion: String?
+  package var redisMode: String?
+  package var maxmemoryPolicy: String?
+  package var maxmemory: Int64?
+  package var usedMemory: Int64?
+  package var appendOnly: Bool?
+  package var appendFsync: String?
+  /// Redis' `save` setting; empty: no snapshots.
+  package var save: String?
+  /// `aof_last_write_status` / `rdb_last_bgsave_status` where they are not `ok`.
+  package var persistenceError: String?
+  /// `master` or `slave`.
+  package var role: String?
+  package var connectedReplicas: Int?
+  /// Redis clock − sidecar clock.
+  package var redisClockOffset: Int64?
+  package var redisRoundTripMicroseconds: Int64?
+  /// Commands and keys the Redis user may not use, in Redis' own words.
+  package var denied: [String] = []
+  /// Each difference between our deployment record and the one in Redis or in the ledger.
+  package var deploymentDifferences: [String] = []
+  /// nil: no ledger is configured.
+  package var ledgerAddress: String?
+  package var ledgerError = ""
+  /// Ledger clock − sidecar clock.
+  package var ledgerClockOffset: Int64?
+  /// The largest backlog of one bucket, and the ceilings it is held against.
+  package var outboxEntriesLargest: Int64?
+  package var outboxEntriesMax: Int64?
+  /// Bytes of operation records in the fullest bucket, and their ceiling.
+  package var dedupeBytesLargest: Int64?
+  package var dedupeBytesMax: Int64?
+  /// Files the sidecar reads or writes with permissions that are too wide or missing.
+  package var fileProblems: [String] = []
+
+  package init() {}
+}
