@@ -172,21 +172,7 @@ package struct CatalogDiff: Hashable, Sendable {
     }
   }
 
-  /// One line per change, `+` added, `-` removed, `~` changed; refused ones say why.
-  package var text: String {
-    changes.map { change in
-      let sign = change.kind == .added ? "+" : change.kind == .removed ? "-" : "~"
-      var line = "\(sign) \(change.place.path)"
-      if let field = change.field { line += " \(field)" }
-      switch (change.before, change.after) {
-      case (let before?, let after?): line += ": \(before.plain) → \(after.plain)"
-      case (let only?, nil), (nil, let only?): line += ": \(only.plain)"
-      case (nil, nil): break
-      }
-      if let refusal = change.refusal { line += "  (refused: \(refusal))" }
-      return line
-    }.joined(separator: "\n")
-  }
+  package var text: String { changes.map(\.line).joined(separator: "\n") }
 
   package var document: Document {
     .list(
@@ -200,6 +186,22 @@ package struct CatalogDiff: Hashable, Sendable {
           "refused": change.refusal.map { .string($0) },
         ])
       })
+  }
+}
+
+extension CatalogDiff.Change {
+  /// `+` added, `-` removed, `~` changed; a refused one says why.
+  package var line: String {
+    let sign = kind == .added ? "+" : kind == .removed ? "-" : "~"
+    var line = "\(sign) \(place.path)"
+    if let field { line += " \(field)" }
+    switch (before, after) {
+    case (let before?, let after?): line += ": \(before.plain) → \(after.plain)"
+    case (let only?, nil), (nil, let only?): line += ": \(only.plain)"
+    case (nil, nil): break
+    }
+    if let refusal { line += "  (refused: \(refusal))" }
+    return line
   }
 }
 

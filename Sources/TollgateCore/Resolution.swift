@@ -228,7 +228,7 @@ extension LimitKind {
   /// This rule with another amount. A rate's burst keeps its length in time: half the rate has
   /// half the burst (but at least one unit), so that lowering a rate bites at once and raising it
   /// can be used. A gate and an unlimited rule have no amount and stay.
-  func withAmount(_ changed: Int64) -> LimitKind {
+  package func withAmount(_ changed: Int64) -> LimitKind {
     switch self {
     case .quota(_, let window): return .quota(amount: changed, window: window)
     case .rate(let amount, let period, let burst):

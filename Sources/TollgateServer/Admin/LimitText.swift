@@ -41,16 +41,12 @@ package enum LimitText {
     var enforcement = limit.enforcement
     let overrides = self.overrides(of: limit, subject: subject, account: account, now: now)
     for override in overrides {
-      switch (override.change, kind) {
-      case (.unlimited, _): kind = .unlimited
-      case (.enforcement(let changed), _): enforcement = changed
-      case (.enabled(let on), .gate): kind = .gate(enabled: on)
-      case (.amount(let amount), .quota(_, let window)):
-        kind = .quota(amount: amount, window: window)
-      case (.amount(let amount), .rate(_, let period, let burst)):
-        kind = .rate(
-          amount: amount, periodMilliseconds: period, burst: min(burst, max(amount, 1)))
-      case (.enabled, _), (.amount, _): break
+      switch override.change {
+      case .enforcement(let changed): enforcement = changed
+      // A closer change of the amount replaces a wider one: each starts from the catalog's rule.
+      case .unlimited: kind = .unlimited
+      case .enabled(let on): if case .gate = limit.kind { kind = .gate(enabled: on) }
+      case .amount(let amount): kind = limit.kind.withAmount(amount)
       }
     }
     return (kind, bypassed ? .shadow : enforcement, overrides)

@@ -40,6 +40,12 @@ package struct CatalogValidateRequest: Hashable, Sendable, Codable {
   package init(document: Document) { self.document = document }
 }
 
+package struct CatalogValidateReply: Hashable, Sendable, Codable {
+  package var features: Int
+  package var plans: Int
+  package var limits: Int
+}
+
 package struct CatalogDiffReply: Hashable, Sendable, Codable {
   /// 0: no catalog is in force.
   package var catalogVersion: Int64

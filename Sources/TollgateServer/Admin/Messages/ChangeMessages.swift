@@ -9,7 +9,8 @@ package enum Durability: String, Hashable, Sendable, Codable, CaseIterable {
 }
 
 package struct ChangeOptions: Hashable, Sendable, Codable {
-  package static let reasonBytesMax = 512
+  /// Both are kept in overrides and bypasses, so they fit there, proof of identity included.
+  package static let reasonBytesMax = Override.textBytesMax
   package static let actorBytesMax = 128
   package static let waitMillisecondsMax: Int64 = 60_000
 

@@ -269,3 +269,23 @@ package struct DoctorReply: Hashable, Sendable, Codable {
 
   package init(findings: [Finding]) { self.findings = findings }
 }
+
+// MARK: - One operation
+
+package struct ResolveOperationRequest: Hashable, Sendable, Codable {
+  package var account: Subject
+  package var operation: OperationID
+
+  package init(account: Subject, operation: OperationID) {
+    self.account = account
+    self.operation = operation
+  }
+}
+
+package struct ResolveOperationReply: Hashable, Sendable, Codable {
+  package var operation: OperationID
+  /// False: it never happened, or it is older than the dedupe window.
+  package var known: Bool
+  /// The answer it got.
+  package var decision: Document?
+}

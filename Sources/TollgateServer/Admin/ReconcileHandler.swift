@@ -1,0 +1,207 @@
+// reconcile: Redis settled = ledger settled + undelivered, per account, feature and billing period
+// (promise 5). The two are never read at one instant, so the order matters: first the ledger's
+// totals with its cursor C (one transaction), then Redis' totals with the last sequence number S
+// and the entries C + 1 … S (one atomic read). Whatever is at or below C is in the ledger's
+// totals, whatever is above it is in the list, and Redis' totals hold all of it up to S. Where an
+// acknowledgement trimmed entries in between, the pair is read again.
+
+import TollgateCore
+
+extension AdminService {
+  private static var rereadsMax: Int { 5 }
+  private static var explainedMax: Int { 20 }
+  private static var deltasMax: Int { 2000 }
+
+  func reconcile(_ request: ReconcileRequest) async throws(AdminFailure) -> ReconcileReply {
+    guard backend.hasLedger else {
+      throw AdminFailure(
+        .notFound, "this deployment has no ledger: there is nothing to compare with",
+        fix: "metered features and reconciliation need a ledger (`tollgate ledger`)")
+    }
+    guard (1...ReconcileRequest.limitMax).contains(request.limit) else {
+      throw .badRequest(
+        "limit", "must be from 1 to \(ReconcileRequest.limitMax)", value: "\(request.limit)")
+    }
+    var accounts: [Subject]
+    var next: String?
+    if let account = request.account {
+      try checkIsAccount(account)
+      accounts = [account]
+    } else {
+      let page = try await backend.accounts(after: request.after, limit: request.limit)
+      accounts = page.entries.map(\.account)
+      next = page.next
+    }
+    let results = await Self.inParallel(accounts) { account in
+      do throws(AdminFailure) {
+        return Result<AccountReconciliation, AdminFailure>.success(
+          try await reconcile(account))
+      } catch {
+        return .failure(error)
+      }
+    }
+    var reply = ReconcileReply()
+    reply.next = next
+    for (account, result) in zip(accounts, results) {
+      switch try result.get() {
+      case .skipped(let why): reply.skipped.append(.init(account: account, why: why))
+      case .compared(let rows):
+        reply.accounts += 1
+        for row in rows {
+          reply.totals += 1
+          reply.redis += row.redis
+          reply.ledger += row.ledger
+          reply.undelivered += row.undelivered
+          reply.difference += abs(row.difference)
+          if row.difference != 0 || request.verbose { reply.rows.append(row) }
+        }
+      }
+    }
+    return reply
+  }
+
+  private enum AccountReconciliation: Sendable {
+    case compared([ReconcileReply.Row])
+    case skipped(String)
+  }
+
+  private func reconcile(_ account: Subject) async throws(AdminFailure) -> AccountReconciliation {
+    var why = ""
+    for _ in 0..<Self.rereadsMax {
+      let ledger = try await backend.ledgerBilling(account: account)
+      let store = try await backend.storeBilling(account: account, after: ledger.cursor)
+      if store.bucketState != .ready {
+        return .skipped("bucket is \(store.bucketState.rawValue); its counters are not in force")
+      }
+      if !store.isLoaded {
+        let pending = store.undelivered.count
+        return .skipped(
+          "not loaded in Redis under epoch \(store.last.epoch) (rebuilt from the ledger at its "
+            + "next request)" + (pending > 0 ? "; \(pending) deltas undelivered" : ""))
+      }
+      if store.last.epoch != ledger.cursor.epoch {
+        why = "Redis is in epoch \(store.last.epoch), the ledger in \(ledger.cursor.epoch)"
+        continue
+      }
+      if ledger.cursor.sequence > store.last.sequence {
+        why =
+          "the ledger has entry \(ledger.cursor.sequence), Redis only \(store.last.sequence): "
+          + "Redis lost writes and will be fenced"
+        continue
+      }
+      if store.last.sequence > ledger.cursor.sequence,
+        store.firstSequence == 0 || store.firstSequence > ledger.cursor.sequence + 1
+      {
+        // Delivered and trimmed between the two reads; the next ledger read has them.
+        why = "entries after \(ledger.cursor.sequence) are no longer in the outbox"
+        continue
+      }
+      return .compared(try await compare(account, ledger, store))
+    }
+    return .skipped(why)
+  }
+
+  private struct Key: Hashable, Comparable {
+    let feature: Name
+    let period: Period
+
+    static func < (a: Self, b: Self) -> Bool {
+      a.feature != b.feature ? a.feature < b.feature : a.period.start < b.period.start
+    }
+  }
+
+  private func compare(
+    _ account: Subject, _ ledger: LedgerBilling, _ store: StoreBilling
+  ) async throws(AdminFailure) -> [ReconcileReply.Row] {
+    var redis: [Key: Int64] = [:]
+    var billed: [Key: Int64] = [:]
+    var undelivered: [Key: [BilledDelta]] = [:]
+    for total in store.totals {
+      redis[Key(feature: total.feature, period: total.period), default: 0] += total.settled
+    }
+    for total in ledger.totals {
+      billed[Key(feature: total.feature, period: total.period), default: 0] += total.settled
+    }
+    for delta in store.undelivered {
+      undelivered[Key(feature: delta.feature, period: delta.period), default: []].append(delta)
+    }
+    // Redis keeps the current period and the one before it where it saw both; of older ones only
+    // the ledger knows. A missing counter of the current period is zero.
+    let current = Window.month.period(containing: store.time)
+    var keys = Set(redis.keys)
+    for key in Set(billed.keys).union(undelivered.keys) where key.period == current {
+      keys.insert(key)
+    }
+    var rows: [ReconcileReply.Row] = []
+    for key in keys.sorted() {
+      let pending = undelivered[key] ?? []
+      let pendingUnits = pending.reduce(Int64(0)) { $0 + $1.charged }
+      let difference = (redis[key] ?? 0) - (billed[key] ?? 0) - pendingUnits
+      var row = ReconcileReply.Row(
+        account: account, feature: key.feature, period: key.period, redis: redis[key] ?? 0,
+        ledger: billed[key] ?? 0, undelivered: pendingUnits, difference: difference,
+        explanation: [])
+      if difference != 0 {
+        row.explanation = try await explain(account, key, difference, pending)
+      }
+      rows.append(row)
+    }
+    return rows
+  }
+
+  /// Which delta ids make up a difference, as far as the ledger, the outbox and the operation
+  /// records of the dedupe window can tell.
+  private func explain(
+    _ account: Subject, _ key: Key, _ difference: Int64, _ pending: [BilledDelta]
+  ) async throws(AdminFailure) -> [String] {
+    let billed = try await backend.ledgerDeltas(
+      account: account, feature: key.feature, period: key.period, limit: Self.deltasMax)
+    let known = Dictionary(billed.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
+    let records = try await backend.operationRecords(
+      account: account, Set(billed.map(\.id.operation)).sorted())
+    var lines: [String] = []
+    var explained: Int64 = 0
+    for delta in pending where known[delta.id] != nil {
+      lines.append(
+        "delta \(delta.id): \(delta.charged) units are in the ledger and still in the outbox at "
+          + "\(delta.position.epoch)-\(delta.position.sequence); the ledger will answer DUPLICATE "
+          + "and the counter is put right once")
+      explained -= delta.charged
+    }
+    for delta in billed where delta.kind == .usage {
+      switch records[delta.id.operation] {
+      case true?: continue
+      case false?:
+        let reversed = DeltaID(
+          operation: delta.id.operation, index: delta.id.index &+ DeltaID.reversalOffset)
+        if known[reversed] != nil || pending.contains(where: { $0.id == reversed }) { continue }
+        lines.append(
+          "delta \(delta.id): \(delta.charged) units are in the ledger, but Redis records the "
+            + "operation as not admitted and no reversal is on its way")
+        explained -= delta.charged
+      case nil:
+        lines.append(
+          "delta \(delta.id): \(delta.charged) units are in the ledger; Redis has no record of the "
+            + "operation any more (older than the dedupe window, or lost)")
+      }
+    }
+    if lines.count > Self.explainedMax {
+      let more = lines.count - Self.explainedMax
+      lines = Array(lines.prefix(Self.explainedMax)) + ["… and \(more) more deltas"]
+    }
+    let rest = difference - explained
+    if rest > 0 {
+      lines.append(
+        "\(rest) units are counted in Redis without a delta in the ledger or in the outbox: look "
+          + "for a LOSS or a parked delta in the ledger (`tollgate status`)")
+    } else if rest < 0 {
+      lines.append(
+        "\(-rest) units are in the ledger and not in Redis' counter: the counter lost writes, or "
+          + "the bill holds adjustments")
+    }
+    if billed.count == Self.deltasMax {
+      lines.append("only the newest \(Self.deltasMax) deltas of this total were looked at")
+    }
+    return lines
+  }
+}
