@@ -162,7 +162,7 @@ extension AdminService {
     let results = await Self.inParallel(prepared) { prepared in
       do throws(AdminFailure) {
         let (set, record) = try prepared.get()
-        return .success(try await accountSet(set, record))
+        return Result<ChangeReply, AdminFailure>.success(try await accountSet(set, record))
       } catch {
         return .failure(error)
       }

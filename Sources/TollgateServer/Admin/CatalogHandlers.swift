@@ -215,14 +215,14 @@ extension BypassListReply.Row {
 }
 
 extension AdminFailure.Problem {
-  package init(_ problem: TollgateCore.Problem) {
+  init(_ problem: TollgateCore.Problem) {
     self.init(path: problem.path, value: problem.value, reason: problem.reason)
   }
 }
 
 extension CatalogDiff {
   /// One line per change, bounded: a reply is not the place for a whole catalog.
-  package func lines(of changes: [Change]) -> [String] {
+  func lines(of changes: [Change]) -> [String] {
     let max = 500
     var lines = changes.prefix(max).map { $0.line }
     if changes.count > max { lines.append("… and \(changes.count - max) more") }

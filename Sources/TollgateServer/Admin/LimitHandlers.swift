@@ -202,13 +202,13 @@ extension Override.Change {
 
 extension GlobalConfig {
   /// The plan that serves an account: its own, or the one for unknown accounts.
-  package func plan(of account: AccountConfig) -> Plan? {
+  func plan(of account: AccountConfig) -> Plan? {
     if let name = account.plan { return catalog.plans[name] }
     if case .plan(let name) = catalog.unknownAccount { return catalog.plans[name] }
     return nil
   }
 
-  package func bypassed(_ feature: Name, now: WallTime) -> Bool {
+  func bypassed(_ feature: Name, now: WallTime) -> Bool {
     bypasses.contains { ($0.feature == nil || $0.feature == feature) && now < $0.until }
   }
 }
