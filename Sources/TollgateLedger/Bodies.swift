@@ -4,6 +4,7 @@
 
 internal import Foundation
 package import TollgateCore
+internal import TollgateWire
 
 /// How bodies are decoded. A value, so that the store knows no wire format.
 package struct DeltaBodies: Sendable {
@@ -17,6 +18,10 @@ package struct DeltaBodies: Sendable {
     self.usage = usage
     self.config = config
   }
+
+  /// The format of proto/PROTOCOL.md.
+  package static let wire = DeltaBodies(
+    usage: { try UsageBody.decode($0) }, config: { try ConfigDelta.decode($0) })
 }
 
 /// An operator's change of one counter, as the `after` text of a `counter` config delta.

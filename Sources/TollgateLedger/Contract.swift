@@ -4,25 +4,7 @@
 // delta is posted twice, however batches are cut, repeated or raced.
 
 package import TollgateCore
-
-/// Consecutive entries of one bucket's stream in one epoch, as a shipper sends them.
-package struct DeltaBatch: Hashable, Sendable {
-  /// Entries in one batch; with the largest body this stays far below the largest frame.
-  package static let entriesMax = 4096
-
-  package var bucket: Int
-  package var epoch: Int64
-  /// The sequence number before the first entry.
-  package var previous: Int64
-  package var entries: [OutboxEntry]
-
-  package init(bucket: Int, epoch: Int64, previous: Int64, entries: [OutboxEntry]) {
-    self.bucket = bucket
-    self.epoch = epoch
-    self.previous = previous
-    self.entries = entries
-  }
-}
+internal import TollgateWire
 
 /// The answer to one batch, and what was done with its entries.
 package struct BatchOutcome: Hashable, Sendable {
@@ -125,11 +107,11 @@ enum Contract {
 
   private static func shapeProblem(_ batch: DeltaBatch) -> String? {
     if batch.epoch < 1 || batch.epoch > Quantity.maximum { return "epoch \(batch.epoch)" }
-    if batch.previous < 0 || batch.previous > Quantity.maximum - Int64(DeltaBatch.entriesMax) {
+    if batch.previous < 0 || batch.previous > Quantity.maximum - Int64(WireLimits.entriesMax) {
       return "previous sequence \(batch.previous)"
     }
-    if batch.entries.count > DeltaBatch.entriesMax {
-      return "\(batch.entries.count) entries; at most \(DeltaBatch.entriesMax)"
+    if batch.entries.count > WireLimits.entriesMax {
+      return "\(batch.entries.count) entries; at most \(WireLimits.entriesMax)"
     }
     for (offset, entry) in batch.entries.enumerated()
     where entry.sequence != batch.previous + 1 + Int64(offset) {

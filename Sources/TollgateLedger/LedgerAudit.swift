@@ -4,7 +4,7 @@
 
 internal import Foundation
 internal import GRDB
-package import TollgateCore
+internal import TollgateCore
 
 package struct AuditReport: Hashable, Sendable, Codable {
   /// Findings listed by text; above this they are only counted.

@@ -3,7 +3,7 @@
 
 internal import Foundation
 internal import GRDB
-package import TollgateCore
+internal import TollgateCore
 
 package enum ExportFormat: String, Sendable, CaseIterable { case csv, json }
 

@@ -48,8 +48,8 @@ extension LedgerStore {
       try Row.fetchAll(
         db,
         sql: """
-          SELECT subject, feature, window, period_start, period_end, settled FROM cells
-          WHERE account = ? AND period_end > ?
+          SELECT subject, feature, window, period_start, period_end, settled, forgiven
+          FROM counters WHERE account = ? AND period_end > ?
             AND (subject, feature, window, period_start) > (?, ?, ?, ?)
           ORDER BY subject, feature, window, period_start LIMIT ?
           """,
@@ -58,14 +58,43 @@ extension LedgerStore {
           key?.window ?? "", key?.start ?? Int64.min, limit,
         ])
     }
-    let cells = rows.map {
-      CellBalance(
-        subject: $0[0], feature: $0[1], window: $0[2], start: $0[3], end: $0[4], settled: $0[5])
-    }
+    let cells = rows.map(Self.cellBalance)
     let next = cells.count < limit ? nil : cells.last.map {
       CellPageKey(subject: $0.subject, feature: $0.feature, window: $0.window, start: $0.start)
     }
     return LedgerPage(elements: cells, next: next)
+  }
+
+  /// Everything Redis needs to be seeded with one account, as of one moment: its configuration,
+  /// then its counters, page by page. `page` runs inside the snapshot and must not wait.
+  package func seed(
+    account: String, since: WallTime, pageSize: Int,
+    page: (ConfigRecord?, _ cells: [CellBalance], _ isLast: Bool) throws -> Void
+  ) throws {
+    try read { db in
+      let config = try Self.latestConfig(db, scope: .account, key: account)
+      let rows = try Row.fetchCursor(
+        db,
+        sql: """
+          SELECT subject, feature, window, period_start, period_end, settled, forgiven
+          FROM counters WHERE account = ? AND period_end >= ?
+          """, arguments: [account, since.milliseconds])
+      var cells: [CellBalance] = []
+      while let row = try rows.next() {
+        if cells.count == pageSize {
+          try page(config, cells, false)
+          cells.removeAll(keepingCapacity: true)
+        }
+        cells.append(Self.cellBalance(row))
+      }
+      try page(config, cells, true)
+    }
+  }
+
+  private static func cellBalance(_ row: Row) -> CellBalance {
+    CellBalance(
+      subject: row[0], feature: row[1], window: row[2], start: row[3], end: row[4],
+      settled: row[5], forgiven: row[6])
   }
 
   /// The latest global configuration on record.
@@ -76,14 +105,19 @@ extension LedgerStore {
   }
 
   private func config(scope: ConfigDelta.Scope, key: String) throws -> ConfigRecord? {
-    try read { db in
-      try Row.fetchOne(
-        db,
-        sql: """
-          SELECT * FROM config WHERE scope = ? AND key = ?
-          ORDER BY version DESC, time DESC, op DESC, idx DESC LIMIT 1
-          """, arguments: [scope.rawValue, key])
-    }.map(Self.configRecord)
+    try read { try Self.latestConfig($0, scope: scope, key: key) }
+  }
+
+  private static func latestConfig(
+    _ db: Database, scope: ConfigDelta.Scope, key: String
+  ) throws -> ConfigRecord? {
+    try Row.fetchOne(
+      db,
+      sql: """
+        SELECT * FROM config WHERE scope = ? AND key = ?
+        ORDER BY version DESC, time DESC, op DESC, idx DESC LIMIT 1
+        """, arguments: [scope.rawValue, key]
+    ).map(configRecord)
   }
 
   /// Changes of one thing, newest first; `belowVersion` pages on.

@@ -6,6 +6,7 @@
 internal import Foundation
 internal import GRDB
 package import TollgateCore
+package import TollgateWire
 
 package final class LedgerStore: Sendable {
   /// How long a write waits for another process that has the file (an export, a backup).

@@ -4,6 +4,7 @@
 internal import Foundation
 internal import GRDB
 internal import TollgateCore
+internal import TollgateWire
 
 struct LedgerTransaction {
   private let db: Database
@@ -21,15 +22,16 @@ struct LedgerTransaction {
   mutating func finish() throws { try poster.flush() }
 
   mutating func apply(_ batch: DeltaBatch) throws -> BatchOutcome {
-    guard (0..<streams).contains(batch.bucket) else {
-      return BatchOutcome(answer: .refused("bucket \(batch.bucket) of \(streams)"))
+    let bucket = Int(batch.bucket)
+    guard (0..<streams).contains(bucket) else {
+      return BatchOutcome(answer: .refused("bucket \(bucket) of \(streams)"))
     }
     let state = BucketState(
-      epoch: try epoch(of: batch.bucket),
-      cursor: try cursor(of: batch.bucket, epoch: batch.epoch),
-      fence: try fence(of: batch.bucket, epoch: batch.epoch))
+      epoch: try epoch(of: bucket),
+      cursor: try cursor(of: bucket, epoch: batch.epoch),
+      fence: try fence(of: bucket, epoch: batch.epoch))
     let verdict = try Contract.judge(batch, state: state) { [poster] entry in
-      try poster.recorded(entry, bucket: batch.bucket, epoch: batch.epoch)
+      try poster.recorded(entry, bucket: bucket, epoch: batch.epoch)
     }
     switch verdict {
     case .answer(let answer): return BatchOutcome(answer: answer)
@@ -37,7 +39,7 @@ struct LedgerTransaction {
       var outcome = BatchOutcome(
         answer: .acknowledged(cursor: state.cursor), duplicates: duplicates, skipped: known)
       for entry in batch.entries[known..<end] {
-        switch try poster.post(entry, bucket: batch.bucket, epoch: batch.epoch) {
+        switch try poster.post(entry, bucket: bucket, epoch: batch.epoch) {
         case .posted: outcome.posted += 1
         case .parked: outcome.parked += 1
         case .known:
@@ -48,7 +50,7 @@ struct LedgerTransaction {
       }
       if end > known {
         let cursor = batch.previous + Int64(end)
-        try setCursor(of: batch.bucket, epoch: batch.epoch, to: cursor)
+        try setCursor(of: bucket, epoch: batch.epoch, to: cursor)
         outcome.answer = .acknowledged(cursor: cursor)
       }
       if end < batch.entries.count {

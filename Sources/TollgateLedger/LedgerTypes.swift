@@ -89,11 +89,14 @@ package struct BucketPosition: Hashable, Sendable, Codable {
 package struct CellBalance: Hashable, Sendable, Codable {
   package var subject: String
   package var feature: String
-  /// The window's code; a trailing `^` marks the forgiven units of that counter's period.
+  /// The window's code.
   package var window: String
   package var start: Int64
   package var end: Int64
+  /// The sum of everything posted to this counter.
   package var settled: Int64
+  /// Units that an operator's reset took out of the limits' sight in this period.
+  package var forgiven: Int64
 }
 
 /// One line of the books: an account's use of a feature in one billing period.

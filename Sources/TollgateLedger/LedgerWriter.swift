@@ -8,9 +8,10 @@
 // above the limit a submission is answered `overloaded` at once, before anything is kept.
 
 internal import Dispatch
-internal import Logging
+package import Logging
 internal import Synchronization
 package import TollgateCore
+package import TollgateWire
 
 package final class LedgerWriter: Sendable {
   /// Deltas waiting for a transaction, over all links.

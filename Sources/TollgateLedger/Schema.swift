@@ -73,6 +73,20 @@ enum Schema {
       period_start INTEGER NOT NULL, period_end INTEGER NOT NULL, settled INTEGER NOT NULL,
       PRIMARY KEY (account, subject, feature, window, period_start)
     ) STRICT, WITHOUT ROWID;
+    CREATE VIEW counters AS
+      SELECT c.account, c.subject, c.feature, c.window, c.period_start, c.period_end, c.settled,
+        coalesce(f.settled, 0) AS forgiven
+      FROM cells AS c LEFT JOIN cells AS f ON f.account = c.account AND f.subject = c.subject
+        AND f.feature = c.feature AND f.window = c.window || '^'
+        AND f.period_start = c.period_start
+      WHERE c.window NOT LIKE '%^'
+      UNION ALL
+      SELECT f.account, f.subject, f.feature, rtrim(f.window, '^'), f.period_start, f.period_end,
+        0, f.settled
+      FROM cells AS f WHERE f.window LIKE '%^' AND NOT EXISTS (
+        SELECT 1 FROM cells AS c WHERE c.account = f.account AND c.subject = f.subject
+          AND c.feature = f.feature AND c.window = rtrim(f.window, '^')
+          AND c.period_start = f.period_start);
     CREATE TABLE closed_periods (
       period_start INTEGER NOT NULL, period_end INTEGER NOT NULL, time INTEGER NOT NULL,
       PRIMARY KEY (period_start, period_end)
