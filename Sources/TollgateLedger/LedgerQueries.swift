@@ -1,0 +1,327 @@
+// What the ledger can be asked. Every answer that can grow is paged by the key of its last row, so
+// no reply is unbounded and a page stays right while rows are added behind it.
+
+internal import Foundation
+internal import GRDB
+package import TollgateCore
+
+extension LedgerStore {
+  /// Rows in one page, whatever is asked for.
+  package static let pageMax = 1000
+
+  package struct CellPageKey: Hashable, Sendable {
+    package var subject: String
+    package var feature: String
+    package var window: String
+    package var start: Int64
+
+    package init(subject: String, feature: String, window: String, start: Int64) {
+      self.subject = subject
+      self.feature = feature
+      self.window = window
+      self.start = start
+    }
+  }
+
+  package struct TotalPageKey: Hashable, Sendable, Codable {
+    package var account: String
+    package var feature: String
+    package var start: Int64
+    package var adjustment: Bool
+
+    package init(account: String, feature: String, start: Int64, adjustment: Bool) {
+      self.account = account
+      self.feature = feature
+      self.start = start
+      self.adjustment = adjustment
+    }
+  }
+
+  static func bounded(_ limit: Int) -> Int { max(1, min(limit, pageMax)) }
+
+  /// The counters of one account whose period ends after `endingAfter`: what Redis is seeded with.
+  package func balances(
+    account: String, endingAfter: WallTime, after key: CellPageKey? = nil, limit: Int = pageMax
+  ) throws -> LedgerPage<CellBalance, CellPageKey> {
+    let limit = Self.bounded(limit)
+    let rows = try read { db in
+      try Row.fetchAll(
+        db,
+        sql: """
+          SELECT subject, feature, window, period_start, period_end, settled, forgiven
+          FROM counters WHERE account = ? AND period_end > ?
+            AND (subject, feature, window, period_start) > (?, ?, ?, ?)
+          ORDER BY subject, feature, window, period_start LIMIT ?
+          """,
+        arguments: [
+          account, endingAfter.milliseconds, key?.subject ?? "", key?.feature ?? "",
+          key?.window ?? "", key?.start ?? Int64.min, limit,
+        ])
+    }
+    let cells = rows.map(Self.cellBalance)
+    let next = cells.count < limit ? nil : cells.last.map {
+      CellPageKey(subject: $0.subject, feature: $0.feature, window: $0.window, start: $0.start)
+    }
+    return LedgerPage(elements: cells, next: next)
+  }
+
+  /// Everything Redis needs to be seeded with one account, as of one moment: its configuration,
+  /// then its counters, page by page. `page` runs inside the snapshot and must not wait.
+  package func seed(
+    account: String, since: WallTime, pageSize: Int,
+    page: (ConfigRecord?, _ cells: [CellBalance], _ isLast: Bool) throws -> Void
+  ) throws {
+    try read { db in
+      let config = try Self.latestConfig(db, scope: .account, key: account)
+      let rows = try Row.fetchCursor(
+        db,
+        sql: """
+          SELECT subject, feature, window, period_start, period_end, settled, forgiven
+          FROM counters WHERE account = ? AND period_end >= ?
+          """, arguments: [account, since.milliseconds])
+      var cells: [CellBalance] = []
+      while let row = try rows.next() {
+        if cells.count == pageSize {
+          try page(config, cells, false)
+          cells.removeAll(keepingCapacity: true)
+        }
+        cells.append(Self.cellBalance(row))
+      }
+      try page(config, cells, true)
+    }
+  }
+
+  private static func cellBalance(_ row: Row) -> CellBalance {
+    CellBalance(
+      subject: row[0], feature: row[1], window: row[2], start: row[3], end: row[4],
+      settled: row[5], forgiven: row[6])
+  }
+
+  /// The latest global configuration on record.
+  package func globalConfig() throws -> ConfigRecord? { try config(scope: .global, key: "") }
+
+  package func accountConfig(_ account: String) throws -> ConfigRecord? {
+    try config(scope: .account, key: account)
+  }
+
+  private func config(scope: ConfigDelta.Scope, key: String) throws -> ConfigRecord? {
+    try read { try Self.latestConfig($0, scope: scope, key: key) }
+  }
+
+  private static func latestConfig(
+    _ db: Database, scope: ConfigDelta.Scope, key: String
+  ) throws -> ConfigRecord? {
+    try Row.fetchOne(
+      db,
+      sql: """
+        SELECT * FROM config WHERE scope = ? AND key = ?
+        ORDER BY version DESC, time DESC, op DESC, idx DESC LIMIT 1
+        """, arguments: [scope.rawValue, key]
+    ).map(configRecord)
+  }
+
+  /// Changes of one thing, newest first; `belowVersion` pages on.
+  package func configHistory(
+    scope: ConfigDelta.Scope, key: String, belowVersion: Int64 = .max, limit: Int = pageMax
+  ) throws -> [ConfigRecord] {
+    try read { db in
+      try Row.fetchAll(
+        db,
+        sql: """
+          SELECT * FROM config WHERE scope = ? AND key = ? AND version < ?
+          ORDER BY version DESC, time DESC, op DESC, idx DESC LIMIT ?
+          """, arguments: [scope.rawValue, key, belowVersion, Self.bounded(limit)])
+    }.map(Self.configRecord)
+  }
+
+  /// The books, line by line: one account's, or all of them; one period's, or all of them.
+  package func totals(
+    account: String? = nil, start: Int64? = nil, after key: TotalPageKey? = nil,
+    limit: Int = pageMax
+  ) throws -> LedgerPage<UsageTotal, TotalPageKey> {
+    let limit = Self.bounded(limit)
+    var sql = """
+      SELECT account, feature, period_start, period_end, adjustment, actual, charged, absorbed,
+        deltas
+      FROM series WHERE (account, feature, period_start, adjustment) > (?, ?, ?, ?) AND deltas > 0
+      """
+    var arguments: [(any DatabaseValueConvertible)?] = [
+      key?.account ?? "", key?.feature ?? "", key?.start ?? Int64.min,
+      key.map { $0.adjustment ? 1 : 0 } ?? -1,
+    ]
+    if let account {
+      sql += " AND account = ?"
+      arguments.append(account)
+    }
+    if let start {
+      sql += " AND period_start = ?"
+      arguments.append(start)
+    }
+    sql += " ORDER BY account, feature, period_start, adjustment LIMIT ?"
+    arguments.append(limit)
+    let bound = StatementArguments(arguments)
+    let rows = try read { [sql] db in try Row.fetchAll(db, sql: sql, arguments: bound) }
+    let totals = rows.map {
+      UsageTotal(
+        account: $0[0], feature: $0[1], start: $0[2], end: $0[3], adjustment: $0[4],
+        actual: $0[5], charged: $0[6], absorbed: $0[7], deltas: $0[8])
+    }
+    let next = totals.count < limit ? nil : totals.last.map {
+      TotalPageKey(
+        account: $0.account, feature: $0.feature, start: $0.start, adjustment: $0.adjustment)
+    }
+    return LedgerPage(elements: totals, next: next)
+  }
+
+  /// What one account used in the billing period that starts at `start`.
+  package func statement(account: String, start: Int64) throws -> Statement {
+    let (rows, end) = try read { db in
+      (
+        try Row.fetchAll(
+          db,
+          sql: """
+            SELECT s.feature,
+              coalesce(sum(CASE WHEN d.kind = 1 THEN d.actual END), 0),
+              coalesce(sum(CASE WHEN d.kind = 2 THEN -d.actual END), 0),
+              sum(d.charged), sum(d.absorbed),
+              coalesce(sum(CASE WHEN s.adjustment = 1 THEN d.charged END), 0), count(*)
+            FROM series AS s JOIN deltas AS d ON d.series = s.id
+            WHERE s.account = ? AND s.period_start = ? GROUP BY s.feature ORDER BY s.feature
+            """, arguments: [account, start]),
+        try Int64.fetchOne(
+          db, sql: "SELECT max(period_end) FROM series WHERE account = ? AND period_start = ?",
+          arguments: [account, start])
+      )
+    }
+    return Statement(
+      deployment: deployment.id.text, account: account, start: start,
+      end: end
+        ?? Window.month.period(containing: WallTime(milliseconds: start)).end.milliseconds,
+      lines: rows.map {
+        .init(
+          feature: $0[0], used: $0[1], reversed: $0[2], charged: $0[3], absorbed: $0[4],
+          adjustments: $0[5], deltas: $0[6])
+      })
+  }
+
+  /// The deltas behind one line of the books, in the order of their ids.
+  package func deltas(
+    account: String, feature: String, start: Int64, after: DeltaID? = nil, limit: Int = pageMax
+  ) throws -> LedgerPage<DeltaRecord, DeltaID> {
+    let limit = Self.bounded(limit)
+    let rows = try read { db in
+      try Row.fetchAll(
+        db,
+        sql: """
+          SELECT d.* FROM deltas AS d WHERE d.series IN (
+            SELECT id FROM series WHERE account = ? AND feature = ? AND period_start = ?)
+            AND (d.op, d.idx) > (?, ?)
+          ORDER BY d.op, d.idx LIMIT ?
+          """,
+        arguments: [
+          account, feature, start, after?.operation.blob ?? Data(), after.map { Int64($0.index) } ?? -1,
+          limit,
+        ])
+    }
+    let entries = rows.compactMap { row in Self.entry(of: row).map { (row, $0) } }
+    let records = entries.map { row, entry in
+      DeltaRecord(
+        id: entry.id.description, bucket: row["bucket"], epoch: row["epoch"],
+        sequence: entry.sequence, kind: entry.kind.rawValue, time: entry.time.milliseconds,
+        actual: entry.actual, charged: entry.charged, absorbed: entry.absorbed)
+    }
+    return LedgerPage(
+      elements: records, next: rows.count < limit ? nil : entries.last.map { $0.1.id })
+  }
+
+  /// The current epoch and cursor of every stream; epoch 0 where none was ever issued.
+  package func positions() throws -> [BucketPosition] {
+    try read { db in
+      var positions = (0..<streams).map { BucketPosition(bucket: $0, epoch: 0, cursor: 0) }
+      let rows = try Row.fetchAll(
+        db,
+        sql: """
+          SELECT b.bucket, b.epoch, coalesce(c.cursor, 0) FROM buckets AS b
+          LEFT JOIN cursors AS c ON c.bucket = b.bucket AND c.epoch = b.epoch
+          """)
+      for row in rows {
+        let bucket: Int = row[0]
+        guard positions.indices.contains(bucket) else { continue }
+        positions[bucket].epoch = row[1]
+        positions[bucket].cursor = row[2]
+      }
+      return positions
+    }
+  }
+
+  /// How far one epoch of a stream is delivered.
+  package func cursor(bucket: Int, epoch: Int64) throws -> Int64 {
+    try read { db in
+      try Int64.fetchOne(
+        db, sql: "SELECT cursor FROM cursors WHERE bucket = ? AND epoch = ?",
+        arguments: [bucket, epoch]) ?? 0
+    }
+  }
+
+  package func losses(limit: Int = pageMax) throws -> [LossRecord] {
+    try read { db in
+      try Row.fetchAll(
+        db, sql: "SELECT bucket, epoch, first, last FROM loss ORDER BY time DESC LIMIT ?",
+        arguments: [Self.bounded(limit)])
+    }.map { LossRecord(bucket: $0[0], epoch: $0[1], first: $0[2], last: $0[3]) }
+  }
+
+  package func parked(limit: Int = pageMax) throws -> [ParkedRecord] {
+    try read { db in
+      try Row.fetchAll(
+        db,
+        sql: """
+          SELECT d.*, p.reason AS why FROM parked AS p
+          JOIN deltas AS d ON d.op = p.op AND d.idx = p.idx
+          WHERE p.replayed IS NULL ORDER BY p.time, p.op, p.idx LIMIT ?
+          """, arguments: [Self.bounded(limit)])
+    }.compactMap { row in
+      guard let op = OperationID(blob: row["op"]) else { return nil }
+      let index: Int64 = row["idx"]
+      return ParkedRecord(
+        id: "\(op.hex).\(index)", bucket: row["bucket"], epoch: row["epoch"],
+        sequence: row["seq"], reason: row["why"])
+    }
+  }
+
+  package func status() throws -> LedgerStatus {
+    let positions = try positions()
+    return try read { db in
+      func number(_ sql: String) throws -> Int64 { try Int64.fetchOne(db, sql: sql) ?? 0 }
+      return LedgerStatus(
+        deployment: deployment, positions: positions,
+        deltas: try number("SELECT coalesce(sum(deltas), 0) FROM series"),
+        duplicates: try number("SELECT count(*) FROM duplicates"),
+        parked: try number("SELECT count(*) FROM parked WHERE replayed IS NULL"),
+        lostSequences: try number("SELECT coalesce(sum(last - first + 1), 0) FROM loss"),
+        configRecords: try number("SELECT count(*) FROM config"))
+    }
+  }
+
+  private static func configRecord(_ row: Row) -> ConfigRecord {
+    let op: Data = row["op"]
+    return ConfigRecord(
+      scope: row["scope"], key: row["key"], version: row["version"],
+      operation: OperationID(blob: op)?.hex ?? "", action: row["action"], actor: row["actor"],
+      reason: row["reason"], before: row["before"], after: row["after"], time: row["time"])
+  }
+
+  /// A row of `deltas` as the entry it was; nil where the file was tampered with.
+  static func entry(of row: Row) -> OutboxEntry? {
+    let kind: Int64 = row["kind"]
+    let index: Int64 = row["idx"]
+    guard let op = OperationID(blob: row["op"]), let small = UInt8(exactly: kind),
+      let known = DeltaKind(rawValue: small), let position = UInt16(exactly: index)
+    else { return nil }
+    let body: Data = row["body"]
+    return OutboxEntry(
+      sequence: row["seq"], kind: known, id: DeltaID(operation: op, index: position),
+      time: WallTime(milliseconds: row["time"]), actual: row["actual"], charged: row["charged"],
+      absorbed: row["absorbed"], body: [UInt8](body))
+  }
+}

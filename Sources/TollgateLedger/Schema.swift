@@ -1,0 +1,123 @@
+// The tables, and how an older file becomes a newer one. proto/LEDGER.md describes the same tables
+// for people; the names here are the ones that appear there. Every amount is an INTEGER; every
+// instant is milliseconds since 1970; an operation id is its 16 bytes, big-endian, so that the
+// primary key grows with time and inserts land at the end of the tree.
+
+internal import GRDB
+
+enum Schema {
+  static var migrator: DatabaseMigrator {
+    var migrator = DatabaseMigrator()
+    migrator.registerMigration("1-books") { db in
+      try db.execute(sql: positions)
+      try db.execute(sql: books)
+      try db.execute(sql: records)
+    }
+    return migrator
+  }
+
+  /// Who this ledger belongs to, and how far each stream has been read.
+  private static let positions = """
+    CREATE TABLE deployment (
+      only INTEGER PRIMARY KEY CHECK (only = 1),
+      id TEXT NOT NULL, buckets INTEGER NOT NULL, hash TEXT NOT NULL,
+      key_version INTEGER NOT NULL, mode TEXT NOT NULL, created INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE buckets (
+      bucket INTEGER PRIMARY KEY, epoch INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE cursors (
+      bucket INTEGER NOT NULL, epoch INTEGER NOT NULL, cursor INTEGER NOT NULL,
+      PRIMARY KEY (bucket, epoch)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE fences (
+      bucket INTEGER NOT NULL, epoch INTEGER NOT NULL, last_seq INTEGER NOT NULL,
+      requester TEXT NOT NULL, time INTEGER NOT NULL,
+      PRIMARY KEY (bucket, epoch)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE loss (
+      bucket INTEGER NOT NULL, epoch INTEGER NOT NULL,
+      first INTEGER NOT NULL, last INTEGER NOT NULL, time INTEGER NOT NULL,
+      PRIMARY KEY (bucket, epoch, first)
+    ) STRICT, WITHOUT ROWID;
+    """
+
+  /// Deltas and the double entry made of each.
+  private static let books = """
+    CREATE TABLE deltas (
+      op BLOB NOT NULL, idx INTEGER NOT NULL,
+      bucket INTEGER NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+      kind INTEGER NOT NULL, time INTEGER NOT NULL,
+      actual INTEGER NOT NULL, charged INTEGER NOT NULL, absorbed INTEGER NOT NULL,
+      series INTEGER, body BLOB NOT NULL,
+      PRIMARY KEY (op, idx)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX deltas_by_series ON deltas (series) WHERE series IS NOT NULL;
+    CREATE TABLE series (
+      id INTEGER PRIMARY KEY,
+      account TEXT NOT NULL, feature TEXT NOT NULL,
+      period_start INTEGER NOT NULL, period_end INTEGER NOT NULL, adjustment INTEGER NOT NULL,
+      actual INTEGER NOT NULL, charged INTEGER NOT NULL, absorbed INTEGER NOT NULL,
+      deltas INTEGER NOT NULL,
+      UNIQUE (account, feature, period_start, adjustment)
+    ) STRICT;
+    CREATE TABLE accounts (
+      id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, balance INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE postings (
+      op BLOB NOT NULL, idx INTEGER NOT NULL, account INTEGER NOT NULL, amount INTEGER NOT NULL,
+      PRIMARY KEY (op, idx, account)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE cells (
+      account TEXT NOT NULL, subject TEXT NOT NULL, feature TEXT NOT NULL, window TEXT NOT NULL,
+      period_start INTEGER NOT NULL, period_end INTEGER NOT NULL, settled INTEGER NOT NULL,
+      PRIMARY KEY (account, subject, feature, window, period_start)
+    ) STRICT, WITHOUT ROWID;
+    CREATE VIEW counters AS
+      SELECT c.account, c.subject, c.feature, c.window, c.period_start, c.period_end, c.settled,
+        coalesce(f.settled, 0) AS forgiven
+      FROM cells AS c LEFT JOIN cells AS f ON f.account = c.account AND f.subject = c.subject
+        AND f.feature = c.feature AND f.window = c.window || '^'
+        AND f.period_start = c.period_start
+      WHERE c.window NOT LIKE '%^'
+      UNION ALL
+      SELECT f.account, f.subject, f.feature, rtrim(f.window, '^'), f.period_start, f.period_end,
+        0, f.settled
+      FROM cells AS f WHERE f.window LIKE '%^' AND NOT EXISTS (
+        SELECT 1 FROM cells AS c WHERE c.account = f.account AND c.subject = f.subject
+          AND c.feature = f.feature AND c.window = rtrim(f.window, '^')
+          AND c.period_start = f.period_start);
+    CREATE TABLE closed_periods (
+      period_start INTEGER NOT NULL, period_end INTEGER NOT NULL, time INTEGER NOT NULL,
+      PRIMARY KEY (period_start, period_end)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE pruned (
+      only INTEGER PRIMARY KEY CHECK (only = 1), cells_ended_before INTEGER NOT NULL
+    ) STRICT;
+    """
+
+  /// What is kept beside the books: configuration, and entries that posted nothing.
+  private static let records = """
+    CREATE TABLE config (
+      scope TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL,
+      op BLOB NOT NULL, idx INTEGER NOT NULL, time INTEGER NOT NULL,
+      action TEXT NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL,
+      before TEXT NOT NULL, after TEXT NOT NULL,
+      PRIMARY KEY (scope, key, version, time, op, idx)
+    ) STRICT, WITHOUT ROWID;
+    CREATE VIEW config_current AS
+      SELECT * FROM config AS c WHERE scope IN ('global', 'account') AND NOT EXISTS (
+        SELECT 1 FROM config AS n WHERE n.scope = c.scope AND n.key = c.key
+          AND (n.version, n.time, n.op, n.idx) > (c.version, c.time, c.op, c.idx));
+    CREATE TABLE duplicates (
+      bucket INTEGER NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+      op BLOB NOT NULL, idx INTEGER NOT NULL, time INTEGER NOT NULL,
+      PRIMARY KEY (bucket, epoch, seq, op, idx)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE parked (
+      op BLOB NOT NULL, idx INTEGER NOT NULL, reason TEXT NOT NULL, time INTEGER NOT NULL,
+      replayed INTEGER,
+      PRIMARY KEY (op, idx)
+    ) STRICT, WITHOUT ROWID;
+    """
+}
