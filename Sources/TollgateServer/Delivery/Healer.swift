@@ -1,0 +1,467 @@
+// Keeps every bucket open under an epoch that Redis, this sidecar and the ledger agree on, and
+// accounts seeded (DESIGN 5, promise 3).
+//
+//   FENCE or unknown ─▶ read the bucket's meta ─▶ it is good: adopt it
+//                                             └▶ RECOVER to the ledger
+//        ledger ─PRESENT_REQUEST─▶ every sidecar: stop calls, answer with what it retains
+//        ledger ─EPOCH──────────▶ every sidecar: `open` (compare and set), adopt, go on
+//
+// The slow half of `EnforcerDelegate`: an actor, because none of this is on the request path. Each
+// bucket, account and refresh is single-flight; requests wait parked in their enforcers.
+
+import Logging
+import NIOCore
+import TollgateCore
+import TollgateEngine
+import TollgateRedis
+import TollgateWire
+
+actor Healer {
+  private let configuration: ServerConfiguration
+  private let store: ColdStore
+  private let ledger: LedgerLink?
+  private let loops: [LoopUnit]
+  private let metrics: Metrics
+  private let logger: Logger
+  private let buckets: BucketMap
+  /// Config deltas this sidecar caused, until the ledger has them.
+  private var retainedConfig: [Int: [(epoch: Int64, entry: OutboxEntry)]] = [:]
+  private var recovering: Set<Int> = []
+  private var grants: [Int: EpochNotice] = [:]
+  private var grantWaiters: [Int: CheckedContinuation<EpochNotice?, Never>] = [:]
+  private var rebuilding: Set<String> = []
+  private var refreshing = false
+  private var pushing: Set<Int> = []
+  private var open: [Int: Int64] = [:]
+  private(set) var global: GlobalConfig?
+  private(set) var lastHeartbeat: NIODeadline?
+
+  static let grantWaitMilliseconds: Int64 = 8_000
+  static let attemptsMax = 200
+  static let retainedConfigMax = 10_000
+
+  init(
+    configuration: ServerConfiguration, store: ColdStore, ledger: LedgerLink?, loops: [LoopUnit],
+    metrics: Metrics, logger: Logger, buckets: BucketMap
+  ) {
+    self.configuration = configuration
+    self.store = store
+    self.ledger = ledger
+    self.loops = loops
+    self.metrics = metrics
+    self.logger = logger
+    self.buckets = buckets
+  }
+
+  var currentGlobal: GlobalConfig? { global }
+  func epoch(of bucket: Int) -> Int64? { open[bucket] }
+  var openBuckets: Int { open.count }
+
+  // MARK: - Global configuration
+
+  /// Reads the global configuration and tells every loop. Answers its version; nil where Redis
+  /// does not answer or holds none.
+  @discardableResult
+  func refresh() async -> Int64? {
+    do {
+      guard let config = try await store.global() else { return nil }
+      metrics.configRefreshes.add()
+      lastHeartbeat = .now()
+      if config.version > (global?.version ?? 0) { global = config }
+      if let global {
+        for loop in loops { loop.onLoop { $0.globalChanged(global) } }
+      }
+      return global?.version
+    } catch {
+      return nil
+    }
+  }
+
+  /// One beat: compares versions, refreshes where Redis has a newer one, restores the global
+  /// configuration from the ledger where Redis has lost it.
+  func beat() async {
+    guard let version = try? await store.globalVersion() else { return }
+    lastHeartbeat = .now()
+    if version > 0 {
+      if version != global?.version { await refresh() }
+    } else if open[buckets.control] == nil {
+      await recover(bucket: buckets.control, knownEpoch: 0)
+    } else {
+      await restoreGlobal()
+    }
+  }
+
+  private func restoreGlobal() async {
+    guard let ledger else { return }
+    guard let reply = try? await ledger.request(ConfigRequest(account: nil), as: ConfigReply.self),
+      reply.version > 0
+    else { return }
+    if !(await controlIsCurrent()) {
+      return await recover(bucket: buckets.control, knownEpoch: open[buckets.control] ?? 0)
+    }
+    do {
+      try await store.restoreGlobal(
+        version: reply.version, json: reply.document, epoch: open[buckets.control] ?? 0)
+      logger.notice("global configuration restored", metadata: ["version": "\(reply.version)"])
+      await refresh()
+    } catch {
+      logger.warning("global configuration not restored", metadata: ["error": "\(error)"])
+    }
+  }
+
+  private func controlIsCurrent() async -> Bool {
+    guard let meta = try? await store.meta(bucket: buckets.control),
+      let identity = await store.identity()
+    else { return false }
+    return isCurrent(meta, identity) && meta.fence.epoch == open[buckets.control]
+  }
+
+  // MARK: - Buckets
+
+  /// Opens every bucket at start; several at a time.
+  func openAll() async {
+    await withTaskGroup(of: Void.self) { group in
+      var running = 0
+      for bucket in 0...buckets.control {
+        if running == 8 {
+          await group.next()
+          running -= 1
+        }
+        group.addTask { await self.recover(bucket: bucket, knownEpoch: 0) }
+        running += 1
+      }
+    }
+  }
+
+  /// Brings a bucket under an epoch everybody agrees on, however long it takes; requests that wait
+  /// for it are answered by their deadline or policy meanwhile.
+  func recover(bucket: Int, knownEpoch: Int64, above: Int64 = -1) async {
+    guard recovering.insert(bucket).inserted else { return }
+    defer { recovering.remove(bucket) }
+    for attempt in 0..<Self.attemptsMax {
+      if Task.isCancelled { return }
+      if await tryRecover(bucket, knownEpoch, above: above) { return }
+      for loop in loops where bucket < buckets.control { loop.onLoop { $0.recoveryFailed(bucket) } }
+      try? await Task.sleep(for: .milliseconds(min(20 << min(attempt, 5), 500)))
+    }
+    open[bucket] = nil
+    for loop in loops where bucket < buckets.control { loop.onLoop { $0.recoveryFailed(bucket) } }
+  }
+
+  private func tryRecover(_ bucket: Int, _ knownEpoch: Int64, above: Int64) async -> Bool {
+    guard let identity = await store.identity() else { return false }
+    let meta: BucketMeta?
+    do { meta = try await store.meta(bucket: bucket) } catch { return false }
+    let seen = await seenPosition(bucket)
+    let metaEpoch = meta?.fence.epoch ?? 0
+    let metaSequence = meta?.fence.sequence ?? 0
+    if let meta, isCurrent(meta, identity),
+      metaEpoch > seen.epoch || (metaEpoch == seen.epoch && metaSequence >= seen.sequence),
+      metaEpoch > above, grants[bucket].map({ metaEpoch >= $0.epoch }) ?? true
+    {
+      adopt(bucket, epoch: metaEpoch, sequence: metaSequence)
+      return true
+    }
+    let old = max(knownEpoch, seen.epoch, metaEpoch)
+    guard let granted = await grant(bucket, old: old, meta: meta) else { return false }
+    do {
+      let opened = try await store.open(
+        bucket: bucket, epoch: granted, globalVersion: global?.version ?? 0,
+        hadPredecessor: old > 0)
+      guard opened else {
+        // Somebody opened a later epoch meanwhile: read it and adopt it in the next attempt.
+        grants[bucket] = nil
+        return false
+      }
+      metrics.recoveries.add()
+      logger.notice(
+        "bucket opened", metadata: ["bucket": "\(bucket)", "epoch": "\(granted)"])
+      adopt(bucket, epoch: granted, sequence: 0)
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  private func isCurrent(_ meta: BucketMeta, _ identity: ServerIdentity) -> Bool {
+    meta.fence.deployment == configuration.deployment.id.text
+      && meta.fence.runID == identity.runID
+      && meta.fence.replicationID == identity.replicationID
+  }
+
+  /// Without a ledger connection a bucket can still be adopted where its meta is current.
+  func adoptCurrent() async {
+    guard let identity = await store.identity() else { return }
+    for bucket in 0...buckets.control where open[bucket] == nil && !recovering.contains(bucket) {
+      guard let meta = try? await store.meta(bucket: bucket), isCurrent(meta, identity),
+        let epoch = meta.fence.epoch
+      else { continue }
+      let seen = await seenPosition(bucket)
+      guard StreamPosition(epoch: epoch, sequence: meta.fence.sequence ?? 0) >= seen else { continue }
+      adopt(bucket, epoch: epoch, sequence: meta.fence.sequence ?? 0)
+    }
+  }
+
+  private func seenPosition(_ bucket: Int) async -> StreamPosition {
+    var seen = StreamPosition(epoch: open[bucket] ?? 0, sequence: 0)
+    guard bucket < buckets.control else {
+      for item in retainedConfig[bucket] ?? [] {
+        seen = max(seen, StreamPosition(epoch: item.epoch, sequence: item.entry.sequence))
+      }
+      return seen
+    }
+    for loop in loops {
+      let position = await loop.value {
+        StreamPosition(epoch: $0.buckets[bucket].epoch, sequence: $0.buckets[bucket].seenSequence)
+      }
+      seen = max(seen, position)
+    }
+    return seen
+  }
+
+  /// The epoch to open: issued by the ledger, or, without one, the next after what is known.
+  private func grant(_ bucket: Int, old: Int64, meta: BucketMeta?) async -> Int64? {
+    guard let ledger else { return max(old + 1, store.wallTime().milliseconds / 1000) }
+    if let notice = grants[bucket], notice.epoch > old { return notice.epoch }
+    do {
+      try await ledger.push(
+        Recover(
+          bucket: UInt32(bucket), epoch: old, metaEpoch: meta?.fence.epoch ?? 0,
+          metaSequence: meta?.fence.sequence ?? 0), correlated: true)
+    } catch {
+      return nil
+    }
+    let notice = await withCheckedContinuation { continuation in
+      grantWaiters.updateValue(continuation, forKey: bucket)?.resume(returning: nil)
+      Task {
+        try? await Task.sleep(for: .milliseconds(Self.grantWaitMilliseconds))
+        self.grantTimedOut(bucket)
+      }
+    }
+    guard let notice, notice.epoch > old || (meta == nil && notice.epoch >= old) else { return nil }
+    return notice.epoch
+  }
+
+  private func grantTimedOut(_ bucket: Int) {
+    // A later wait for the same bucket may be the one that ends early; it simply asks again.
+    grantWaiters.removeValue(forKey: bucket)?.resume(returning: nil)
+  }
+
+  private func adopt(_ bucket: Int, epoch: Int64, sequence: Int64) {
+    open[bucket] = epoch
+    if let notice = grants[bucket], notice.epoch <= epoch { grants[bucket] = nil }
+    guard bucket < buckets.control else { return }
+    for loop in loops { loop.onLoop { $0.bucketOpened(bucket, epoch: epoch, sequence: sequence) } }
+  }
+
+  /// A script answered FENCE to a caller outside the enforcers (shipper, admin).
+  func fenced(bucket: Int, epoch: Int64) async {
+    if open[bucket] == epoch { open[bucket] = nil }
+    await recover(bucket: bucket, knownEpoch: epoch)
+  }
+
+  /// What lies in the outbox of this epoch cannot be delivered as it is (a gap nobody fills, a
+  /// fork): the bucket goes on under a new epoch, whatever its meta says.
+  func rebuildEpoch(bucket: Int, epoch: Int64) async {
+    if open[bucket] == epoch { open[bucket] = nil }
+    await recover(bucket: bucket, knownEpoch: epoch, above: epoch)
+  }
+
+  // MARK: - The ledger's pushes
+
+  func received(_ push: LedgerPush) async {
+    switch push {
+    case .connected:
+      metrics.ledgerUp.set(1)
+    case .disconnected:
+      metrics.ledgerUp.set(0)
+      let waiters = grantWaiters
+      grantWaiters.removeAll()
+      for waiter in waiters.values { waiter.resume(returning: nil) }
+    case .presentRequest(let request):
+      await present(request)
+    case .epoch(let notice):
+      let bucket = Int(notice.bucket)
+      grants[bucket] = notice
+      if let waiter = grantWaiters.removeValue(forKey: bucket) {
+        waiter.resume(returning: notice)
+      } else if !recovering.contains(bucket) {
+        await recover(bucket: bucket, knownEpoch: notice.previousEpoch)
+      }
+    case .refused(let code, let text):
+      logger.critical("the ledger refuses this sidecar", metadata: [
+        "code": "\(code.name)", "reason": "\(text)",
+      ])
+    }
+  }
+
+  /// Stops calls to the bucket everywhere, then tells the ledger what is retained here, and what
+  /// survives in the outbox. Without an answer from Redis nothing is presented: the ledger must
+  /// not close an epoch whose outbox nobody could read.
+  private func present(_ request: PresentRequest) async {
+    guard let ledger else { return }
+    let bucket = Int(request.bucket)
+    guard bucket <= buckets.control else { return }
+    open[bucket] = nil
+    var entries: [Int64: OutboxEntry] = [:]
+    if bucket < buckets.control {
+      for loop in loops {
+        let retained = await loop.quiesced(bucket) {
+          $0.retained.present(bucket: bucket, epoch: request.epoch, after: request.cursor)
+        }
+        for entry in retained { entries[entry.sequence] = entry }
+      }
+    }
+    for item in retainedConfig[bucket] ?? []
+    where item.epoch == request.epoch && item.entry.sequence > request.cursor {
+      entries[item.entry.sequence] = item.entry
+    }
+    do {
+      var after = request.cursor
+      while true {
+        let page = try await store.outbox(
+          bucket: bucket, epoch: request.epoch, after: after, limit: 1000)
+        for entry in page {
+          if let own = entries[entry.sequence], own.id != entry.id {
+            // Two deltas at one place: the store re-issued a number. Both are real.
+            try await ledger.push(
+              Present(bucket: request.bucket, epoch: request.epoch, entries: [entry]), more: true)
+          } else {
+            entries[entry.sequence] = entry
+          }
+        }
+        guard let last = page.last, page.count == 1000 else { break }
+        after = last.sequence
+      }
+      let sorted = entries.values.sorted { $0.sequence < $1.sequence }
+      var start = 0
+      while sorted.count - start > Self.presentChunk {
+        try await ledger.push(
+          Present(
+            bucket: request.bucket, epoch: request.epoch,
+            entries: Array(sorted[start..<(start + Self.presentChunk)])), more: true)
+        start += Self.presentChunk
+      }
+      try await ledger.push(
+        Present(bucket: request.bucket, epoch: request.epoch, entries: Array(sorted[start...])))
+    } catch {
+      logger.warning(
+        "retained deltas not presented",
+        metadata: ["bucket": "\(bucket)", "error": "\(error)"])
+    }
+  }
+
+  static let presentChunk = 500
+
+  func retainConfig(_ entry: OutboxEntry, bucket: Int, epoch: Int64) {
+    retainedConfig[bucket, default: []].append((epoch, entry))
+    if let count = retainedConfig[bucket]?.count, count > Self.retainedConfigMax {
+      retainedConfig[bucket]?.removeFirst(count - Self.retainedConfigMax)
+      metrics.retainedDropped.add()
+    }
+  }
+
+  /// The ledger has everything of the bucket's epoch up to `sequence`.
+  func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
+    retainedConfig[bucket]?.removeAll {
+      $0.epoch < epoch || ($0.epoch == epoch && $0.entry.sequence <= sequence)
+    }
+    guard bucket < buckets.control else { return }
+    for loop in loops {
+      loop.onLoop { $0.acknowledged(bucket: bucket, epoch: epoch, sequence: sequence) }
+    }
+  }
+
+  // MARK: - Accounts
+
+  func rebuild(account: String, bucket: Int, epoch: Int64) async {
+    guard rebuilding.insert(account).inserted else { return }
+    defer { rebuilding.remove(account) }
+    guard let subject = try? Subject(account) else { return }
+    do {
+      var pages: [BalancesReply] = []
+      if let ledger {
+        let since = store.wallTime() + -Self.lateHorizonMilliseconds
+        pages = try await ledger.pages(
+          BalancesRequest(account: subject, since: since), as: BalancesReply.self)
+      }
+      let version = pages.first?.version ?? 0
+      let balances = pages.flatMap(\.balances)
+      let stored = try await store.header(account: subject)
+      if version == 0, balances.isEmpty, (stored.version ?? 0) == 0,
+        global?.catalog.unknownAccount == .deny
+      {
+        for loop in loops { loop.onLoop { $0.accountUnknown(account) } }
+        return
+      }
+      try await store.seed(
+        account: subject, epoch: epoch, cells: SeedCell.cells(balances, now: store.wallTime()),
+        version: version,
+        config: version > 0
+          ? (pages.first?.config).map { String(decoding: $0, as: UTF8.self) } : nil)
+      metrics.rebuilds.add()
+      for loop in loops { loop.onLoop { $0.rebuildFinished(account: account) } }
+    } catch StoreFailure.fenced {
+      for loop in loops { loop.onLoop { $0.rebuildFailed(account: account) } }
+      await fenced(bucket: bucket, epoch: epoch)
+    } catch {
+      logger.debug("account not seeded", metadata: ["error": "\(error)"])
+      for loop in loops { loop.onLoop { $0.rebuildFailed(account: account) } }
+    }
+  }
+
+  /// How long after its end a period's counters are still seeded.
+  static let lateHorizonMilliseconds: Int64 = 86_400_000
+
+  func pushVersion(bucket: Int) async {
+    guard let version = global?.version, pushing.insert(bucket).inserted else { return }
+    defer { pushing.remove(bucket) }
+    guard let epoch = open[bucket] else { return }
+    try? await store.pushVersion(bucket: bucket, epoch: epoch, version: version)
+  }
+}
+
+extension Healer: EnforcerDelegate {
+  nonisolated func refreshGlobal(atLeast version: Int64) {
+    Task { await self.beat() }
+  }
+
+  nonisolated func rebuild(account: String, bucket: Int, epoch: Int64) {
+    Task { () async in await self.rebuild(account: account, bucket: bucket, epoch: epoch) }
+  }
+
+  nonisolated func recover(bucket: Int, knownEpoch: Int64) {
+    Task { () async in await self.recover(bucket: bucket, knownEpoch: knownEpoch) }
+  }
+
+  nonisolated func pushVersion(bucket: Int) {
+    Task { () async in await self.pushVersion(bucket: bucket) }
+  }
+}
+
+extension SeedCell {
+  /// The ledger's balances as counters: per counter the latest period, and the one before it.
+  static func cells(_ balances: [BalancesReply.Balance], now: WallTime) -> [SeedCell] {
+    struct Key: Hashable {
+      var subject: Subject
+      var feature: Name
+      var window: Window
+    }
+    var grouped: [Key: [BalancesReply.Balance]] = [:]
+    for balance in balances {
+      grouped[
+        Key(subject: balance.subject, feature: balance.feature, window: balance.window),
+        default: []
+      ].append(balance)
+    }
+    return grouped.map { key, found in
+      let sorted = found.sorted { $0.period.start > $1.period.start }
+      let latest = sorted[0]
+      let previous = sorted.count > 1 ? sorted[1] : nil
+      return SeedCell(
+        subject: key.subject, feature: key.feature, window: key.window,
+        start: latest.period.start, settled: latest.settled, forgiven: latest.forgiven,
+        previousStart: previous?.period.start, previousSettled: previous?.settled ?? 0)
+    }
+  }
+}

@@ -1,0 +1,325 @@
+// The sidecar's connection to the ledger: requests with their replies by correlation id, and the
+// ledger's pushes (PRESENT_REQUEST, EPOCH). It reconnects for as long as it is not stopped; a
+// request that was under way when the connection broke fails, and its caller, who knows what is
+// safe to repeat, repeats it: everything on the ledger stream is idempotent by position or id.
+
+import Logging
+import NIOCore
+import NIOPosix
+import Synchronization
+import TollgateCore
+import TollgateWire
+
+struct LedgerFailure: Error, Sendable, CustomStringConvertible {
+  enum Kind: Sendable, Hashable { case disconnected, timedOut, refused(ErrorCode) }
+  let kind: Kind
+  let description: String
+}
+
+enum LedgerPush: Sendable {
+  case connected(Linked)
+  case disconnected
+  case presentRequest(PresentRequest)
+  case epoch(EpochNotice)
+  /// The ledger belongs to another deployment, or refuses us: nothing can work.
+  case refused(ErrorCode, String)
+}
+
+final class LedgerLink: Sendable {
+  private struct State {
+    var connection: NIOLoopBound<LedgerHandler>?
+    var eventLoop: (any EventLoop)?
+    var stopped = false
+  }
+
+  private let address: ServiceAddress
+  private let token: String
+  private let link: Link
+  private let group: any EventLoopGroup
+  private let logger: Logger
+  private let onPush: @Sendable (LedgerPush) -> Void
+  private let state = Mutex(State())
+
+  static let requestTimeout = TimeAmount.seconds(10)
+  static let reconnectMilliseconds: (first: Int64, max: Int64) = (50, 2000)
+
+  init(
+    address: ServiceAddress, token: String, link: Link, group: any EventLoopGroup,
+    logger: Logger, onPush: @escaping @Sendable (LedgerPush) -> Void
+  ) {
+    self.address = address
+    self.token = token
+    self.link = link
+    self.group = group
+    self.logger = logger
+    self.onPush = onPush
+  }
+
+  var isUp: Bool { state.withLock { $0.connection != nil } }
+
+  /// Connects, and reconnects after every loss, until the task is cancelled.
+  func run() async {
+    var wait = Self.reconnectMilliseconds.first
+    while !Task.isCancelled {
+      do {
+        try await connectOnce()
+        wait = Self.reconnectMilliseconds.first
+      } catch let failure as LedgerFailure {
+        if case .refused(let code) = failure.kind { onPush(.refused(code, failure.description)) }
+        logger.debug("ledger not reached", metadata: ["error": "\(failure)"])
+      } catch {
+        logger.debug("ledger not reached", metadata: ["error": "\(error)"])
+      }
+      let jittered = Int64.random(in: wait / 2...wait)
+      try? await Task.sleep(for: .milliseconds(jittered))
+      wait = min(wait * 2, Self.reconnectMilliseconds.max)
+    }
+  }
+
+  /// Opens one connection and returns when it is gone.
+  private func connectOnce() async throws {
+    let eventLoop = group.next()
+    let bootstrap = ClientBootstrap(group: eventLoop).connectTimeout(.seconds(2))
+    let onPush = onPush
+    let initializer: @Sendable (any Channel) -> EventLoopFuture<Void> = { channel in
+      channel.eventLoop.makeCompletedFuture {
+        try channel.pipeline.syncOperations.addHandler(
+          LedgerHandler(eventLoop: channel.eventLoop, onPush: onPush))
+      }
+    }
+    let channel: any Channel =
+      switch address {
+      case .tcp(let host, let port):
+        try await bootstrap.channelInitializer(initializer).connect(host: host, port: port).get()
+      case .unix(let path):
+        try await bootstrap.channelInitializer(initializer)
+          .connect(unixDomainSocketPath: path).get()
+      }
+    let bound = try await channel.eventLoop.submit {
+      NIOLoopBound(
+        try channel.pipeline.syncOperations.handler(type: LedgerHandler.self),
+        eventLoop: channel.eventLoop)
+    }.get()
+    defer { channel.close(promise: nil) }
+    _ = try await exchange(
+      bound, channel.eventLoop,
+      Hello(role: .ledger, client: "tollgate-sidecar", token: token), as: Welcome.self)
+    let linked = try await exchange(bound, channel.eventLoop, link, as: Linked.self)
+    state.withLock {
+      $0.connection = bound
+      $0.eventLoop = channel.eventLoop
+    }
+    logger.notice("ledger connected", metadata: ["endpoint": "\(address)"])
+    onPush(.connected(linked))
+    try? await channel.closeFuture.get()
+    state.withLock {
+      $0.connection = nil
+      $0.eventLoop = nil
+    }
+    logger.notice("ledger disconnected", metadata: ["endpoint": "\(address)"])
+    onPush(.disconnected)
+  }
+
+  // MARK: - Requests
+
+  /// Sends a request and waits for its (single) reply.
+  func request<Reply: OpcodeMessage>(
+    _ message: some OpcodeMessage, as type: Reply.Type
+  ) async throws(LedgerFailure) -> Reply {
+    let (connection, eventLoop) = try current()
+    return try await exchange(connection, eventLoop, message, as: type)
+  }
+
+  /// Sends a request and waits for all pages of its reply.
+  func pages<Reply: OpcodeMessage>(
+    _ message: some OpcodeMessage, as type: Reply.Type
+  ) async throws(LedgerFailure) -> [Reply] {
+    let (connection, eventLoop) = try current()
+    return try await frames(connection, eventLoop, message).map { frame throws(LedgerFailure) in
+      try Self.decode(frame, as: type)
+    }
+  }
+
+  /// Sends something that is answered by a push, or not at all.
+  func push(
+    _ message: some OpcodeMessage, more: Bool = false, correlated: Bool = false
+  ) async throws(LedgerFailure) {
+    let (connection, eventLoop) = try current()
+    await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
+      eventLoop.execute {
+        connection.value.push(message, flags: more ? .more : [], correlated: correlated)
+        continuation.resume()
+      }
+    }
+  }
+
+  private func current() throws(LedgerFailure) -> (NIOLoopBound<LedgerHandler>, any EventLoop) {
+    let found = state.withLock { ($0.connection, $0.eventLoop) }
+    guard let connection = found.0, let eventLoop = found.1 else {
+      throw LedgerFailure(kind: .disconnected, description: "the ledger is not connected")
+    }
+    return (connection, eventLoop)
+  }
+
+  private func exchange<Reply: OpcodeMessage>(
+    _ connection: NIOLoopBound<LedgerHandler>, _ eventLoop: any EventLoop,
+    _ message: some OpcodeMessage, as type: Reply.Type
+  ) async throws(LedgerFailure) -> Reply {
+    let frames = try await frames(connection, eventLoop, message)
+    guard let frame = frames.first, frames.count == 1 else {
+      throw LedgerFailure(
+        kind: .refused(.badFrame), description: "one reply was due, \(frames.count) came")
+    }
+    return try Self.decode(frame, as: type)
+  }
+
+  private func frames(
+    _ connection: NIOLoopBound<LedgerHandler>, _ eventLoop: any EventLoop,
+    _ message: some OpcodeMessage
+  ) async throws(LedgerFailure) -> [Frame] {
+    let result: Result<[Frame], LedgerFailure> = await withCheckedContinuation { continuation in
+      eventLoop.execute {
+        connection.value.request(message, timeout: Self.requestTimeout) {
+          continuation.resume(returning: $0)
+        }
+      }
+    }
+    return try result.get()
+  }
+
+  private static func decode<Reply: OpcodeMessage>(
+    _ frame: Frame, as type: Reply.Type
+  ) throws(LedgerFailure) -> Reply {
+    do throws(WireError) {
+      if frame.header.opcode == Reply.opcode { return try Reply.decode(frame) }
+      guard frame.header.opcode == .error else {
+        throw WireError.fatal(.badFrame, "unexpected reply")
+      }
+      let error = try ErrorReply.decode(frame)
+      throw WireError.refused(error.code, error.message)
+    } catch {
+      throw LedgerFailure(kind: .refused(error.code), description: error.text)
+    }
+  }
+}
+
+/// The connection itself, on its event loop.
+final class LedgerHandler: ChannelInboundHandler {
+  typealias InboundIn = ByteBuffer
+  typealias OutboundOut = ByteBuffer
+  typealias Completion = (Result<[Frame], LedgerFailure>) -> Void
+
+  private struct Waiting {
+    var frames: [Frame] = []
+    var completion: Completion
+    var timeout: Scheduled<Void>
+  }
+
+  private let eventLoop: any EventLoop
+  private let onPush: @Sendable (LedgerPush) -> Void
+  private var context: ChannelHandlerContext?
+  private var decoder = FrameDecoder(frameBytesMax: WireLimits.frameBytesMax)
+  private var waiting: [UInt64: Waiting] = [:]
+  private var correlation: UInt64 = 0
+
+  init(eventLoop: any EventLoop, onPush: @escaping @Sendable (LedgerPush) -> Void) {
+    self.eventLoop = eventLoop
+    self.onPush = onPush
+  }
+
+  func handlerAdded(context: ChannelHandlerContext) { self.context = context }
+  func handlerRemoved(context: ChannelHandlerContext) { self.context = nil }
+
+  func request(
+    _ message: some OpcodeMessage, timeout: TimeAmount, completion: @escaping Completion
+  ) {
+    guard let context, context.channel.isActive else {
+      return completion(
+        .failure(.init(kind: .disconnected, description: "the ledger is not connected")))
+    }
+    correlation += 1
+    let id = correlation
+    let timer = eventLoop.assumeIsolated().scheduleTask(in: timeout) {
+      // A late reply would be taken for another's only if ids were reused; they are not.
+      guard let entry = self.waiting.removeValue(forKey: id) else { return }
+      entry.completion(
+        .failure(.init(kind: .timedOut, description: "the ledger did not answer in time")))
+    }
+    waiting[id] = Waiting(completion: completion, timeout: timer)
+    send(message, correlation: id, flags: [], context: context)
+  }
+
+  func push(_ message: some OpcodeMessage, flags: FrameFlags, correlated: Bool) {
+    guard let context, context.channel.isActive else { return }
+    var id: UInt64 = 0
+    if correlated {
+      correlation += 1
+      id = correlation
+    }
+    send(message, correlation: id, flags: flags, context: context)
+  }
+
+  private func send(
+    _ message: some OpcodeMessage, correlation: UInt64, flags: FrameFlags,
+    context: ChannelHandlerContext
+  ) {
+    var buffer = context.channel.allocator.buffer(capacity: 4096)
+    buffer.writeFrame(message, correlation: correlation, flags: flags)
+    context.writeAndFlush(wrapOutboundOut(buffer), promise: nil)
+  }
+
+  func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    decoder.feed(unwrapInboundIn(data))
+    do throws(WireError) {
+      while let frame = try decoder.next() { try received(frame, context: context) }
+    } catch {
+      fail(.refused(error.code), error.text)
+      context.close(promise: nil)
+    }
+  }
+
+  private func received(_ frame: Frame, context: ChannelHandlerContext) throws(WireError) {
+    if frame.header.correlation != 0 {
+      // A reply nobody waits for any more was timed out; ids are never reused, so it is dropped.
+      guard var entry = waiting[frame.header.correlation] else { return }
+      entry.frames.append(frame)
+      if frame.header.flags.contains(.more) {
+        waiting[frame.header.correlation] = entry
+      } else {
+        waiting.removeValue(forKey: frame.header.correlation)
+        entry.timeout.cancel()
+        entry.completion(.success(entry.frames))
+      }
+      return
+    }
+    switch frame.header.opcode {
+    case .presentRequest?: onPush(.presentRequest(try PresentRequest.decode(frame)))
+    case .epoch?: onPush(.epoch(try EpochNotice.decode(frame)))
+    case .error?:
+      let error = try ErrorReply.decode(frame)
+      fail(.refused(error.code), error.message)
+      context.close(promise: nil)
+    case .goAway?: context.close(promise: nil)
+    case .ping?: send(
+      Pong(nonce: try Ping.decode(frame).nonce), correlation: 0, flags: [], context: context)
+    default: throw WireError.fatal(.badFrame, "unexpected push")
+    }
+  }
+
+  func channelInactive(context: ChannelHandlerContext) {
+    fail(.disconnected, "the ledger's connection was lost")
+  }
+
+  func errorCaught(context: ChannelHandlerContext, error: any Error) {
+    context.close(promise: nil)
+  }
+
+  private func fail(_ kind: LedgerFailure.Kind, _ text: String) {
+    let entries = waiting.values
+    waiting.removeAll()
+    for entry in entries {
+      entry.timeout.cancel()
+      entry.completion(.failure(.init(kind: kind, description: text)))
+    }
+  }
+}

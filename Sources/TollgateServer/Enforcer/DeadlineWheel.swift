@@ -1,0 +1,49 @@
+// Deadlines of one event loop, in slots of one millisecond: no timer per request (house rule 6).
+// An answered request stays in its slot until the slot passes and is then let go, so the wheel
+// holds at most (arrival rate × deadline) small references.
+
+import NIOCore
+
+struct DeadlineWheel {
+  static let slots = 2048
+  private var wheel: [[Request]] = Array(repeating: [], count: slots)
+  private var position: Int64
+  private(set) var count = 0
+
+  init(now: NIODeadline) { position = Self.tick(now) }
+
+  private static func tick(_ time: NIODeadline) -> Int64 {
+    Int64(clamping: time.uptimeNanoseconds / 1_000_000)
+  }
+
+  mutating func insert(_ request: Request) {
+    // A deadline in the middle of a millisecond passes with it, never before it.
+    let due = max(Self.tick(request.deadline) + 1, position + 1)
+    let slot = min(due, position + Int64(Self.slots) - 1)
+    wheel[Int(slot % Int64(Self.slots))].append(request)
+    count += 1
+  }
+
+  /// The requests whose deadline has passed unanswered.
+  mutating func advance(to now: NIODeadline) -> [Request] {
+    let target = Self.tick(now)
+    var expired: [Request] = []
+    while position < target {
+      position += 1
+      if count == 0 {
+        position = target
+        break
+      }
+      let slot = Int(position % Int64(Self.slots))
+      guard !wheel[slot].isEmpty else { continue }
+      let passed = wheel[slot]
+      wheel[slot].removeAll(keepingCapacity: passed.count < 4096)
+      count -= passed.count
+      for request in passed where !request.isAnswered {
+        // A deadline further off than the wheel is wide was parked in its last slot.
+        if request.deadline > now { insert(request) } else { expired.append(request) }
+      }
+    }
+    return expired
+  }
+}

@@ -1,0 +1,544 @@
+// The request path of one event loop: from a request to one script call to an answer.
+//
+//   submit ─▶ resolve limits ─▶ `decide` in Redis ─▶ decided ─▶ answer
+//     ▲                              │ STALE: newer configuration   ─▶ refresh ─┐
+//     │                              │ REBUILD: account not seeded  ─▶ seed ────┤
+//     │                              │ PERIOD: a boundary passed    ────────────┤
+//     │                              │ FENCE: bucket is another     ─▶ recover ─┤
+//     │                              │ connection lost              ─▶ link up ─┤
+//     └──────────────────────────────┴──────────────────────────────────────────┘
+//   deadline, or breaker open ─▶ the limits' failure policy answers
+//
+// Nothing here awaits, hops or allocates timers. What takes longer (reading configuration,
+// seeding, recovery) is asked of the `EnforcerDelegate` once and the requests that need it are
+// parked under the thing they wait for, until it comes or their deadline passes. An operation
+// whose call was written and lost is *in doubt*: it is repeated with its own id, which the
+// operation record makes safe, or answered OUTCOME_UNKNOWN; it is never guessed (promise 3).
+
+import Logging
+import NIOCore
+import TollgateCore
+import TollgateEngine
+import TollgateRedis
+
+/// The slow work an enforcer cannot do on the request path. Called on the enforcer's event loop;
+/// each kind is asked for once until its `…Finished` call comes back on the same loop.
+protocol EnforcerDelegate: AnyObject, Sendable {
+  func refreshGlobal(atLeast version: Int64)
+  func rebuild(account: String, bucket: Int, epoch: Int64)
+  func recover(bucket: Int, knownEpoch: Int64)
+  /// The bucket's meta holds an older global version than ours.
+  func pushVersion(bucket: Int)
+}
+
+final class Enforcer {
+  enum WaitKey: Hashable {
+    case global
+    case account(String)
+    case bucket(Int)
+    case link
+  }
+
+  struct BucketState {
+    enum Phase: Sendable, Hashable { case unknown, open, recovering }
+    var phase = Phase.unknown
+    var epoch: Int64 = 0
+    /// The highest outbox sequence this loop has seen acknowledged by Redis in this epoch.
+    var seenSequence: Int64 = 0
+    /// Script calls written and not yet answered.
+    var inFlight = 0
+  }
+
+  let eventLoop: any EventLoop
+  let metrics: Metrics
+  private let configuration: ServerConfiguration
+  private let keys: KeySpace
+  private let logger: Logger
+  private let wallClock: @Sendable () -> WallTime
+  private let storeLimits: StoreLimits
+  weak var delegate: (any EnforcerDelegate)?
+  var link: RedisLink?
+
+  private(set) var global: GlobalConfig?
+  private var accounts: AccountCache
+  private(set) var buckets: [BucketState]
+  private var waiting: [WaitKey: [Request]] = [:]
+  private var wheel: DeadlineWheel
+  private var ticking = false
+  private(set) var clock = RedisClock()
+  private var breaker: BreakerMachine
+  private var allowances: AllowanceBook
+  private(set) var retained: RetainedDeltas
+  let fallback: FallbackQueue
+  private var outstanding = 0
+  private var quiescing: [Int: [() -> Void]] = [:]
+  private var breakerWasOpen = false
+  private var encoder = UsageBodyCache()
+  private var linkIsUp = false
+
+  /// A request repeats its call at most this often before it is answered UNAVAILABLE.
+  static let attemptsMax = 12
+
+  init(
+    eventLoop: any EventLoop, configuration: ServerConfiguration, keys: KeySpace,
+    metrics: Metrics, fallback: FallbackQueue, logger: Logger,
+    wallClock: @escaping @Sendable () -> WallTime
+  ) {
+    self.eventLoop = eventLoop
+    self.configuration = configuration
+    self.keys = keys
+    self.metrics = metrics
+    self.fallback = fallback
+    self.logger = logger
+    self.wallClock = wallClock
+    storeLimits = configuration.storeLimits
+    accounts = AccountCache(capacity: configuration.limits.accountsCachedMax)
+    buckets = Array(repeating: BucketState(), count: configuration.deployment.buckets)
+    wheel = DeadlineWheel(now: .now())
+    breaker = BreakerMachine(
+      limits: Self.breakerLimits(configuration), seed: UInt64.random(in: .min ... .max))
+    allowances = AllowanceBook(entriesMax: configuration.limits.fallbackOperationsMax)
+    retained = RetainedDeltas(entriesMax: configuration.limits.retainedDeltasMax)
+  }
+
+  var now: NIODeadline { .now() }
+  var redisNow: WallTime { clock.now(at: .now(), wall: wallClock) }
+  var outstandingCount: Int { outstanding }
+
+  // MARK: - Requests
+
+  /// Takes a request; its answer comes through the request, at once or later, always by its
+  /// deadline.
+  func submit(_ request: Request) {
+    guard outstanding < configuration.limits.inFlightMax else {
+      metrics.overloaded.add()
+      request.complete(.error(.overloaded, "too many operations in flight"))
+      return
+    }
+    outstanding += 1
+    metrics.inFlight.add(1)
+    wheel.insert(request)
+    startTicking()
+    attempt(request)
+  }
+
+  /// Every answer passes here.
+  private func finish(_ request: Request, _ outcome: Outcome) {
+    guard request.complete(outcome) else { return }
+    outstanding -= 1
+    metrics.inFlight.add(-1)
+    metrics.requestLatency.record(nanoseconds: (NIODeadline.now() - request.arrived).nanoseconds)
+    switch outcome {
+    case .decision(let decision):
+      metrics.decided(decision.reason, decision.source)
+      if decision.replayed { metrics.replayed.add() }
+    case .error(let code, _): metrics.failed(code)
+    }
+  }
+
+  private func attempt(_ request: Request) {
+    guard !request.isAnswered else { return }
+    guard let global else { return park(request, .global) { $0.refreshGlobal(atLeast: 0) } }
+    guard link?.connection != nil else { return storeIsAway(request) }
+    let state = buckets[request.bucket]
+    guard state.phase == .open else {
+      return park(request, .bucket(request.bucket)) {
+        $0.recover(bucket: request.bucket, knownEpoch: state.epoch)
+      }
+    }
+    guard request.attempts < Self.attemptsMax else {
+      return finish(request, .error(.unavailable, "configuration changes faster than it is read"))
+    }
+    request.attempts += 1
+    let account = accounts[request.account] ?? AccountConfig(version: -1)
+    let resolution = Resolution.resolve(
+      subject: request.subject, items: request.items, global: global, account: account,
+      now: redisNow)
+    request.resolution = resolution
+    send(request, resolution, account: account, global: global)
+  }
+
+  private func park(
+    _ request: Request, _ key: WaitKey, ask: (any EnforcerDelegate) -> Void
+  ) {
+    let isFirst = waiting[key] == nil
+    waiting[key, default: []].append(request)
+    if isFirst, let delegate { ask(delegate) }
+  }
+
+  private func resume(_ key: WaitKey) {
+    guard let requests = waiting.removeValue(forKey: key) else { return }
+    for request in requests where !request.isAnswered { attempt(request) }
+  }
+
+  // MARK: - The script call
+
+  private func send(
+    _ request: Request, _ resolution: Resolution, account: AccountConfig, global: GlobalConfig
+  ) {
+    guard let connection = link?.connection, let identity = connection.identity,
+      case .allowed(let ticket) = breaker.admit(now: monotonicNow())
+    else { return storeIsAway(request) }
+    let bucket = request.bucket
+    let state = buckets[bucket]
+    let sentAt = NIODeadline.now()
+    let remaining = max(1, (request.deadline - sentAt).nanoseconds / 1_000_000)
+    let plan = DecidePlan(items: request.items, resolution: resolution)
+    let fence = Fence(
+      deployment: configuration.deployment.id, epoch: state.epoch, runID: identity.runID,
+      replicationID: identity.replicationID, seenSequence: state.seenSequence)
+    let call = DecideCall(
+      keySpace: keys, fence: fence, operation: request.id, fingerprint: request.fingerprint,
+      mode: request.mode.scriptMode, subject: request.subject, plan: plan,
+      bodies: encoder.bodies(
+        of: request, resolution, plan, catalogVersion: global.catalogVersion),
+      globalVersion: global.version, accountVersion: account.version, limits: storeLimits,
+      notAfter: request.mode == .post ? nil : redisNow + remaining)
+    buckets[bucket].inFlight += 1
+    if request.mode != .check { request.inDoubt = true }
+    metrics.redisCommands.add()
+    let isCancel = request.mode == .cancel
+    connection.send(
+      { buffer in
+        if isCancel {
+          CancelCall(call).write(into: &buffer)
+        } else {
+          call.write(into: &buffer)
+        }
+      },
+      completion: { [self] result in
+        received(result, of: call, request: request, sentAt: sentAt, ticket: ticket)
+      })
+  }
+
+  private func received(
+    _ result: Result<RESPReply, RedisFailure>, of call: DecideCall, request: Request,
+    sentAt: NIODeadline, ticket: BreakerMachine.Ticket
+  ) {
+    let now = NIODeadline.now()
+    let bucket = request.bucket
+    buckets[bucket].inFlight -= 1
+    if buckets[bucket].inFlight == 0, let done = quiescing.removeValue(forKey: bucket) {
+      for callback in done { callback() }
+    }
+    switch result {
+    case .success(let reply):
+      metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
+      noteBreaker(
+        breaker.answered(
+          ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
+      if request.isAnswered { metrics.lateReplies.add() }
+      handle(call.decode(reply), of: call, request, at: now)
+    case .failure(.notSent):
+      noteBreaker(breaker.failed(ticket, now: monotonic(now)))
+      storeIsAway(request)
+    case .failure(.outcomeUnknown):
+      noteBreaker(breaker.failed(ticket, now: monotonic(now)))
+      if !request.isAnswered { waiting[.link, default: []].append(request) }
+    }
+  }
+
+  private func handle(
+    _ reply: DecideReply, of call: DecideCall, _ request: Request, at now: NIODeadline
+  ) {
+    let epoch = call.fence.epoch
+    request.inDoubt = false
+    switch reply {
+    case .decided(let decided):
+      clock.observed(decided.decision.time, at: now)
+      if let last = decided.entries.last, buckets[request.bucket].epoch == decided.epoch {
+        buckets[request.bucket].seenSequence = max(
+          buckets[request.bucket].seenSequence, last.sequence)
+      }
+      if !decided.entries.isEmpty, request.mode != .cancel {
+        for entry in call.entries(decided) {
+          retained.add(entry, bucket: request.bucket, epoch: decided.epoch)
+        }
+      }
+      finish(request, .decision(decided.decision))
+    case .replayed(let decided):
+      finish(request, .decision(decided.decision))
+    case .mismatch(let field):
+      finish(
+        request, .error(.idempotencyMismatch, "\(field) differ from the first request of this id"))
+    case .idTooOld:
+      finish(request, .error(.idTooOld, "the id is older than the dedupe window"))
+    case .idFromFuture:
+      finish(request, .error(.idFromFuture, "the id's time is ahead of the server's"))
+    case .expired:
+      // Redis saw the call after the caller's deadline and wrote nothing.
+      finish(request, .error(.deadlineExceeded, "not applied: the deadline had passed"))
+    case .stale(let globalVersion, let accountVersion, let configuration):
+      metrics.retriedStale.add()
+      handleStale(request, globalVersion, accountVersion, configuration)
+    case .rebuild:
+      guard !request.isAnswered else { return }
+      park(request, .account(request.account)) {
+        $0.rebuild(account: request.account, bucket: request.bucket, epoch: epoch)
+      }
+    case .period(let time):
+      metrics.retriedPeriod.add()
+      clock.observed(time, at: now)
+      attempt(request)
+    case .fenced:
+      metrics.fences.add()
+      if buckets[request.bucket].phase == .open, buckets[request.bucket].epoch == epoch {
+        buckets[request.bucket].phase = .recovering
+        metrics.bucketsFenced.add(1)
+      }
+      attempt(request)
+    case .error(let text) where text == "QUANTITY_OVERFLOW":
+      finish(request, .error(.amountOutOfRange, "a counter would leave the quantity range"))
+    case .error(let text):
+      // A server error answers instead of the script (OOM, LOADING, READONLY …): nothing was
+      // written, and the store is as good as away.
+      logger.debug("script call refused", metadata: ["error": "\(text)"])
+      if text.hasPrefix("NOSCRIPT"), request.attempts < 3 {
+        loadAllScripts()
+        return attempt(request)
+      }
+      storeIsAway(request)
+    }
+  }
+
+  private func handleStale(
+    _ request: Request, _ globalVersion: Int64, _ accountVersion: Int64?, _ text: String?
+  ) {
+    if let text, let accountVersion, (accounts[request.account]?.version ?? -1) != accountVersion {
+      if var config = AccountConfig(stored: text) {
+        config.version = accountVersion
+        accounts[request.account] = config
+      } else {
+        logger.error("account configuration in the store cannot be read")
+        return finish(request, .error(.internalError, "account configuration cannot be read"))
+      }
+    }
+    let ours = global?.version ?? 0
+    if globalVersion > ours {
+      return park(request, .global) { $0.refreshGlobal(atLeast: globalVersion) }
+    }
+    if globalVersion < ours { delegate?.pushVersion(bucket: request.bucket) }
+    guard !request.isAnswered else { return }
+    if globalVersion < ours && request.attempts > 2 {
+      // Give the version push a turn of the loop instead of spinning on the answer.
+      eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(2)) { self.attempt(request) }
+    } else {
+      attempt(request)
+    }
+  }
+
+  // MARK: - When the store does not answer
+
+  /// Redis cannot be asked now. A request in doubt waits for the link, because only its id can
+  /// tell; any other is answered by the failure policy of its limits.
+  private func storeIsAway(_ request: Request) {
+    guard !request.isAnswered else { return }
+    if request.inDoubt || request.mode == .post || request.mode == .cancel {
+      waiting[.link, default: []].append(request)
+    } else {
+      answerByPolicy(request)
+    }
+  }
+
+  private func deadlinePassed(_ request: Request) {
+    metrics.timeouts.add()
+    switch request.mode {
+    case .post, .cancel:
+      finish(
+        request,
+        .error(.outcomeUnknown, "the store did not answer in time; repeat with the same id"))
+    case .check, .consume: answerByPolicy(request)
+    }
+  }
+
+  private func answerByPolicy(_ request: Request) {
+    let verdict = PolicyAnswer.verdict(
+      for: request, global: global, account: accounts[request.account], now: redisNow,
+      allowances: &allowances)
+    switch verdict {
+    case .deny(let reason, let binding, let item):
+      if request.inDoubt {
+        // It may have been applied. Saying "denied" would be a guess; the id will tell.
+        return finish(
+          request,
+          .error(.outcomeUnknown, "the store did not answer in time; repeat with the same id"))
+      }
+      finish(
+        request,
+        .decision(
+          Decision(
+            reason: reason, source: .policy, binding: binding, bindingItem: item,
+            time: redisNow, globalVersion: global?.version ?? 0,
+            accountVersion: accounts[request.account]?.version ?? 0)))
+    case .allow(let units):
+      if request.mode == .consume {
+        guard fallback.add(FallbackOperation(request)) else {
+          return finish(
+            request,
+            .decision(Decision(reason: .fallbackExhausted, source: .policy, time: redisNow)))
+        }
+        metrics.fallbackUnits.add(units)
+        metrics.fallbackPending.set(Int64(fallback.count))
+      }
+      finish(
+        request,
+        .decision(
+          Decision(
+            reason: .allowedFailOpen, source: .policy, time: redisNow,
+            globalVersion: global?.version ?? 0,
+            accountVersion: accounts[request.account]?.version ?? 0)))
+    }
+  }
+
+  // MARK: - Time
+
+  private func monotonic(_ instant: NIODeadline) -> MonotonicTime {
+    MonotonicTime(nanoseconds: Int64(clamping: instant.uptimeNanoseconds))
+  }
+
+  private func monotonicNow() -> MonotonicTime { monotonic(.now()) }
+
+  private func startTicking() {
+    guard !ticking else { return }
+    ticking = true
+    scheduleTick()
+  }
+
+  private static func breakerLimits(_ configuration: ServerConfiguration) -> BreakerLimits {
+    var limits = BreakerLimits()
+    limits.unansweredMax = configuration.limits.redisSlowMilliseconds * 1_000_000
+    limits.slowAnswer = limits.unansweredMax
+    return limits
+  }
+
+  private var isBreakerOpen: Bool {
+    switch breaker.state {
+    case .closed: false
+    case .open, .halfOpen: true
+    }
+  }
+
+  private func noteBreaker(_ transition: BreakerMachine.Transition?) {
+    guard let transition else { return }
+    let open = isBreakerOpen
+    if open != breakerWasOpen {
+      breakerWasOpen = open
+      metrics.breakerOpen.add(open ? 1 : -1)
+      if open { metrics.breakerTrips.add() }
+    }
+    logger.notice("redis breaker", metadata: ["transition": "\(transition)"])
+    // Those in doubt may be asked again as soon as the store is believed.
+    if !open { resume(.link) }
+  }
+
+  private func scheduleTick() {
+    eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(1)) { self.tick() }
+  }
+
+  private func tick() {
+    let now = NIODeadline.now()
+    let oldest = link?.connection?.oldestSentAt.map { MonotonicTime(nanoseconds: $0) }
+    noteBreaker(breaker.observed(oldestUnansweredSince: oldest, now: monotonic(now)))
+    for request in wheel.advance(to: now) { deadlinePassed(request) }
+    if wheel.count > 0 { scheduleTick() } else { ticking = false }
+  }
+
+  // MARK: - What the rest of the sidecar tells this loop
+
+  func globalChanged(_ config: GlobalConfig) {
+    if let global, global.version >= config.version { return resume(.global) }
+    global = config
+    metrics.configVersion.set(config.version)
+    resume(.global)
+  }
+
+  func accountChanged(_ account: String, _ config: AccountConfig?) {
+    accounts[account] = config
+  }
+
+  func rebuildFinished(account: String) { resume(.account(account)) }
+
+  /// A request for this account that cannot be seeded now (no ledger): its policy answers.
+  func rebuildFailed(account: String) {
+    guard let requests = waiting.removeValue(forKey: .account(account)) else { return }
+    for request in requests { storeIsAway(request) }
+  }
+
+  /// No account of this name exists, by the ledger's word; good for half a second at most.
+  func accountUnknown(_ account: String) {
+    guard let requests = waiting.removeValue(forKey: .account(account)) else { return }
+    for request in requests where !request.isAnswered {
+      finish(
+        request,
+        .decision(
+          Decision(
+            reason: .unknownAccount, source: .redis, time: redisNow,
+            globalVersion: global?.version ?? 0)))
+    }
+  }
+
+  func bucketOpened(_ bucket: Int, epoch: Int64, sequence: Int64) {
+    guard epoch >= buckets[bucket].epoch else { return }
+    if buckets[bucket].phase == .recovering { metrics.bucketsFenced.add(-1) }
+    if epoch > buckets[bucket].epoch { buckets[bucket].seenSequence = sequence }
+    buckets[bucket].epoch = epoch
+    buckets[bucket].phase = .open
+    resume(.bucket(bucket))
+  }
+
+  /// Stops issuing calls to a bucket and calls back when none is in flight.
+  func quiesce(_ bucket: Int, done: @escaping () -> Void) {
+    if buckets[bucket].phase == .open { metrics.bucketsFenced.add(1) }
+    buckets[bucket].phase = .recovering
+    if buckets[bucket].inFlight == 0 {
+      done()
+    } else {
+      quiescing[bucket, default: []].append(done)
+    }
+  }
+
+  func recoveryFailed(_ bucket: Int) {
+    guard let requests = waiting.removeValue(forKey: .bucket(bucket)) else { return }
+    for request in requests { storeIsAway(request) }
+  }
+
+  /// Whether a call would be sent now.
+  var canReachStore: Bool { link?.connection != nil && !isBreakerOpen }
+
+  /// Loads every script on the current connection; calls are pipelined behind it.
+  func loadAllScripts() {
+    for script in ScriptLibrary.shared.scripts {
+      link?.send({ RESPWriter.write(["SCRIPT", "LOAD", .bytes(script.source)], to: &$0) }) { _ in }
+    }
+  }
+
+  func linkLost() {
+    if linkIsUp { metrics.redisUp.add(-1) }
+    linkIsUp = false
+  }
+
+  func linkConnected() {
+    linkIsUp = true
+    metrics.redisReconnects.add()
+    resume(.link)
+  }
+
+  /// The ledger has everything of this bucket's epoch up to `sequence`.
+  func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
+    retained.acknowledged(bucket: bucket, epoch: epoch, through: sequence)
+  }
+
+  /// The store answers again: the allowances of the outage are whole.
+  func outageEnded() { allowances.outageEnded() }
+}
+
+extension RequestMode {
+  /// A cancel is its own script and borrows the rest of a consume's call.
+  var scriptMode: DecideCall.Mode {
+    switch self {
+    case .check: .check
+    case .consume, .cancel: .consume
+    case .post: .post
+    }
+  }
+}

@@ -1,0 +1,102 @@
+// What an open failure policy let through, waiting to be posted under the same operation ids
+// (promise 3). Bounded; full means the policy lets nothing more through. With a journal file every
+// entry is written before its answer is given, so a killed sidecar posts it after its restart; the
+// file does not survive the host, and without it the entries live as long as the process. Shared
+// by all event loops of a sidecar; posting is idempotent by operation id, so an entry posted twice
+// (a crash between the post and the note of it) charges once.
+
+import Synchronization
+import TollgateCore
+
+struct FallbackOperation: Sendable, Hashable {
+  var id: OperationID
+  var subject: Subject
+  var items: [Item]
+  var attributes: [String: String]
+  var traceParent: String
+
+  init(
+    id: OperationID, subject: Subject, items: [Item], attributes: [String: String] = [:],
+    traceParent: String = ""
+  ) {
+    self.id = id
+    self.subject = subject
+    self.items = items
+    self.attributes = attributes
+    self.traceParent = traceParent
+  }
+
+  init(_ request: Request) {
+    self.init(
+      id: request.id, subject: request.subject, items: request.items,
+      attributes: request.attributes, traceParent: request.traceParent)
+  }
+}
+
+final class FallbackQueue: Sendable {
+  private struct State: ~Copyable {
+    var pending: [OperationID: FallbackOperation] = [:]
+    var taken: Set<OperationID> = []
+    var journal: FallbackJournal?
+  }
+
+  private let state: Mutex<State>
+  let operationsMax: Int
+
+  /// Entries that the journal still holds are pending again.
+  init(operationsMax: Int, journal: consuming FallbackJournal?) {
+    self.operationsMax = operationsMax
+    var state = State()
+    if var journal {
+      for operation in journal.recovered { state.pending[operation.id] = operation }
+      journal.recovered = []
+      state.journal = consume journal
+    }
+    self.state = Mutex(state)
+  }
+
+  var count: Int { state.withLock { $0.pending.count } }
+
+  func contains(_ id: OperationID) -> Bool {
+    state.withLock { $0.pending[id] != nil }
+  }
+
+  /// False where the queue is full or the journal cannot be written: then nothing may be let
+  /// through.
+  func add(_ operation: FallbackOperation) -> Bool {
+    state.withLock { state in
+      if state.pending[operation.id] != nil { return true }
+      guard state.pending.count < operationsMax else { return false }
+      if state.journal != nil, state.journal?.append(operation) != true { return false }
+      state.pending[operation.id] = operation
+      return true
+    }
+  }
+
+  /// Up to `limit` entries that nobody is posting.
+  func take(_ limit: Int) -> [FallbackOperation] {
+    state.withLock { state in
+      var batch: [FallbackOperation] = []
+      for (id, operation) in state.pending where !state.taken.contains(id) {
+        batch.append(operation)
+        if batch.count == limit { break }
+      }
+      for operation in batch { state.taken.insert(operation.id) }
+      return batch
+    }
+  }
+
+  /// The post was recorded: the entry is done with. When the last one is, the journal is emptied.
+  func posted(_ id: OperationID) {
+    state.withLock { state in
+      state.taken.remove(id)
+      guard state.pending.removeValue(forKey: id) != nil else { return }
+      if state.pending.isEmpty { state.journal?.reset() }
+    }
+  }
+
+  /// The post did not come through; another attempt will.
+  func failed(_ id: OperationID) {
+    state.withLock { _ = $0.taken.remove(id) }
+  }
+}

@@ -1,0 +1,54 @@
+// What the failure policies say when the counters cannot be asked (DESIGN 3). Every hard limit
+// that applies has a say: one `closed` (or, without leases, `stale`) denies; where all are `open`
+// the request is let through, within the allowance of each. Soft and shadow limits never deny, so
+// their policies have no say; a gate is answered from the configuration last heard.
+
+import TollgateCore
+import TollgateEngine
+
+enum PolicyAnswer {
+  enum Verdict {
+    case deny(Reason, binding: Name?, item: Int?)
+    case allow(units: Int64)
+  }
+
+  static func verdict(
+    for request: Request, global: GlobalConfig?, account: AccountConfig?, now: WallTime,
+    allowances: inout AllowanceBook
+  ) -> Verdict {
+    guard let global, let account else {
+      return .deny(.storeUnavailable, binding: nil, item: nil)
+    }
+    let resolution = Resolution.resolve(
+      subject: request.subject, items: request.items, global: global, account: account, now: now)
+    var claims: [AllowanceBook.Claim] = []
+    var open = [Bool](repeating: false, count: request.items.count)
+    var closed: AppliedLimit?
+    for limit in resolution.limits {
+      if case .deny(let reason) = limit.rule, limit.enforcement == .hard {
+        return .deny(reason, binding: limit.id, item: limit.item)
+      }
+      guard limit.enforcement == .hard else { continue }
+      switch limit.failurePolicy {
+      case .open(let allowance):
+        open[limit.item] = true
+        claims.append(
+          .init(
+            subject: request.subject.prefix(limit.level).path, limit: limit.id,
+            amount: request.items[limit.item].amount, allowance: allowance))
+      case .closed, .stale: closed = closed ?? limit
+      }
+    }
+    if let closed { return .deny(.storeUnavailable, binding: closed.id, item: closed.item) }
+    // A feature without a hard limit has nobody to say how much may go unmetered: closed.
+    if let item = open.firstIndex(of: false) {
+      return .deny(.storeUnavailable, binding: nil, item: item)
+    }
+    let units = request.items.reduce(Int64(0)) { $0 &+ $1.amount }
+    if request.mode == .check { return .allow(units: units) }
+    if let refused = allowances.take(claims) {
+      return .deny(.fallbackExhausted, binding: refused.limit, item: nil)
+    }
+    return .allow(units: units)
+  }
+}

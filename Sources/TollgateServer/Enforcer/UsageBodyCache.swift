@@ -1,0 +1,57 @@
+// Delta bodies, encoded once per (subject, feature, periods, versions) and used again: between two
+// boundaries every operation of a subject writes the same body, so encoding it is not paid for per
+// request. Bounded; forgetting one costs an encoding.
+
+import TollgateCore
+import TollgateRedis
+import TollgateWire
+
+struct UsageBodyCache {
+  private struct Key: Hashable {
+    var subject: String
+    var feature: Name
+    var cells: [Cell]
+    var catalogVersion: Int64
+  }
+
+  static let entriesMax = 20_000
+  private var bodies: [Key: [UInt8]] = [:]
+
+  /// One body for each metered item, in the plan's order; empty for a check.
+  mutating func bodies(
+    of request: Request, _ resolution: Resolution, _ plan: DecidePlan, catalogVersion: Int64
+  ) -> [[UInt8]] {
+    guard request.mode != .check else { return [] }
+    return plan.meteredItems.map { item in
+      body(of: request, item: item, resolution, catalogVersion: catalogVersion)
+    }
+  }
+
+  private mutating func body(
+    of request: Request, item: Int, _ resolution: Resolution, catalogVersion: Int64
+  ) -> [UInt8] {
+    let cells = resolution.cells.filter { $0.item == item }
+    // Attributes and trace parents differ per request, and so do the rarer sources.
+    let cacheable =
+      request.attributes.isEmpty && request.traceParent.isEmpty && request.source == .redis
+    let key = Key(
+      subject: request.subject.path, feature: request.items[item].feature,
+      cells: cacheable ? cells : [], catalogVersion: catalogVersion)
+    if cacheable, let body = bodies[key] { return body }
+    let billing = cells.first { $0.level == 1 && $0.window == .month }
+    let body = UsageBody(
+      subject: request.subject, feature: request.items[item].feature,
+      period: billing?.period ?? Window.month.period(containing: request.id.time),
+      cells: cells.map {
+        CellReference(level: $0.level, window: $0.window, period: $0.period)
+      },
+      catalogVersion: catalogVersion, source: request.source, attributes: request.attributes,
+      traceParent: request.traceParent
+    ).encode()
+    if cacheable {
+      if bodies.count >= Self.entriesMax { bodies.removeAll(keepingCapacity: true) }
+      bodies[key] = body
+    }
+    return body
+  }
+}

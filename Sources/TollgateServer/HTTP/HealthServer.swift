@@ -1,0 +1,105 @@
+// `/healthz`, `/readyz` and `/metrics` on a loopback port of their own. HTTP/1.1 through NIO's
+// codec; three fixed paths, GET and HEAD only, one response per request. Health says that the
+// process runs its loops; readiness says "can answer by policy", which one outage of Redis or of
+// the ledger does not take away (DESIGN 9).
+
+import NIOCore
+import NIOHTTP1
+import NIOPosix
+
+struct ReadinessReport: Sendable {
+  var ready: Bool
+  /// One line per fact: what is degraded, for people.
+  var lines: [String]
+
+  init(ready: Bool, lines: [String]) {
+    self.ready = ready
+    self.lines = lines
+  }
+}
+
+enum HealthServer {
+  /// Binds and serves until the returned channel is closed.
+  static func start(
+    host: String, port: Int, group: any EventLoopGroup,
+    report: @escaping @Sendable () -> ReadinessReport, metrics: @escaping @Sendable () -> String
+  ) async throws -> any Channel {
+    try await ServerBootstrap(group: group)
+      .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
+      .childChannelInitializer { channel in
+        channel.eventLoop.makeCompletedFuture {
+          let pipeline = channel.pipeline.syncOperations
+          try pipeline.configureHTTPServerPipeline(withErrorHandling: true)
+          try pipeline.addHandler(HealthHandler(report: report, metrics: metrics))
+        }
+      }
+      .bind(host: host, port: port).get()
+  }
+}
+
+private final class HealthHandler: ChannelInboundHandler {
+  typealias InboundIn = HTTPServerRequestPart
+  typealias OutboundOut = HTTPServerResponsePart
+
+  private let report: @Sendable () -> ReadinessReport
+  private let metrics: @Sendable () -> String
+  private var head: HTTPRequestHead?
+
+  init(report: @escaping @Sendable () -> ReadinessReport, metrics: @escaping @Sendable () -> String) {
+    self.report = report
+    self.metrics = metrics
+  }
+
+  func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    switch unwrapInboundIn(data) {
+    case .head(let head): self.head = head
+    case .body: break
+    case .end:
+      guard let head else { return }
+      self.head = nil
+      respond(to: head, context: context)
+    }
+  }
+
+  private func respond(to head: HTTPRequestHead, context: ChannelHandlerContext) {
+    var status = HTTPResponseStatus.ok
+    var type = "text/plain; charset=utf-8"
+    var body = ""
+    let path = head.uri.prefix { $0 != "?" }
+    if head.method != .GET && head.method != .HEAD {
+      status = .methodNotAllowed
+      body = "only GET and HEAD\n"
+    } else {
+      switch path {
+      case "/healthz": body = "ok\n"
+      case "/readyz":
+        let report = report()
+        status = report.ready ? .ok : .serviceUnavailable
+        body = (report.ready ? "ready\n" : "not ready\n") + report.lines.map { $0 + "\n" }.joined()
+      case "/metrics":
+        type = "text/plain; version=0.0.4; charset=utf-8"
+        body = metrics()
+      default:
+        status = .notFound
+        body = "paths: /healthz /readyz /metrics\n"
+      }
+    }
+    let buffer = context.channel.allocator.buffer(string: body)
+    var headers = HTTPHeaders([
+      ("content-type", type), ("content-length", String(buffer.readableBytes)),
+    ])
+    if !head.isKeepAlive { headers.add(name: "connection", value: "close") }
+    let response = HTTPResponseHead(version: head.version, status: status, headers: headers)
+    context.write(wrapOutboundOut(.head(response)), promise: nil)
+    if head.method != .HEAD { context.write(wrapOutboundOut(.body(.byteBuffer(buffer))), promise: nil) }
+    let keepAlive = head.isKeepAlive
+    let channel = context.channel
+    context.writeAndFlush(wrapOutboundOut(.end(nil))).whenComplete { _ in
+      if !keepAlive { channel.close(promise: nil) }
+    }
+  }
+
+  func errorCaught(context: ChannelHandlerContext, error: any Error) {
+    context.close(promise: nil)
+  }
+}

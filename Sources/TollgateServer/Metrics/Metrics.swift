@@ -1,0 +1,222 @@
+// Counters, gauges and histograms, and their Prometheus text. Handles are resolved at start and
+// label values come from closed enums, so that neither names nor memory grow with tenants
+// (PITFALL 48). Each is one relaxed atomic: event loops count without a lock, the exporter reads
+// whenever it is asked.
+
+import Synchronization
+import TollgateCore
+
+final class Counter: Sendable {
+  private let value = Atomic<Int64>(0)
+
+  func add(_ amount: Int64 = 1) { value.wrappingAdd(amount, ordering: .relaxed) }
+  var current: Int64 { value.load(ordering: .relaxed) }
+}
+
+final class Gauge: Sendable {
+  private let value = Atomic<Int64>(0)
+
+  func set(_ new: Int64) { value.store(new, ordering: .relaxed) }
+  func add(_ amount: Int64) { value.wrappingAdd(amount, ordering: .relaxed) }
+  var current: Int64 { value.load(ordering: .relaxed) }
+}
+
+/// Latencies in fixed buckets from 50 µs to 10 s.
+final class LatencyHistogram: Sendable {
+  /// Upper bounds in microseconds.
+  static let bounds: [Int64] = [
+    50, 100, 200, 300, 500, 750, 1000, 2000, 3000, 5000, 10_000, 20_000, 50_000, 100_000,
+    250_000, 1_000_000, 10_000_000,
+  ]
+  private let counts: [Counter]
+  private let sum = Counter()
+
+  init() { counts = (0...Self.bounds.count).map { _ in Counter() } }
+
+  func record(nanoseconds: Int64) {
+    let microseconds = max(0, nanoseconds) / 1000
+    var index = 0
+    while index < Self.bounds.count, microseconds > Self.bounds[index] { index += 1 }
+    counts[index].add()
+    sum.add(microseconds)
+  }
+
+  var total: Int64 { counts.reduce(0) { $0 + $1.current } }
+
+  func write(name: String, labels: String, into text: inout String) {
+    var running: Int64 = 0
+    let separator = labels.isEmpty ? "" : ","
+    for (index, bound) in Self.bounds.enumerated() {
+      running += counts[index].current
+      text += "\(name)_bucket{\(labels)\(separator)le=\"\(Self.seconds(bound))\"} \(running)\n"
+    }
+    running += counts[Self.bounds.count].current
+    text += "\(name)_bucket{\(labels)\(separator)le=\"+Inf\"} \(running)\n"
+    let suffix = labels.isEmpty ? "" : "{\(labels)}"
+    text += "\(name)_sum\(suffix) \(Self.seconds(sum.current))\n\(name)_count\(suffix) \(running)\n"
+  }
+
+  /// Microseconds as decimal seconds, without floating point.
+  static func seconds(_ microseconds: Int64) -> String {
+    let fraction = String(microseconds % 1_000_000)
+    var text = "\(microseconds / 1_000_000)"
+    let digits = String(repeating: "0", count: 6 - fraction.count) + fraction
+    let trimmed = digits.reversed().drop { $0 == "0" }.reversed()
+    if !trimmed.isEmpty { text += "." + String(trimmed) }
+    return text
+  }
+}
+
+/// Every metric of a sidecar. Names and meanings are listed in README's section on seeing.
+struct Metrics: Sendable {
+  /// Indexed by source, then by position of the reason in `Reason.allCases`.
+  private let decisions: [[Counter]]
+  private let errors: [Counter]
+  private static let reasonIndex: [Int] = {
+    var table = [Int](repeating: 0, count: 64)
+    for (index, reason) in Reason.allCases.enumerated() { table[Int(reason.rawValue)] = index }
+    return table
+  }()
+
+  let requestLatency = LatencyHistogram()
+  let redisLatency = LatencyHistogram()
+  let connections = Gauge()
+  let inFlight = Gauge()
+  let frames = Counter()
+  let protocolErrors = Counter()
+  let overloaded = Counter()
+  let replayed = Counter()
+  let retriedStale = Counter()
+  let retriedPeriod = Counter()
+  let rebuilds = Counter()
+  let fences = Counter()
+  let recoveries = Counter()
+  let redisUp = Gauge()
+  let redisReconnects = Counter()
+  let breakerOpen = Gauge()
+  let breakerTrips = Counter()
+  let redisCommands = Counter()
+  let timeouts = Counter()
+  let lateReplies = Counter()
+  let ledgerUp = Gauge()
+  let deltasDelivered = Counter()
+  let duplicatesAbsorbed = Counter()
+  let gaps = Counter()
+  let forks = Counter()
+  let outboxEntries = Gauge()
+  let outboxLagMilliseconds = Gauge()
+  let meteringLagMilliseconds = Gauge()
+  let retainedDeltas = Gauge()
+  let retainedDropped = Counter()
+  let fallbackUnits = Counter()
+  let fallbackPending = Gauge()
+  let fallbackPosted = Counter()
+  let fallbackExpired = Counter()
+  let configVersion = Gauge()
+  let configRefreshes = Counter()
+  let bucketsOwned = Gauge()
+  let bucketsFenced = Gauge()
+
+  init() {
+    decisions = Source.allCases.map { _ in Reason.allCases.map { _ in Counter() } }
+    errors = ErrorCode.allCases.map { _ in Counter() }
+  }
+
+  func decided(_ reason: Reason, _ source: Source) {
+    decisions[Int(source.rawValue)][Self.reasonIndex[Int(reason.rawValue)]].add()
+  }
+
+  func failed(_ code: ErrorCode) { errors[Int(code.rawValue) - 1].add() }
+
+  func decisionCount(_ reason: Reason) -> Int64 {
+    decisions.reduce(0) { $0 + $1[Self.reasonIndex[Int(reason.rawValue)]].current }
+  }
+
+  /// The Prometheus text exposition format, version 0.0.4.
+  func exposition() -> String {
+    var text = ""
+    text.reserveCapacity(16 * 1024)
+    func head(_ name: String, _ kind: String, _ help: String) {
+      text += "# HELP \(name) \(help)\n# TYPE \(name) \(kind)\n"
+    }
+    func counter(_ name: String, _ help: String, _ value: Counter) {
+      head(name, "counter", help)
+      text += "\(name) \(value.current)\n"
+    }
+    func gauge(_ name: String, _ help: String, _ value: Gauge) {
+      head(name, "gauge", help)
+      text += "\(name) \(value.current)\n"
+    }
+    head("tollgate_decisions_total", "counter", "Decisions by reason and source.")
+    for source in Source.allCases {
+      for (index, reason) in Reason.allCases.enumerated() {
+        let count = decisions[Int(source.rawValue)][index].current
+        guard count > 0 || source == .redis else { continue }
+        text +=
+          "tollgate_decisions_total{reason=\"\(reason.name)\",source=\"\(source.name)\"} \(count)\n"
+      }
+    }
+    head("tollgate_errors_total", "counter", "Requests answered with an error, by code.")
+    for code in ErrorCode.allCases {
+      let count = errors[Int(code.rawValue) - 1].current
+      text += "tollgate_errors_total{code=\"\(code.name)\"} \(count)\n"
+    }
+    head("tollgate_request_seconds", "histogram", "From a request's arrival to its answer.")
+    requestLatency.write(name: "tollgate_request_seconds", labels: "", into: &text)
+    head("tollgate_redis_seconds", "histogram", "From a script call's write to its reply.")
+    redisLatency.write(name: "tollgate_redis_seconds", labels: "", into: &text)
+    gauge("tollgate_connections", "Client connections open.", connections)
+    gauge("tollgate_in_flight", "Records accepted and not yet answered.", inFlight)
+    counter("tollgate_frames_total", "Frames received.", frames)
+    counter("tollgate_protocol_errors_total", "Connections ended for breaking the protocol.",
+      protocolErrors)
+    counter("tollgate_overloaded_total", "Records refused early as OVERLOADED.", overloaded)
+    counter("tollgate_replayed_total", "Operations answered from their record.", replayed)
+    counter("tollgate_stale_total", "Calls repeated because configuration was newer.", retriedStale)
+    counter("tollgate_period_total", "Calls repeated because a period had ended.", retriedPeriod)
+    counter("tollgate_rebuilds_total", "Accounts seeded from the ledger.", rebuilds)
+    counter("tollgate_fences_total", "Script calls refused by the fence.", fences)
+    counter("tollgate_recoveries_total", "Buckets opened under a new epoch by this sidecar.",
+      recoveries)
+    gauge("tollgate_redis_up", "Redis connections ready.", redisUp)
+    counter("tollgate_redis_reconnects_total", "Redis connections opened.", redisReconnects)
+    gauge("tollgate_breaker_open", "Event loops whose breaker is open.", breakerOpen)
+    counter("tollgate_breaker_trips_total", "Times a breaker opened.", breakerTrips)
+    counter("tollgate_redis_commands_total", "Script calls sent on the request path.",
+      redisCommands)
+    counter("tollgate_timeouts_total", "Operations whose deadline passed before Redis answered.",
+      timeouts)
+    counter("tollgate_late_replies_total", "Redis replies after the operation's deadline.",
+      lateReplies)
+    gauge("tollgate_ledger_up", "1 while the ledger link is up.", ledgerUp)
+    counter("tollgate_deltas_delivered_total", "Deltas the ledger acknowledged to this shipper.",
+      deltasDelivered)
+    counter("tollgate_duplicates_absorbed_total", "Deltas the ledger already knew; reversed once.",
+      duplicatesAbsorbed)
+    counter("tollgate_gaps_total", "GAP answers of the ledger.", gaps)
+    counter("tollgate_forks_total", "FORKED answers of the ledger.", forks)
+    gauge("tollgate_outbox_entries", "Entries in owned buckets not yet acknowledged.",
+      outboxEntries)
+    gauge("tollgate_outbox_lag_milliseconds", "Age of the oldest of them.", outboxLagMilliseconds)
+    gauge("tollgate_metering_lag_milliseconds",
+      "Age of the oldest unit this sidecar let through that the ledger has not posted.",
+      meteringLagMilliseconds)
+    gauge("tollgate_retained_deltas", "Deltas kept in memory until acknowledged.", retainedDeltas)
+    counter("tollgate_retained_dropped_total", "Retained deltas given up at the bound.",
+      retainedDropped)
+    counter("tollgate_fallback_units_total", "Units let through by an open failure policy.",
+      fallbackUnits)
+    gauge("tollgate_fallback_pending", "Operations let through and not yet posted.",
+      fallbackPending)
+    counter("tollgate_fallback_posted_total", "Operations posted afterwards.", fallbackPosted)
+    counter("tollgate_fallback_expired_total",
+      "Posts refused because the operation is older than the dedupe window.", fallbackExpired)
+    gauge("tollgate_config_version", "Version of the global configuration in force.",
+      configVersion)
+    counter("tollgate_config_refreshes_total", "Times the global configuration was read.",
+      configRefreshes)
+    gauge("tollgate_buckets_owned", "Buckets whose outbox this sidecar ships.", bucketsOwned)
+    gauge("tollgate_buckets_fenced", "Buckets waiting for recovery.", bucketsFenced)
+    return text
+  }
+}

@@ -1,0 +1,367 @@
+// One client connection: bytes to frames to requests, answers to bytes. Codec and handler are
+// fused, so that no value travels boxed between them; every decision about the session is
+// `SessionMachine`'s, every decision about a request the enforcer's. All on one event loop.
+//
+// Answers are collected in `answers` and written once per tick. A frame of many records is
+// answered with one frame when its last record is decided.
+
+import Logging
+import NIOCore
+import TollgateCore
+import TollgateEngine
+import TollgateWire
+
+final class ClientHandler: ChannelInboundHandler {
+  typealias InboundIn = ByteBuffer
+  typealias OutboundOut = ByteBuffer
+
+  private let shared: SessionContext
+  private let peerUID: UInt32?
+  private var decoder: FrameDecoder
+  private var machine: SessionMachine
+  private var context: ChannelHandlerContext?
+  private var answers = ByteBuffer()
+  private var noted = false
+  private var readingPaused = false
+  private var stopped = false
+
+  /// Unwritten answers a slow reader may leave here before reading from it pauses.
+  private static let unwrittenBytesMax = 4 << 20
+
+  init(shared: SessionContext, peerUID: UInt32?) {
+    self.shared = shared
+    self.peerUID = peerUID
+    decoder = FrameDecoder(frameBytesMax: shared.configuration.limits.frameBytesMax)
+    let limits = shared.configuration.limits
+    machine = SessionMachine(
+      now: Self.now(),
+      limits: .init(
+        inFlightMax: limits.inFlightPerConnectionMax,
+        idleNanoseconds: limits.idleMilliseconds * 1_000_000,
+        helloNanoseconds: limits.helloMilliseconds * 1_000_000))
+  }
+
+  private static func now() -> MonotonicTime {
+    MonotonicTime(nanoseconds: Int64(clamping: NIODeadline.now().uptimeNanoseconds))
+  }
+
+  // MARK: - Channel events
+
+  func handlerAdded(context: ChannelHandlerContext) { self.context = context }
+
+  func channelActive(context: ChannelHandlerContext) {
+    guard shared.count < shared.configuration.limits.connectionsMax, !shared.draining else {
+      perform(machine.protocolViolated(shared.draining ? .draining : .overloaded))
+      return
+    }
+    shared.opened(self)
+  }
+
+  func channelInactive(context: ChannelHandlerContext) {
+    machine.connectionLost()
+    shared.closed(self)
+    self.context = nil
+  }
+
+  func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    guard !stopped else { return }
+    decoder.feed(unwrapInboundIn(data))
+    do throws(WireError) {
+      while !stopped, let frame = try decoder.next() {
+        shared.enforcer.metrics.frames.add()
+        received(frame)
+      }
+    } catch {
+      shared.enforcer.metrics.protocolErrors.add()
+      perform(machine.protocolViolated(error.code), message: error.text)
+    }
+  }
+
+  func channelReadComplete(context: ChannelHandlerContext) { flushAnswers() }
+
+  func channelWritabilityChanged(context: ChannelHandlerContext) { updateReading() }
+
+  func errorCaught(context: ChannelHandlerContext, error: any Error) {
+    context.close(promise: nil)
+  }
+
+  // MARK: - Frames
+
+  private func received(_ frame: Frame) {
+    guard let opcode = frame.header.opcode else {
+      shared.enforcer.metrics.protocolErrors.add()
+      return perform(
+        machine.protocolViolated(.unknownOpcode), correlation: frame.header.correlation)
+    }
+    do throws(WireError) {
+      switch opcode {
+      case .hello: try hello(frame)
+      case .ping: try ping(frame)
+      case .goAway: perform(machine.goAwayReceived())
+      case .check: try operations(frame, mode: .check)
+      case .consume: try operations(frame, mode: .consume)
+      case .post: try operations(frame, mode: .post)
+      case .cancel: try operations(frame, mode: .cancel)
+      case .admin: try admin(frame)
+      case .welcome, .pong, .error, .decisions, .adminReply, .link, .linked, .batch, .batchReply,
+        .recover, .presentRequest, .present, .epoch, .balances, .balancesReply, .config,
+        .configReply, .query, .queryReply:
+        throw WireError.fatal(.badFrame, "\(opcode.name) has no place on a client connection")
+      }
+    } catch {
+      if error.isFatal {
+        shared.enforcer.metrics.protocolErrors.add()
+        perform(
+          machine.protocolViolated(error.code), correlation: frame.header.correlation,
+          message: error.text)
+      } else {
+        shared.enforcer.metrics.failed(error.code)
+        write(ErrorReply(error), correlation: frame.header.correlation)
+      }
+    }
+  }
+
+  private func hello(_ frame: Frame) throws(WireError) {
+    let hello = try Hello.decode(frame)
+    let supported = (hello.versionMin...hello.versionMax).contains(FrameHeader.version)
+    let action = machine.helloReceived(
+      versionSupported: supported, asked: hello.role,
+      granted: shared.role(token: hello.token, peerUID: peerUID), now: Self.now())
+    guard case .welcome = action else {
+      return perform(action, correlation: frame.header.correlation)
+    }
+    let limits = shared.configuration.limits
+    guard let sidecar = try? Name(shared.configuration.sidecarID) else { return }
+    write(
+      Welcome(
+        role: hello.role, deployment: shared.configuration.deployment.id, sidecar: sidecar,
+        frameBytesMax: UInt32(limits.frameBytesMax),
+        inFlightMax: UInt32(limits.inFlightPerConnectionMax),
+        defaultDeadlineMilliseconds: UInt32(limits.deadlineDefaultMilliseconds),
+        maxDeadlineMilliseconds: UInt32(limits.deadlineMaxMilliseconds),
+        idleTimeoutMilliseconds: UInt32(limits.idleMilliseconds),
+        time: shared.enforcer.redisNow, globalVersion: shared.enforcer.global?.version ?? 0,
+        policies: shared.policies()),
+      correlation: frame.header.correlation)
+  }
+
+  private func ping(_ frame: Frame) throws(WireError) {
+    let ping = try Ping.decode(frame)
+    let action = machine.pingReceived(now: Self.now())
+    if case .pong = action {
+      write(Pong(nonce: ping.nonce), correlation: frame.header.correlation)
+    } else {
+      perform(action, correlation: frame.header.correlation)
+    }
+  }
+
+  private func operations(_ frame: Frame, mode: RequestMode) throws(WireError) {
+    var payload = frame.payload
+    let records = try OperationBatch.decodeEach(from: &payload)
+    let action = machine.requestReceived(records: records.count, needs: .check, now: Self.now())
+    switch action {
+    case .accept, .acceptAndPauseReading: break
+    case .none, .welcome, .resumeReading, .reject, .refuseAndClose, .pong, .goAway,
+      .goAwayAndClose, .close:
+      return perform(action, correlation: frame.header.correlation)
+    }
+    if case .acceptAndPauseReading = action { perform(action) }
+    let limits = shared.configuration.limits
+    let asked = Int64(frame.header.deadlineMilliseconds)
+    let milliseconds =
+      asked == 0 ? limits.deadlineDefaultMilliseconds : min(asked, limits.deadlineMaxMilliseconds)
+    let arrived = NIODeadline.now()
+    let deadline = arrived + .milliseconds(milliseconds)
+    let reply = FrameAnswer(
+      handler: self, correlation: frame.header.correlation, count: records.count)
+    let source: Source =
+      frame.header.flags.contains(.clientFallback) ? .clientFallback : .policy
+    for (index, result) in records.enumerated() {
+      let record: OperationRecord
+      switch result {
+      case .success(let good): record = good
+      case .failure(let error):
+        shared.enforcer.metrics.failed(error.code)
+        reply.answered(index, .error(error.code, error.text))
+        continue
+      }
+      shared.enforcer.submit(
+        Request(
+          mode: mode, id: record.id, subject: record.subject, items: record.items,
+          attributes: record.attributes, traceParent: record.traceParent,
+          source: mode == .post ? source : .redis,
+          bucket: shared.buckets.bucket(ofAccount: record.subject.account.path), arrived: arrived,
+          deadline: deadline
+        ) { outcome in reply.answered(index, outcome) })
+    }
+  }
+
+  /// All records of a frame are decided.
+  fileprivate func answered(_ correlation: UInt64, _ records: [DecisionRecord]) {
+    guard !stopped, context != nil else { return }
+    answers.writeFrame(DecisionBatch(records), correlation: correlation)
+    note()
+    perform(machine.repliesSent(records: records.count, now: Self.now()))
+  }
+
+  private func admin(_ frame: Frame) throws(WireError) {
+    let request = try AdminRequest.decode(frame)
+    let action = machine.requestReceived(records: 1, needs: .admin, now: Self.now())
+    switch action {
+    case .accept, .acceptAndPauseReading: break
+    case .none, .welcome, .resumeReading, .reject, .refuseAndClose, .pong, .goAway,
+      .goAwayAndClose, .close:
+      return perform(action, correlation: frame.header.correlation)
+    }
+    if case .acceptAndPauseReading = action { perform(action) }
+    guard let context else { return }
+    let correlation = frame.header.correlation
+    let handler = shared.admin
+    let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
+    let eventLoop = context.eventLoop
+    let (method, body) = (request.rawMethod, request.body)
+    Task {
+      let result = await handler(method, body)
+      eventLoop.execute { bound.value.adminAnswered(correlation, result) }
+    }
+  }
+
+  private func adminAnswered(_ correlation: UInt64, _ result: Result<[UInt8], AdminError>) {
+    guard !stopped, context != nil else { return }
+    switch result {
+    case .success(let body):
+      let chunk = min(WireLimits.documentBytesMax, decoder.frameBytesMax - 1024)
+      var rest = body[...]
+      repeat {
+        let part = rest.prefix(chunk)
+        rest = rest.dropFirst(part.count)
+        answers.writeFrame(
+          AdminReply(body: Array(part)), correlation: correlation,
+          flags: rest.isEmpty ? [] : .more)
+      } while !rest.isEmpty
+    case .failure(let error):
+      answers.writeFrame(
+        AdminReply(status: error.code, body: error.body), correlation: correlation)
+    }
+    note()
+    perform(machine.repliesSent(records: 1, now: Self.now()))
+  }
+
+  // MARK: - What the session decides
+
+  func timePassed() { perform(machine.timePassed(now: Self.now())) }
+
+  func drain() { perform(machine.drainStarted()) }
+
+  func closeNow() { perform(machine.graceEnded()) }
+
+  private func perform(
+    _ action: SessionMachine.Action, correlation: UInt64 = 0, message: String? = nil
+  ) {
+    switch action {
+    case .none, .welcome, .accept, .pong: break
+    case .acceptAndPauseReading:
+      readingPaused = true
+      updateReading()
+    case .resumeReading:
+      readingPaused = false
+      updateReading()
+    case .reject(let code):
+      if code == .overloaded { shared.enforcer.metrics.overloaded.add() }
+      shared.enforcer.metrics.failed(code)
+      write(
+        ErrorReply(code: code, message: message ?? Self.text(of: code)), correlation: correlation)
+    case .refuseAndClose(let code):
+      shared.enforcer.metrics.failed(code)
+      write(
+        ErrorReply(code: code, message: message ?? Self.text(of: code)), correlation: correlation)
+      close()
+    case .goAway(let code):
+      write(goAway(code), correlation: 0)
+    case .goAwayAndClose(let code):
+      write(goAway(code), correlation: 0)
+      close()
+    case .close: close()
+    }
+  }
+
+  private func goAway(_ code: ErrorCode) -> GoAway {
+    GoAway(
+      code: code, graceMilliseconds: UInt32(shared.configuration.limits.drainMilliseconds),
+      message: Self.text(of: code))
+  }
+
+  private static func text(of code: ErrorCode) -> String {
+    switch code {
+    case .helloRequired: "say hello first"
+    case .unauthenticated: "no credential that is known here"
+    case .forbidden: "the connection's role does not cover this"
+    case .overloaded: "too much in flight; retry later or elsewhere"
+    case .draining: "this sidecar is going down; use another connection"
+    case .idleTimeout: "nothing was asked for too long"
+    default: code.name
+    }
+  }
+
+  // MARK: - Writing
+
+  private func write(_ message: some OpcodeMessage, correlation: UInt64) {
+    guard context != nil else { return }
+    answers.writeFrame(message, correlation: correlation)
+    note()
+  }
+
+  private func note() {
+    guard !noted else { return }
+    noted = true
+    shared.flusher.add(self)
+  }
+
+  func flushAnswers() {
+    noted = false
+    guard let context, answers.readableBytes > 0 else { return }
+    let bytes = answers
+    answers = context.channel.allocator.buffer(capacity: max(256, min(bytes.capacity, 64 * 1024)))
+    context.writeAndFlush(wrapOutboundOut(bytes), promise: nil)
+  }
+
+  private func close() {
+    guard !stopped else { return }
+    stopped = true
+    flushAnswers()
+    // Half a second for the peer to take the last answer, then the connection goes either way.
+    guard let context else { return }
+    context.close(promise: nil)
+  }
+
+  private func updateReading() {
+    guard let context else { return }
+    let slowReader = !context.channel.isWritable
+    let on = !readingPaused && !slowReader
+    context.channel.setOption(.autoRead, value: on).whenFailure { _ in }
+  }
+}
+
+/// Collects the answers of one frame's records, in their order.
+private final class FrameAnswer {
+  private let handler: ClientHandler
+  private let correlation: UInt64
+  private var records: [DecisionRecord]
+  private var missing: Int
+
+  init(handler: ClientHandler, correlation: UInt64, count: Int) {
+    self.handler = handler
+    self.correlation = correlation
+    missing = count
+    records = Array(repeating: .error(.internalError, message: ""), count: count)
+  }
+
+  func answered(_ index: Int, _ outcome: Outcome) {
+    switch outcome {
+    case .decision(let decision): records[index] = .decision(decision)
+    case .error(let code, let message): records[index] = .error(code, message: message)
+    }
+    missing -= 1
+    if missing == 0 { handler.answered(correlation, records) }
+  }
+}

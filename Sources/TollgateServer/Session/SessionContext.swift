@@ -1,0 +1,137 @@
+// What every client connection of one event loop shares.
+
+import Logging
+import NIOCore
+import TollgateCore
+import TollgateEngine
+import TollgateWire
+
+/// Answers one admin request: method number and JSON in, status and JSON out.
+typealias AdminHandler =
+  @Sendable (_ method: UInt16, _ body: [UInt8]) async -> Result<[UInt8], AdminError>
+
+struct AdminError: Error, Sendable {
+  var code: ErrorCode
+  /// A JSON document: `{"message": …, "fix": …, "problems": […]}`.
+  var body: [UInt8]
+
+  init(code: ErrorCode, body: [UInt8]) {
+    self.code = code
+    self.body = body
+  }
+
+  init(code: ErrorCode, message: String) {
+    self.init(code: code, body: Document.fields(["message": .string(message)]).jsonBytes())
+  }
+}
+
+final class SessionContext {
+  let enforcer: Enforcer
+  let configuration: ServerConfiguration
+  let buckets: BucketMap
+  let flusher: LoopFlusher
+  let admin: AdminHandler
+  let logger: Logger
+  private var sessions: [ObjectIdentifier: ClientHandler] = [:]
+  private(set) var draining = false
+
+  init(
+    enforcer: Enforcer, configuration: ServerConfiguration, buckets: BucketMap,
+    admin: @escaping AdminHandler, logger: Logger
+  ) {
+    self.enforcer = enforcer
+    self.configuration = configuration
+    self.buckets = buckets
+    self.admin = admin
+    self.logger = logger
+    flusher = LoopFlusher(eventLoop: enforcer.eventLoop)
+  }
+
+  var count: Int { sessions.count }
+
+  func opened(_ handler: ClientHandler) {
+    sessions[ObjectIdentifier(handler)] = handler
+    enforcer.metrics.connections.add(1)
+  }
+
+  func closed(_ handler: ClientHandler) {
+    if sessions.removeValue(forKey: ObjectIdentifier(handler)) != nil {
+      enforcer.metrics.connections.add(-1)
+    }
+  }
+
+  func timePassed() {
+    for handler in sessions.values { handler.timePassed() }
+  }
+
+  /// Stops accepting work; connections end as their last answer is written.
+  func drain() {
+    draining = true
+    for handler in sessions.values { handler.drain() }
+  }
+
+  func closeAll() {
+    for handler in sessions.values { handler.closeNow() }
+  }
+
+  /// The role a credential earns; nil where it earns none.
+  func role(token: String, peerUID: UInt32?) -> Role? {
+    if let admin = configuration.adminToken, equal(token, admin) { return .admin }
+    if let check = configuration.checkToken, equal(token, check) { return .check }
+    guard token.isEmpty, let peerUID, configuration.peerUIDs.contains(peerUID) else { return nil }
+    return .check
+  }
+
+  /// Looks at every byte whatever the first difference, so that time tells nothing.
+  private func equal(_ a: String, _ b: String) -> Bool {
+    let a = Array(a.utf8)
+    let b = Array(b.utf8)
+    var difference = UInt8(a.count == b.count ? 0 : 1)
+    for index in b.indices { difference |= b[index] ^ (index < a.count ? a[index] : 0) }
+    return difference == 0
+  }
+
+  /// Each feature's failure policy as a client must apply it when this sidecar is gone: the
+  /// strictest of the hard limits of every plan, because a client does not know the plan.
+  func policies() -> [FeaturePolicy] {
+    guard let catalog = enforcer.global?.catalog else { return [] }
+    return catalog.features.keys.sorted().map { feature in
+      var strictest: FailurePolicy?
+      for plan in catalog.plans.values {
+        for limit in plan.entitlements[feature] ?? [] where limit.enforcement == .hard {
+          strictest = Self.stricter(strictest, limit.failurePolicy)
+        }
+      }
+      return FeaturePolicy(feature: feature, policy: strictest ?? .closed)
+    }
+  }
+
+  private static func stricter(_ a: FailurePolicy?, _ b: FailurePolicy) -> FailurePolicy {
+    switch (a, b) {
+    case (nil, let b): b
+    case (.closed?, _), (_, .closed): .closed
+    case (.stale?, _), (_, .stale): .stale
+    case (.open(let x)?, .open(let y)): .open(allowance: min(x, y))
+    }
+  }
+}
+
+/// A session context, held anywhere and reached on its event loop.
+struct SessionUnit: Sendable {
+  let eventLoop: any EventLoop
+  private let bound: NIOLoopBound<SessionContext>
+
+  /// On the event loop.
+  init(_ context: SessionContext, on eventLoop: any EventLoop) {
+    self.eventLoop = eventLoop
+    bound = NIOLoopBound(context, eventLoop: eventLoop)
+  }
+
+  /// On the event loop.
+  var value: SessionContext { bound.value }
+
+  func onLoop(_ body: @escaping @Sendable (SessionContext) -> Void) {
+    let bound = bound
+    eventLoop.execute { body(bound.value) }
+  }
+}

@@ -1,0 +1,297 @@
+// One sidecar process: puts the pieces together, keeps them going, and takes them down in order.
+//
+// Start: event loops ─▶ Redis links ─▶ deployment record ─▶ ledger link ─▶ buckets opened ─▶
+// configuration ─▶ listeners. It listens before everything is well: a sidecar that cannot reach
+// Redis answers by policy, which needs configuration it has once heard.
+// Stop (SIGTERM): listeners close ─▶ GOAWAY, what is in flight is answered ─▶ fallback posted ─▶
+// outboxes handed over ─▶ links close. Everything within the grace time.
+
+import Logging
+import NIOCore
+import NIOPosix
+import Synchronization
+import TollgateCore
+import TollgateEngine
+import TollgateRedis
+import TollgateWire
+
+struct StartFailure: Error, CustomStringConvertible {
+  let description: String
+
+  init(description: String) { self.description = description }
+}
+
+final class Sidecar: Sendable {
+  let configuration: ServerConfiguration
+  let metrics = Metrics()
+  let healer: Healer
+  let store: ColdStore
+  let ledger: LedgerLink?
+  let lag = LagBoard()
+  let fallback: FallbackQueue
+  let keys: KeySpace
+  let buckets: BucketMap
+  let loops: [LoopUnit]
+  let startedAt = NIODeadline.now()
+  private let group: MultiThreadedEventLoopGroup
+  private let logger: Logger
+  private let sessions: [SessionUnit]
+  private let links: [RedisLink]
+  private let draining = Mutex(false)
+  private let pushes: AsyncStream<LedgerPush>
+
+  init(
+    configuration: ServerConfiguration, logger: Logger,
+    admin: @escaping @Sendable (Sidecar) -> AdminHandler
+  ) async throws {
+    self.configuration = configuration
+    self.logger = logger
+    buckets = BucketMap(buckets: configuration.deployment.buckets)
+    keys = KeySpace(deployment: configuration.deployment.id, map: buckets)
+    group = MultiThreadedEventLoopGroup(numberOfThreads: configuration.eventLoops)
+    let journal = try configuration.journal.map { path throws(FallbackJournal.Failure) in
+      try FallbackJournal(path: path)
+    }
+    fallback = FallbackQueue(
+      operationsMax: configuration.limits.fallbackOperationsMax, journal: journal)
+    let late = LateBound<AdminHandler>()
+    let built = try await Self.buildLoops(
+      group, configuration, keys, buckets, metrics, fallback, logger,
+      admin: { method, body in
+        guard let handler = late.value else {
+          return .failure(AdminError(code: .notReady, message: "starting"))
+        }
+        return await handler(method, body)
+      })
+    loops = built.loops
+    sessions = built.sessions
+    links = built.links
+    let coldLink = RedisLink(
+      configuration.redis, on: group.next(), seed: UInt64.random(in: .min ... .max),
+      logger: logger)
+    store = ColdStore(link: coldLink, keys: keys, deployment: configuration.deployment)
+    let (pushes, continuation) = AsyncStream.makeStream(
+      of: LedgerPush.self, bufferingPolicy: .unbounded)
+    self.pushes = pushes
+    let (group, sidecarID) = (group, configuration.sidecarID)
+    ledger = try configuration.ledger.map { address in
+      guard let name = try? Name(sidecarID) else {
+        throw StartFailure(description: "sidecar_id \(sidecarID) is not a name")
+      }
+      return LedgerLink(
+        address: address, token: configuration.ledgerToken ?? "",
+        link: Link(
+          deployment: configuration.deployment, sidecar: name,
+          incarnation: UInt64.random(in: 1 ... .max)),
+        group: group, logger: logger, onPush: { continuation.yield($0) })
+    }
+    healer = Healer(
+      configuration: configuration, store: store, ledger: ledger, loops: loops, metrics: metrics,
+      logger: logger, buckets: buckets)
+    late.set(admin(self))
+  }
+
+  // MARK: - Life
+
+  /// Runs until `stop` ends, then drains and returns. Throws where it must not run at all: another
+  /// deployment in Redis or in the ledger, a port that is taken.
+  func run(
+    until stop: @escaping @Sendable () async -> Void,
+    ready: @escaping @Sendable () -> Void = {}
+  ) async throws {
+    store.start()
+    for (loop, link) in zip(loops, links) {
+      let healer = healer
+      loop.onLoop { $0.delegate = healer }
+      link.start()
+    }
+    let services = Task { await self.services() }
+    defer { services.cancel() }
+    try await checkDeployment()
+    let channels = try await Listener.bind(configuration, group: group, sessions: sessions)
+    let http = try await startHTTP()
+    logger.notice(
+      "tollgate serves",
+      metadata: [
+        "deployment": "\(configuration.deployment.id)", "sidecar": "\(configuration.sidecarID)",
+        "unix": "\(configuration.listenUnix ?? "-")",
+        "tcp": "\(configuration.listenTCP?.description ?? "-")",
+      ])
+    ready()
+    await stop()
+    await drain(channels)
+    services.cancel()
+    await services.value
+    try? await http?.close().get()
+    for link in links { await link.stop() }
+    await store.stop()
+    try? await group.shutdownGracefully()
+  }
+
+  private func services() async {
+    await withTaskGroup(of: Void.self) { group in
+      if let ledger {
+        group.addTask { await ledger.run() }
+        let shipper = Shipper(
+          configuration: configuration, store: store, ledger: ledger, healer: healer,
+          metrics: metrics, logger: logger, buckets: buckets, lag: lag)
+        group.addTask { await shipper.run() }
+        group.addTask {
+          for await push in self.pushes {
+            // Each push on its own: a PRESENT_REQUEST must be answered while a recovery waits.
+            Task { await self.healer.received(push) }
+          }
+        }
+      }
+      group.addTask { await self.beats() }
+      group.addTask { await self.openBuckets() }
+      let poster = FallbackPoster(
+        loop: loops[0], queue: fallback, buckets: buckets, metrics: metrics)
+      group.addTask { await poster.run() }
+    }
+  }
+
+  static let beatMilliseconds: Int64 = 100
+
+  private func beats() async {
+    while !Task.isCancelled {
+      await healer.beat()
+      for unit in sessions { unit.onLoop { $0.timePassed() } }
+      await refreshGauges()
+      try? await Task.sleep(for: .milliseconds(Self.beatMilliseconds))
+    }
+  }
+
+  private func openBuckets() async {
+    while !Task.isCancelled {
+      if await store.identity() != nil, ledger == nil || ledger?.isUp == true {
+        await healer.openAll()
+        return
+      }
+      // Without the ledger a bucket whose meta is current can still be opened.
+      if await store.identity() != nil { await healer.adoptCurrent() }
+      try? await Task.sleep(for: .milliseconds(100))
+    }
+  }
+
+  private func refreshGauges() async {
+    let now = store.wallTime()
+    let total = lag.total(now: now)
+    metrics.outboxEntries.set(total.entries)
+    metrics.outboxLagMilliseconds.set(total.oldestMilliseconds)
+    var retained: Int64 = 0
+    var oldest: WallTime?
+    for loop in loops {
+      let state = await loop.value { ($0.retained.count, $0.retained.oldestTime) }
+      retained += Int64(state.0)
+      if let time = state.1 { oldest = min(oldest ?? time, time) }
+    }
+    metrics.retainedDeltas.set(retained)
+    metrics.meteringLagMilliseconds.set(oldest.map { max(0, now - $0) } ?? 0)
+  }
+
+  // MARK: - Deployment
+
+  /// Compares with what Redis has recorded, or records it. A Redis that is away is asked again in
+  /// the background by every recovery; the ledger compares on its own when it is linked.
+  private func checkDeployment() async throws {
+    for _ in 0..<20 {
+      guard await store.identity() != nil else {
+        try? await Task.sleep(for: .milliseconds(50))
+        continue
+      }
+      if let refusal = await store.refusal() { throw StartFailure(description: refusal) }
+      let differences = try await store.deploymentDifferences()
+      guard differences.isEmpty else {
+        throw StartFailure(
+          description: "this deployment differs from the one recorded in Redis: "
+            + differences.map(\.description).joined(separator: "; "))
+      }
+      return
+    }
+    logger.warning("redis is not reached; starting by policy")
+  }
+
+  // MARK: - HTTP
+
+  private func startHTTP() async throws -> (any Channel)? {
+    guard case .tcp(let host, let port)? = configuration.http else { return nil }
+    let board = ReadinessBoard(sidecar: self)
+    return try await HealthServer.start(
+      host: host, port: port, group: group, report: { board.report() },
+      metrics: { [metrics] in metrics.exposition() })
+  }
+
+  var isDraining: Bool { draining.withLock { $0 } }
+
+  // MARK: - Drain
+
+  private func drain(_ channels: [any Channel]) async {
+    draining.withLock { $0 = true }
+    logger.notice("draining")
+    let end = NIODeadline.now() + .milliseconds(configuration.limits.drainMilliseconds)
+    for channel in channels { try? await channel.close().get() }
+    for unit in sessions { unit.onLoop { $0.drain() } }
+    while NIODeadline.now() < end {
+      let open = metrics.connections.current
+      let inFlight = metrics.inFlight.current
+      if open == 0 && inFlight == 0 && fallback.count == 0 { break }
+      try? await Task.sleep(for: .milliseconds(10))
+    }
+    for unit in sessions { unit.onLoop { $0.closeAll() } }
+    // Hand over: what this sidecar let through should be in the ledger, if the ledger is there.
+    while NIODeadline.now() < end, ledger?.isUp == true {
+      await refreshGauges()
+      if metrics.retainedDeltas.current == 0 { break }
+      try? await Task.sleep(for: .milliseconds(20))
+    }
+    if let path = configuration.listenUnix { Listener.removeSocket(path) }
+  }
+
+  // MARK: - Loops
+
+  private struct Built {
+    var loops: [LoopUnit] = []
+    var sessions: [SessionUnit] = []
+    var links: [RedisLink] = []
+  }
+
+  private static func buildLoops(
+    _ group: MultiThreadedEventLoopGroup, _ configuration: ServerConfiguration, _ keys: KeySpace,
+    _ buckets: BucketMap, _ metrics: Metrics, _ fallback: FallbackQueue, _ logger: Logger,
+    admin: @escaping AdminHandler
+  ) async throws -> Built {
+    var built = Built()
+    for eventLoop in group.makeIterator() {
+      let made = try await eventLoop.submit {
+        let enforcer = Enforcer(
+          eventLoop: eventLoop, configuration: configuration, keys: keys, metrics: metrics,
+          fallback: fallback, logger: logger, wallClock: { SystemClock.wallTime() })
+        let unit = LoopUnit(enforcer)
+        let link = RedisLink(
+          configuration.redis, on: eventLoop, seed: UInt64.random(in: .min ... .max),
+          logger: logger
+        ) { event in
+          unit.linkEvent(event, metrics: metrics)
+        }
+        enforcer.link = link
+        let context = SessionContext(
+          enforcer: enforcer, configuration: configuration, buckets: buckets, admin: admin,
+          logger: logger)
+        return (unit, SessionUnit(context, on: eventLoop), link)
+      }.get()
+      built.loops.append(made.0)
+      built.sessions.append(made.1)
+      built.links.append(made.2)
+    }
+    return built
+  }
+}
+
+/// Set once, after the object that its value needs exists.
+final class LateBound<Value: Sendable>: Sendable {
+  private let held: Mutex<Value?> = Mutex(nil)
+
+  var value: Value? { held.withLock { $0 } }
+  func set(_ value: Value) { held.withLock { $0 = value } }
+}

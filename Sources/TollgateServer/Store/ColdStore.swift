@@ -1,0 +1,244 @@
+// Redis for everything that is not the request path: configuration, recovery, shipping,
+// administration. One connection of its own, so that a long read never stands in front of a
+// decision. Every call is one round trip and typed; a script Redis has forgotten is loaded and
+// called again.
+
+import Logging
+import NIOCore
+import TollgateCore
+import TollgateRedis
+
+enum StoreFailure: Error, CustomStringConvertible {
+  /// Redis did not answer, or not in time. `mayHaveHappened` tells whether the call was written.
+  case unavailable(String, mayHaveHappened: Bool)
+  /// The fence refused the call; nothing was written.
+  case fenced(FenceState)
+  case refused(String)
+
+  var description: String {
+    switch self {
+    case .unavailable(let text, _): text
+    case .fenced: "the bucket is fenced"
+    case .refused(let text): text
+    }
+  }
+}
+
+struct ColdStore: Sendable {
+  let link: RedisLink
+  let keys: KeySpace
+  let deployment: Deployment
+
+  static let timeout = TimeAmount.seconds(3)
+
+  func start() { link.start() }
+  func stop() async { await link.stop() }
+  func identity() async -> ServerIdentity? { await link.currentIdentity() }
+  func wallTime() -> WallTime { SystemClock.wallTime() }
+
+  // MARK: - Calls
+
+  func reply(_ write: @escaping @Sendable (inout ByteBuffer) -> Void) async throws(StoreFailure)
+    -> RESPReply
+  {
+    let link = link
+    let result: Result<RESPReply, RedisFailure> = await withCheckedContinuation { continuation in
+      link.eventLoop.execute {
+        link.send(deadline: .now() + Self.timeout, write) { continuation.resume(returning: $0) }
+      }
+    }
+    switch result {
+    case .success(let reply): return reply
+    case .failure(let failure):
+      throw .unavailable("redis: \(failure)", mayHaveHappened: !failure.isSafeToRetry)
+    }
+  }
+
+  func raw(_ call: some ScriptCall) async throws(StoreFailure) -> RESPReply {
+    let first = try await reply { call.write(into: &$0) }
+    guard first.errorCode == "NOSCRIPT" else { return first }
+    let source = ScriptLibrary.shared.source(call.script)
+    _ = try await reply { RESPWriter.write(["SCRIPT", "LOAD", .bytes(source)], to: &$0) }
+    return try await reply { call.write(into: &$0) }
+  }
+
+  func read<Value>(_ command: ReadCommand<Value>) async throws(StoreFailure) -> Value {
+    try value(command.decode(try await reply { command.write(into: &$0) }))
+  }
+
+  func value<Value>(_ reply: StoreReply<Value>) throws(StoreFailure) -> Value {
+    switch reply {
+    case .done(let value): return value
+    case .fenced(let state): throw .fenced(state)
+    case .error(let text): throw .refused(text)
+    }
+  }
+
+  /// The fence of a call from here: who answers now, under the epoch the caller means.
+  func fence(epoch: Int64, seen: Int64 = 0) async throws(StoreFailure) -> Fence {
+    guard let identity = await identity() else {
+      throw .unavailable("redis is not connected", mayHaveHappened: false)
+    }
+    return Fence(
+      deployment: deployment.id, epoch: epoch, runID: identity.runID,
+      replicationID: identity.replicationID, seenSequence: seen)
+  }
+
+  // MARK: - Deployment
+
+  func deploymentDifferences() async throws(StoreFailure) -> [Deployment.Difference] {
+    let call = DeploymentCall(keySpace: keys, deployment: deployment)
+    let recorded = try value(call.decode(try await raw(call)))
+    return deployment.differences(from: recorded)
+  }
+
+  /// Why this Redis must not be used at all; nil where it may.
+  func refusal() async -> String? {
+    guard let reply = try? await reply({
+      RESPWriter.write(["CONFIG", "GET", "maxmemory-policy"], to: &$0)
+    }) else { return nil }
+    // A user without the right to read the setting cannot be told; `doctor` says so.
+    guard let policy = reply.array?.last?.text, reply.array?.count == 2 else { return nil }
+    guard policy == "noeviction" else {
+      return "redis evicts keys (maxmemory-policy \(policy)); counters must never be evicted: "
+        + "set maxmemory-policy noeviction"
+    }
+    return nil
+  }
+
+  // MARK: - Configuration
+
+  func storedGlobal() async throws(StoreFailure) -> StoredConfig? {
+    try await read(Reads.global(keys))
+  }
+
+  func global() async throws(StoreFailure) -> GlobalConfig? {
+    guard let stored = try await storedGlobal() else { return nil }
+    return try Self.globalConfig(stored.config)
+  }
+
+  static func globalConfig(_ json: String) throws(StoreFailure) -> GlobalConfig {
+    guard let document = try? Document(json: json),
+      let config = try? GlobalConfig(document: document)
+    else { throw .refused("the global configuration in the store cannot be read") }
+    return config
+  }
+
+  /// 0 where there is none.
+  func globalVersion() async throws(StoreFailure) -> Int64 {
+    let reply = try await reply { [key = keys.global] in
+      RESPWriter.write(["HGET", .string(key), "version"], to: &$0)
+    }
+    if let error = reply.error { throw .refused(error) }
+    return reply.text.flatMap { Int64($0) } ?? 0
+  }
+
+  func restoreGlobal(version: Int64, json: [UInt8], epoch: Int64) async throws(StoreFailure) {
+    let call = RestoreGlobalCall(
+      keySpace: keys, fence: try await fence(epoch: epoch), version: version,
+      config: String(decoding: json, as: UTF8.self))
+    _ = try value(call.decode(try await raw(call)))
+  }
+
+  func header(account: Subject) async throws(StoreFailure) -> AccountHeader {
+    try await read(Reads.header(keys, account: account))
+  }
+
+  // MARK: - Buckets
+
+  func meta(bucket: Int) async throws(StoreFailure) -> BucketMeta? {
+    try await read(Reads.meta(keys, bucket: bucket))
+  }
+
+  /// Opens an epoch. False where the bucket is at another one by now.
+  func open(
+    bucket: Int, epoch: Int64, globalVersion: Int64, hadPredecessor: Bool
+  ) async throws(StoreFailure) -> Bool {
+    let call = OpenCall(
+      keySpace: keys, bucket: bucket, fence: try await fence(epoch: epoch),
+      globalVersion: globalVersion, hadPredecessor: hadPredecessor)
+    switch try value(call.decode(try await raw(call))) {
+    case .opened, .alreadyOpen: return true
+    case .refused: return false
+    }
+  }
+
+  func pushVersion(bucket: Int, epoch: Int64, version: Int64) async throws(StoreFailure) {
+    let call = PushVersionCall(
+      keySpace: keys, bucket: bucket, fence: try await fence(epoch: epoch), globalVersion: version)
+    _ = try value(call.decode(try await raw(call)))
+  }
+
+  func sweep(
+    bucket: Int, epoch: Int64, limits: StoreLimits, after report: SweepCall.Report?
+  ) async throws(StoreFailure) -> SweepCall.Report {
+    let call = SweepCall(
+      keySpace: keys, bucket: bucket, fence: try await fence(epoch: epoch), limits: limits,
+      after: report)
+    return try value(call.decode(try await raw(call)))
+  }
+
+  // MARK: - Outbox
+
+  func outbox(
+    bucket: Int, epoch: Int64, after: Int64, limit: Int
+  ) async throws(StoreFailure) -> [OutboxEntry] {
+    try await read(
+      Reads.outbox(
+        keys, bucket: bucket, after: StreamPosition(epoch: epoch, sequence: after), count: limit))
+  }
+
+  func trim(
+    bucket: Int, epoch: Int64, through: Int64, keeping tail: Int64
+  ) async throws(StoreFailure) {
+    let call = TrimCall(
+      keySpace: keys, bucket: bucket, fence: try await fence(epoch: epoch), acknowledged: through,
+      tail: tail)
+    _ = try value(call.decode(try await raw(call)))
+  }
+
+  /// True where this owner ships the bucket now.
+  func own(
+    bucket: Int, owner: String, milliseconds: Int64
+  ) async throws(StoreFailure) -> Bool {
+    let call = OwnCall(
+      keySpace: keys, bucket: bucket, owner: owner, timeToLiveMilliseconds: milliseconds)
+    return try value(call.decode(try await raw(call))) == .mine
+  }
+
+  func reverse(
+    _ entry: OutboxEntry, _ body: UsageBody, bucket: Int, epoch: Int64
+  ) async throws(StoreFailure) -> ReverseCall.Effect {
+    let call = ReverseCall(
+      keySpace: keys, fence: try await fence(epoch: epoch),
+      position: StreamPosition(epoch: epoch, sequence: entry.sequence), time: entry.time,
+      subject: body.subject, feature: body.feature, cells: body.cells, amount: entry.actual)
+    return try value(call.decode(try await raw(call)))
+  }
+
+  // MARK: - Accounts
+
+  /// Seeds an account; true where it is current afterwards.
+  func seed(
+    account: Subject, epoch: Int64, cells: [SeedCell], version: Int64, config: String?
+  ) async throws(StoreFailure) {
+    let calls = SeedCall.chunks(
+      keySpace: keys, fence: try await fence(epoch: epoch), account: account, cells: cells,
+      accountVersion: version, accountConfig: config)
+    for call in calls { _ = try value(call.decode(try await raw(call))) }
+  }
+}
+
+extension AccountConfig {
+  /// From the JSON that Redis and the ledger hold; nil where it cannot be read.
+  init?(stored json: String) {
+    if json.isEmpty {
+      self.init()
+      return
+    }
+    guard let document = try? Document(json: json),
+      let config = try? AccountConfig(document: document)
+    else { return nil }
+    self = config
+  }
+}
