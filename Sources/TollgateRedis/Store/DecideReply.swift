@@ -1,0 +1,123 @@
+// What a `decide` or `cancel` call answered. Nothing here traps on a strange reply: it is `error`.
+
+package import TollgateCore
+
+/// A decision with what it left in the outbox.
+package struct DecidedOperation: Hashable, Sendable {
+  package struct Entry: Hashable, Sendable {
+    /// Item index; 64 + item for a reversal.
+    package var index: UInt16
+    package var sequence: Int64
+  }
+
+  package var decision: Decision
+  /// The epoch the deltas were born in.
+  package var epoch: Int64
+  package var entries: [Entry]
+}
+
+package enum DecideReply: Hashable, Sendable {
+  /// Denials included; `outboxFull` and `dedupeFull` are denials.
+  case decided(DecidedOperation)
+  /// Recorded earlier under this id, given again.
+  case replayed(DecidedOperation)
+  case mismatch(OperationFingerprint.Field)
+  case idTooOld
+  case idFromFuture
+  /// `notAfter` had passed; nothing was done.
+  case expired(now: WallTime)
+  /// The caller's configuration is not Redis's. `accountVersion` is nil while there is no header;
+  /// `accountConfig` comes only where the account's version differs.
+  case stale(globalVersion: Int64, accountVersion: Int64?, accountConfig: String?)
+  /// The account is not seeded in this epoch.
+  case rebuild
+  /// A period in the plan is not the current one at `now`.
+  case period(now: WallTime)
+  case fenced(FenceState)
+  case error(String)
+
+  package init(_ reply: RESPReply) {
+    switch reply {
+    case .string(let bytes):
+      self = OperationRecord.decode(bytes, replayed: false).map { .decided($0) }
+        ?? .error("undecodable record")
+    case .array:
+      self = Self.array(reply)
+    case .error(let text): self = .error(text)
+    case .integer, .null, .status: self = .error("unexpected reply \(reply)")
+    }
+  }
+
+  private static func array(_ reply: RESPReply) -> DecideReply {
+    let problem = DecideReply.error("unexpected reply \(reply)")
+    switch reply.code {
+    case .replayed?:
+      return reply[1].bytes.flatMap { OperationRecord.decode($0, replayed: true) }
+        .map { .replayed($0) } ?? problem
+    case .fenced?: return .fenced(reply.fenceState)
+    case .mismatch?:
+      return reply[1].integer.flatMap { OperationFingerprint.Field(rawValue: Int($0)) }
+        .map { .mismatch($0) } ?? problem
+    case .tooOld?: return .idTooOld
+    case .fromFuture?: return .idFromFuture
+    case .expired?:
+      return reply[1].number.map { .expired(now: WallTime(milliseconds: $0)) } ?? problem
+    case .stale?:
+      guard let version = reply[1].number else { return problem }
+      return .stale(
+        globalVersion: version, accountVersion: reply[2].number, accountConfig: reply[3].text)
+    case .rebuild?: return .rebuild
+    case .period?:
+      return reply[1].number.map { .period(now: WallTime(milliseconds: $0)) } ?? problem
+    case .overflow?: return .error("QUANTITY_OVERFLOW")
+    case .done?, .conflict?, nil: return problem
+    }
+  }
+}
+
+/// The stored form of a decided operation: 16 bytes of fingerprint, then a run of MessagePack:
+/// reason, time, global version, account version, epoch, first sequence, mask of metered items,
+/// index offset of the deltas (64 for reversals), binding item (0: none), binding limit, retry
+/// after (−1: none), items, and per item: limit, remaining (−1: none), settled, held, reset (−1).
+enum OperationRecord {
+  static func decode(_ bytes: [UInt8], replayed: Bool) -> DecidedOperation? {
+    guard bytes.count > 16 else { return nil }
+    var reader = MessagePackReader(bytes, from: 16)
+    guard let code = reader.integer(), let number = UInt16(exactly: code),
+      let reason = Reason(rawValue: number),
+      let time = reader.integer(), let globalVersion = reader.integer(),
+      let accountVersion = reader.integer(), let epoch = reader.integer(),
+      let first = reader.integer(), let mask = reader.integer(), let offset = reader.integer(),
+      let bindingItem = reader.integer(), let binding = reader.text(),
+      let retry = reader.integer(), let count = reader.integer(),
+      count >= 0, count <= Int64(Resolution.itemsMax), offset >= 0, offset <= 64
+    else { return nil }
+    var items: [Decision.ItemState] = []
+    items.reserveCapacity(Int(count))
+    for _ in 0..<count {
+      guard let limit = reader.text(), let remaining = reader.integer(),
+        let settled = reader.integer(), let held = reader.integer(), let reset = reader.integer()
+      else { return nil }
+      items.append(
+        Decision.ItemState(
+          limit: name(limit), remaining: remaining < 0 ? nil : remaining, settled: settled,
+          held: held, reset: reset < 0 ? nil : WallTime(milliseconds: reset)))
+    }
+    var entries: [DecidedOperation.Entry] = []
+    var sequence = first
+    for item in 0..<64 where mask & (1 << Int64(item)) != 0 {
+      entries.append(.init(index: UInt16(item) + UInt16(offset), sequence: sequence))
+      sequence += 1
+    }
+    return DecidedOperation(
+      decision: Decision(
+        reason: reason, source: .redis, binding: name(binding),
+        bindingItem: bindingItem > 0 ? Int(bindingItem) - 1 : nil,
+        retryAfter: retry < 0 ? nil : retry, time: WallTime(milliseconds: time),
+        globalVersion: globalVersion, accountVersion: accountVersion, replayed: replayed,
+        items: items),
+      epoch: epoch, entries: entries)
+  }
+
+  private static func name(_ text: String) -> Name? { text.isEmpty ? nil : try? Name(text) }
+}

@@ -1,0 +1,87 @@
+// Every key Tollgate has in Redis, built in one place. proto/KEYS.md is the normative text.
+//
+// Why this shape: all keys of a bucket share one hash tag, so that one script call may touch them;
+// the prefix of each bucket is made once. Names are validated types, so no outside byte can change
+// where a key ends.
+
+package import TollgateCore
+
+/// The class under which an operation is remembered; each has its own byte ceiling and horizon.
+package enum RecordClass: UInt8, Sendable, Hashable, CaseIterable {
+  case money = 0
+  case volume = 1
+
+  package init(_ importance: Feature.Importance) {
+    self = importance == .money ? .money : .volume
+  }
+
+  package var letter: String { self == .money ? "m" : "v" }
+  package var other: RecordClass { self == .money ? .volume : .money }
+}
+
+/// Operation records lie in time slices by the *minting* time of their id, so that a retry finds
+/// its record knowing nothing but the id.
+package enum OperationSlice {
+  /// Part of the key layout: changing it is a new key version.
+  package static let milliseconds: Int64 = 120_000
+  /// The dedupe window may be configured up to this.
+  package static let windowMaxMilliseconds: Int64 = 86_400_000
+  /// How far ahead of Redis time an id may be minted.
+  package static let skewMilliseconds: Int64 = 60_000
+
+  package static func of(_ time: WallTime) -> Int64 { max(0, time.milliseconds) / milliseconds }
+  package static func end(_ slice: Int64) -> WallTime {
+    WallTime(milliseconds: (slice + 1) * milliseconds)
+  }
+}
+
+package struct KeySpace: Sendable {
+  package let deployment: Name
+  package let map: BucketMap
+  private let prefixes: [String]
+
+  package init(deployment: Name, map: BucketMap) {
+    self.deployment = deployment
+    self.map = map
+    prefixes = map.tags.map { "tg\(Deployment.keyVersion):\(deployment.text):{\($0)}:" }
+  }
+
+  package func bucket(of subject: Subject) -> Int { map.bucket(ofAccount: subject.account.path) }
+
+  package func prefix(_ bucket: Int) -> String { prefixes[bucket] }
+
+  /// Independent of the key version, so that any release finds it.
+  package var deploymentRecord: String { "tollgate:{\(deployment.text)}:deployment" }
+
+  package func meta(_ bucket: Int) -> String { prefixes[bucket] + "meta" }
+  package func outbox(_ bucket: Int) -> String { prefixes[bucket] + "out" }
+  package func owner(_ bucket: Int) -> String { prefixes[bucket] + "own" }
+  package func audit(_ bucket: Int) -> String { prefixes[bucket] + "aud" }
+
+  package func operations(_ bucket: Int, _ recordClass: RecordClass, slice: Int64) -> String {
+    prefixes[bucket] + "op:" + recordClass.letter + ":" + String(slice)
+  }
+
+  /// The account header for a subject of depth 1, the subject's counters otherwise.
+  package func subject(_ bucket: Int, _ subject: Subject) -> String {
+    prefixes[bucket] + "a:" + subject.path
+  }
+
+  /// ZSET of the account's live deeper subjects: path → expiry in milliseconds.
+  package func index(_ bucket: Int, account: Subject) -> String {
+    prefixes[bucket] + "idx:" + account.path
+  }
+
+  package var global: String { prefixes[map.control] + "global" }
+  package var catalogs: String { prefixes[map.control] + "catalogs" }
+
+  /// The field of a quota cell in its subject's hash.
+  package static func field(feature: Name, window: Window) -> String {
+    feature.text + "|" + window.code
+  }
+
+  /// The field of a rate's theoretical arrival time.
+  package static func field(feature: Name, rate limit: Name) -> String {
+    feature.text + "~" + limit.text
+  }
+}

@@ -1,0 +1,84 @@
+// The Lua scripts, embedded, each put together from its flags, the common prelude and its body.
+//
+// Why this shape: a body's first line is its shebang (Redis 7 takes a script's flags from there),
+// so the prelude is inserted after it. `check` is `decide` under the flag `no-writes`: Redis itself
+// then guarantees that asking changes nothing, and answers it when memory is full.
+
+package enum ScriptName: String, Sendable, Hashable, CaseIterable {
+  case decide, check, cancel, reverse, seed, open, trim, own, sweep, deployment
+  case configAccount = "config_account"
+  case configGlobal = "config_global"
+  case pushVersion = "push_version"
+  case counterReset = "counter_reset"
+  case restoreGlobal = "restore_global"
+  case readAccount = "read_account"
+}
+
+package struct ScriptLibrary: Sendable {
+  package struct Script: Sendable, Hashable {
+    package let name: ScriptName
+    package let source: [UInt8]
+    /// 40 hex digits, as Redis names it.
+    package let sha: String
+  }
+
+  /// In the order of `ScriptName.allCases`: what SCRIPT LOAD is given.
+  package let scripts: [Script]
+  private let shas: [ScriptName: String]
+
+  package static let shared = ScriptLibrary()
+
+  /// `transform` lets tests replace the clock or force errors; production text is the identity.
+  package init(transform: (ScriptName, String) -> String = { $1 }) {
+    var scripts: [Script] = []
+    for name in ScriptName.allCases {
+      let source = Array(transform(name, Self.assemble(name)).utf8)
+      scripts.append(Script(name: name, source: source, sha: SHA1.hex(source)))
+    }
+    self.scripts = scripts
+    shas = Dictionary(uniqueKeysWithValues: scripts.map { ($0.name, $0.sha) })
+  }
+
+  package func sha(_ name: ScriptName) -> String { shas[name] ?? "" }
+  package func source(_ name: ScriptName) -> [UInt8] {
+    scripts.first { $0.name == name }?.source ?? []
+  }
+
+  private static func assemble(_ name: ScriptName) -> String {
+    let text = String(decoding: body(name), as: UTF8.self)
+    let end = text.firstIndex(of: "\n") ?? text.endIndex
+    let shebang = name == .check ? "#!lua flags=no-writes" : String(text[..<end])
+    let prelude = String(decoding: PackageResources.prelude_lua, as: UTF8.self)
+    return shebang + "\n" + strip(prelude) + strip(String(text[end...]))
+  }
+
+  /// Comments and indentation stay in the repository: Redis keeps a copy of what it is sent.
+  private static func strip(_ source: String) -> String {
+    var result = ""
+    for line in source.split(separator: "\n") {
+      let text = line.drop { $0 == " " }
+      if !text.isEmpty && !text.hasPrefix("--") { result += text + "\n" }
+    }
+    return result
+  }
+
+  private static func body(_ name: ScriptName) -> [UInt8] {
+    switch name {
+    case .decide, .check: PackageResources.decide_lua
+    case .cancel: PackageResources.cancel_lua
+    case .reverse: PackageResources.reverse_lua
+    case .seed: PackageResources.seed_lua
+    case .open: PackageResources.open_lua
+    case .trim: PackageResources.trim_lua
+    case .own: PackageResources.own_lua
+    case .sweep: PackageResources.sweep_lua
+    case .deployment: PackageResources.deployment_lua
+    case .configAccount: PackageResources.config_account_lua
+    case .configGlobal: PackageResources.config_global_lua
+    case .pushVersion: PackageResources.push_version_lua
+    case .counterReset: PackageResources.counter_reset_lua
+    case .restoreGlobal: PackageResources.restore_global_lua
+    case .readAccount: PackageResources.read_account_lua
+    }
+  }
+}

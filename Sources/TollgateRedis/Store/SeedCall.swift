@@ -1,0 +1,128 @@
+// Rebuilding one account after its bucket got a new epoch: the counters of its deeper subjects in
+// as many chunks as needed, then the account level, which marks the account as current. Set, never
+// added: two sidecars seeding at once, each from the ledger, leave the same numbers (PITFALL 7).
+
+package import TollgateCore
+
+package struct SeedCell: Hashable, Sendable {
+  package var subject: Subject
+  package var feature: Name
+  package var window: Window
+  /// The start of the current period, and what was settled in it.
+  package var start: WallTime
+  package var settled: Int64
+  /// What an operator forgave of it.
+  package var forgiven: Int64
+  /// The period before, where the ledger has one: late settles and cancels land there.
+  package var previousStart: WallTime?
+  package var previousSettled: Int64
+
+  package init(
+    subject: Subject, feature: Name, window: Window, start: WallTime, settled: Int64,
+    forgiven: Int64 = 0, previousStart: WallTime? = nil, previousSettled: Int64 = 0
+  ) {
+    self.subject = subject
+    self.feature = feature
+    self.window = window
+    self.start = start
+    self.settled = settled
+    self.forgiven = forgiven
+    self.previousStart = previousStart
+    self.previousSettled = previousSettled
+  }
+}
+
+package struct SeedCall: ScriptCall {
+  package enum Effect: Hashable, Sendable {
+    case seeded
+    /// The account was current already; nothing was changed.
+    case alreadyCurrent
+  }
+
+  /// Cells in one call; larger accounts are split by `chunks`.
+  package static let cellsMax = 512
+
+  package var keySpace: KeySpace
+  package var bucket: Int
+  package var fence: Fence
+  package var account: Subject
+  package var cells: [SeedCell]
+  /// The last chunk holds all account-level cells and marks the account current.
+  package var isLast: Bool
+  /// Written on the last chunk where its version is higher than the header's.
+  package var accountVersion: Int64
+  package var accountConfig: String?
+
+  package var script: ScriptName { .seed }
+
+  /// The calls that seed an account, in order.
+  package static func chunks(
+    keySpace: KeySpace, fence: Fence, account: Subject, cells: [SeedCell], accountVersion: Int64,
+    accountConfig: String?
+  ) -> [SeedCall] {
+    let bucket = keySpace.bucket(of: account)
+    func call(_ cells: [SeedCell], last: Bool) -> SeedCall {
+      SeedCall(
+        keySpace: keySpace, bucket: bucket, fence: fence, account: account, cells: cells,
+        isLast: last, accountVersion: accountVersion, accountConfig: accountConfig)
+    }
+    let deeper = cells.filter { $0.subject.depth > 1 }.sorted { $0.subject < $1.subject }
+    var calls: [SeedCall] = []
+    var start = 0
+    while start < deeper.count {
+      let end = min(start + cellsMax, deeper.count)
+      calls.append(call(Array(deeper[start..<end]), last: false))
+      start = end
+    }
+    calls.append(call(cells.filter { $0.subject.depth == 1 }, last: true))
+    return calls
+  }
+
+  private var deeper: [Subject] {
+    var subjects: [Subject] = []
+    for cell in cells where cell.subject.depth > 1 && subjects.last != cell.subject {
+      subjects.append(cell.subject)
+    }
+    return subjects
+  }
+
+  package var keys: [String] {
+    [
+      keySpace.meta(bucket), keySpace.subject(bucket, account),
+      keySpace.index(bucket, account: account),
+    ] + deeper.map { keySpace.subject(bucket, $0) }
+  }
+
+  package var arguments: [RESPArgument] {
+    var slots: [Subject: Int] = [:]
+    for (index, subject) in deeper.enumerated() where slots[subject] == nil {
+      slots[subject] = index + 2
+    }
+    var writer = MessagePackWriter()
+    writer.append(fence.epoch)
+    writer.append(isLast ? 1 : 0)
+    writer.append(accountVersion)
+    writer.append(cells.count)
+    for cell in cells {
+      writer.append(cell.subject.depth == 1 ? 1 : slots[cell.subject] ?? 1)
+      writer.append(KeySpace.field(feature: cell.feature, window: cell.window))
+      writer.append(cell.window.period(containing: cell.start).end.milliseconds)
+      writer.append(cell.start.milliseconds)
+      writer.append(cell.settled)
+      writer.append(cell.forgiven)
+      writer.append(cell.previousStart?.milliseconds ?? 0)
+      writer.append(cell.previousSettled)
+    }
+    return fence.arguments + [.bytes(writer.bytes), .string(accountConfig ?? "")]
+  }
+
+  package func decode(_ reply: RESPReply) -> StoreReply<Effect> {
+    reply.storeReply { reply in
+      switch reply.code {
+      case .done?: .seeded
+      case .replayed?: .alreadyCurrent
+      default: nil
+      }
+    }
+  }
+}
