@@ -1,0 +1,278 @@
+// The pure evaluator: what a decision is, written for reading. It is the oracle for the scripts
+// (DESIGN 10): the same operations are put to both, and answers and counters must agree. It is
+// deterministic, has no clock and knows nothing of Redis: no fence, no epoch, no outbox ceiling.
+//
+// Where the design's text leaves a choice, this is what was chosen; the scripts do the same:
+//   - The age of an id is judged before its record is looked up, so that an answer does not depend
+//     on when an old record is swept: older than the window → too old, even if still recorded.
+//   - A time exactly at `notAfter` is still in time.
+//   - Among limits of one reason the smaller remaining *before* the decision binds; a `deny` rule
+//     counts as remaining 0; then the first in order.
+//   - A would-deny rate moves no arrival time, whether it is shadow or soft. `post` moves none.
+//   - `post` on a recorded denial, or on a tombstone, applies: the units were let through
+//     elsewhere. `post` on an operation that was applied and annulled replays CANCELLED, because
+//     its delta ids are spent; the poster needs a new id.
+//   - A metered item of amount 0 bears a delta like any other: an explicit zero is a statement.
+//   - `settled` in an answer is what limits see: settled − forgiven.
+//   - A counter that would leave the quantity range is an error and nothing changes.
+//   - `retryAfter` is that of the binding limit.
+
+package struct Evaluator: Hashable, Sendable {
+  package struct Settings: Hashable, Sendable {
+    /// How long an operation id is remembered, by the id's own time.
+    package var windowMilliseconds: Int64
+    /// How far an id's time may lie ahead.
+    package var futureMilliseconds: Int64
+
+    package init(windowMilliseconds: Int64 = 86_400_000, futureMilliseconds: Int64 = 60_000) {
+      self.windowMilliseconds = windowMilliseconds
+      self.futureMilliseconds = futureMilliseconds
+    }
+  }
+
+  package enum Mode: Hashable, Sendable, CaseIterable {
+    /// Asks; changes nothing.
+    case check
+    case consume
+    /// Records what was let through elsewhere: no limit is asked.
+    case post
+  }
+
+  package struct Request: Hashable, Sendable {
+    package var id: OperationID
+    package var subject: Subject
+    package var items: [Item]
+    /// The answer is worth nothing after this instant of Redis time.
+    package var notAfter: WallTime?
+
+    package init(id: OperationID, subject: Subject, items: [Item], notAfter: WallTime? = nil) {
+      self.id = id
+      self.subject = subject
+      self.items = items
+      self.notAfter = notAfter
+    }
+  }
+
+  package struct Versions: Hashable, Sendable {
+    package var global: Int64
+    package var account: Int64
+
+    package init(global: Int64, account: Int64) {
+      self.global = global
+      self.account = account
+    }
+  }
+
+  /// A delta as it is born; where it lies in the stream is not the evaluator's business.
+  package struct Birth: Hashable, Sendable {
+    package var id: DeltaID
+    package var kind: DeltaKind
+    package var time: WallTime
+    package var item: Int
+    package var actual: Int64
+    package var charged: Int64
+    package var absorbed: Int64
+  }
+
+  package enum Outcome: Hashable, Sendable {
+    case decided(Decision, [Birth])
+    /// The id was used for another body; the field that differs: `subject`, `items`, `amounts`.
+    case mismatch(field: String)
+    case idTooOld
+    case idFromFuture
+    /// `notAfter` has passed; nothing was written.
+    case expired(now: WallTime)
+    /// The caller decided on an old configuration; these are the current versions.
+    case stale(Versions)
+    /// A cell's period does not hold the current instant: resolve again at `now`.
+    case periodPassed(now: WallTime)
+    /// Adding this item would leave the quantity range.
+    case amountOutOfRange(item: Int)
+  }
+
+  package var settings: Settings
+  package var state = EvaluatorState()
+
+  package init(settings: Settings = Settings()) { self.settings = settings }
+
+  /// `now` in microseconds since 1970, as Redis `TIME` has it.
+  package mutating func decide(
+    _ request: Request, resolution: Resolution, versions: Versions, nowMicroseconds: Int64,
+    mode: Mode
+  ) -> Outcome {
+    let micros = max(nowMicroseconds, state.latest)
+    let now = WallTime(milliseconds: micros / 1000)
+    if mode != .check, let early = recorded(request, now: now, mode: mode) { return early }
+    if let notAfter = request.notAfter, now > notAfter { return .expired(now: now) }
+    let current = Versions(
+      global: state.globalVersion, account: state.accountVersions[request.subject.account] ?? 0)
+    guard versions == current else { return .stale(current) }
+    for cell in resolution.cells where !cell.period.contains(now) {
+      return .periodPassed(now: now)
+    }
+
+    let view = View(state: state, request: request, resolution: resolution, now: micros)
+    let verdict = mode == .post ? Verdict(reason: .allowedPosted) : view.verdict()
+    var births: [Birth] = []
+    if verdict.reason.isAllowed, mode != .check {
+      switch apply(request, resolution, view, now: now, rates: mode == .consume) {
+      case .failure(let item): return .amountOutOfRange(item: item)
+      case .success(let born): births = born
+      }
+    }
+    let after = View(state: state, request: request, resolution: resolution, now: micros)
+    let decision = Decision(
+      reason: verdict.reason, source: .redis, binding: verdict.limit?.id,
+      bindingItem: verdict.limit?.item, retryAfter: verdict.retryAfter, time: now,
+      globalVersion: current.global, accountVersion: current.account,
+      items: request.items.indices.map { after.itemState($0) })
+    if mode != .check {
+      state.latest = micros
+      state.records[request.id] = OperationRecord(
+        subject: request.subject, items: request.items, decision: decision,
+        effect: verdict.reason.isAllowed ? .applied : .none, cells: resolution.cells,
+        metered: resolution.metered)
+    }
+    return .decided(decision, births)
+  }
+
+  /// What is answered from the id alone; nil: decide.
+  private func recorded(_ request: Request, now: WallTime, mode: Mode) -> Outcome? {
+    if let refusal = judgeAge(of: request.id, now: now) { return refusal }
+    guard let record = state.records[request.id] else { return nil }
+    if let subject = record.subject {
+      if subject != request.subject { return .mismatch(field: "subject") }
+      if record.items.map(\.feature) != request.items.map(\.feature) {
+        return .mismatch(field: "items")
+      }
+      if record.items != request.items { return .mismatch(field: "amounts") }
+    }
+    if mode == .post, record.effect == .none { return nil }
+    var decision = record.decision
+    decision.replayed = true
+    return .decided(decision, [])
+  }
+
+  private func judgeAge(of id: OperationID, now: WallTime) -> Outcome? {
+    let age = now - id.time
+    if age > settings.windowMilliseconds { return .idTooOld }
+    if age < -settings.futureMilliseconds { return .idFromFuture }
+    return nil
+  }
+
+  private enum Applied {
+    case success([Birth])
+    case failure(item: Int)
+  }
+
+  private mutating func apply(
+    _ request: Request, _ resolution: Resolution, _ view: View, now: WallTime, rates: Bool
+  ) -> Applied {
+    var next = state
+    for cell in resolution.cells {
+      let amount = request.items[cell.item].amount
+      let key = view.key(of: cell)
+      var counter = state.reading(key, in: cell.period.start).counter
+      guard let settled = Quantity.adding(counter.settled, amount) else {
+        return .failure(item: cell.item)
+      }
+      counter.settled = settled
+      next.counters[key] = counter
+    }
+    if rates {
+      for limit in resolution.limits {
+        if let arrival = view.nextArrival(limit), view.judge(limit).reason == nil {
+          next.arrivals[view.rateKey(of: limit)] = arrival
+        }
+      }
+    }
+    state = next
+    return .success(
+      request.items.enumerated().compactMap { index, item in
+        guard resolution.metered[index] else { return nil }
+        return Birth(
+          id: DeltaID(operation: request.id, index: UInt16(index)), kind: .usage, time: now,
+          item: index, actual: item.amount, charged: item.amount, absorbed: 0)
+      })
+  }
+}
+
+// MARK: - After the decision
+
+extension Evaluator {
+  package enum Cancellation: Hashable, Sendable {
+    /// The operation has no effect now, and never will have one.
+    case cancelled([Birth])
+    case idTooOld
+    case idFromFuture
+  }
+
+  /// Annuls an operation of unknown outcome by its id. Doing it again changes nothing.
+  package mutating func cancel(
+    _ id: OperationID, nowMicroseconds: Int64
+  ) -> Cancellation {
+    let micros = max(nowMicroseconds, state.latest)
+    let now = WallTime(milliseconds: micros / 1000)
+    switch judgeAge(of: id, now: now) {
+    case .idTooOld: return .idTooOld
+    case .idFromFuture: return .idFromFuture
+    default: break
+    }
+    state.latest = micros
+    guard var record = state.records[id] else {
+      state.records[id] = OperationRecord(
+        subject: nil, items: [], decision: Decision(reason: .cancelled, source: .redis, time: now),
+        effect: .none, cells: [], metered: [])
+      return .cancelled([])
+    }
+    guard record.effect == .applied, let subject = record.subject else { return .cancelled([]) }
+    for cell in record.cells {
+      let key = CounterKey(
+        subject: subject.prefix(cell.level), feature: record.items[cell.item].feature,
+        window: cell.window)
+      state.counters[key]?.add(-record.items[cell.item].amount, in: cell.period.start)
+    }
+    record.effect = .annulled
+    record.decision.reason = .cancelled
+    record.decision.binding = nil
+    record.decision.bindingItem = nil
+    record.decision.retryAfter = nil
+    state.records[id] = record
+    return .cancelled(
+      record.items.enumerated().compactMap { index, item in
+        guard record.metered[index] else { return nil }
+        return Birth(
+          id: DeltaID(operation: id, index: DeltaID.reversalOffset + UInt16(index)),
+          kind: .reversal, time: now, item: index, actual: -item.amount, charged: -item.amount,
+          absorbed: 0)
+      })
+  }
+
+  /// The ledger knew this delta already: its effect on the counters is taken back, once.
+  /// False: it had been taken back before.
+  @discardableResult
+  package mutating func reverse(
+    _ delta: DeltaID, actual: Int64, subject: Subject, feature: Name, cells: [CellReference]
+  ) -> Bool {
+    guard state.reversed.insert(delta).inserted else { return false }
+    for cell in cells {
+      let key = CounterKey(
+        subject: subject.prefix(cell.level), feature: feature, window: cell.window)
+      state.counters[key]?.add(-actual, in: cell.period.start)
+    }
+    return true
+  }
+
+  /// An operator sets what limits see of a counter; the counter itself, which the bill is compared
+  /// with, does not move. 0 is a reset.
+  package mutating func setCounter(
+    _ key: CounterKey, to units: Int64, nowMicroseconds: Int64
+  ) {
+    let micros = max(nowMicroseconds, state.latest)
+    state.latest = micros
+    let start = key.window.period(containing: WallTime(milliseconds: micros / 1000)).start
+    let counter = state.reading(key, in: start).counter
+    state.counters[key] = counter
+    state.offsets[key] = Offset(start: start, units: counter.settled - units)
+  }
+}
