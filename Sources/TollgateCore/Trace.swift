@@ -25,6 +25,11 @@ package struct TraceError: Error, Hashable, CustomStringConvertible {
   package let line: Int
   package let reason: String
 
+  package init(line: Int, reason: String) {
+    self.line = line
+    self.reason = reason
+  }
+
   package var description: String { "trace line \(line): \(reason)" }
 }
 
@@ -35,7 +40,7 @@ package enum Trace {
 
   /// Reads a whole trace. Lines end in LF or CR LF; the last one may lack its end. Timestamps
   /// are UTC and must not run backwards.
-  package static func parse(_ bytes: some Collection<UInt8>) throws(TraceError) -> [TraceRow] {
+  package static func parse(_ bytes: [UInt8]) throws(TraceError) -> [TraceRow] {
     var rows: [TraceRow] = []
     var number = 0
     var previous = Int64.min
@@ -82,9 +87,9 @@ package enum Trace {
   }
 
   private static func parseRow(
-    _ line: some Collection<UInt8>, _ number: Int
+    _ line: ArraySlice<UInt8>, _ number: Int
   ) throws(TraceError) -> TraceRow {
-    let fields = line.split(separator: 44, omittingEmptySubsequences: false).map(Array.init)
+    let fields = line.split(separator: 44, omittingEmptySubsequences: false).map { Array($0) }
     guard fields.count == 3 else {
       throw TraceError(line: number, reason: "3 fields expected, \(fields.count) found")
     }

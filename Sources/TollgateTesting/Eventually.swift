@@ -31,7 +31,8 @@ package func eventually(
   }
 }
 
-/// The same for async code: suspends between polls instead of holding the thread.
+/// The same for a condition that awaits: suspends between polls instead of holding the thread.
+/// (A closure without `await` picks the blocking form above, in async code too.)
 package func eventually(
   within limit: Duration = .seconds(10), every pause: Duration = .milliseconds(2),
   _ what: String = "the condition", file: String = #fileID, line: Int = #line,

@@ -31,12 +31,13 @@ import TollgateTesting
   }
 
   @Test func eventuallyGivesUpAndSaysWhatItWaitedFor() async throws {
-    let error = await #expect(throws: EventuallyTimedOut.self) {
-      try await eventually(within: .milliseconds(20), "pigs fly") { false }
+    let error = #expect(throws: EventuallyTimedOut.self) {
+      try eventually(within: .milliseconds(20), "pigs fly") { false }
     }
     #expect(error?.description.contains("pigs fly") == true)
     let calls = ManualClock(wallMilliseconds: 0)
     try await eventually {
+      await Task.yield()
       calls.stepWall(milliseconds: 1)
       return calls.wallMilliseconds == 3
     }
