@@ -72,8 +72,15 @@ let package = Package(
       name: "tollgate",
       dependencies: [
         "TollgateServer", "TollgateLedger", "TollgateClient", "TollgateCore", "TollgateWire",
-        "TollgateRedis", nioCore, nioPosix, arguments, logging, yams, histogram,
+        "TollgateRedis", "TollgateBench", nioCore, nioPosix, arguments, logging, yams, histogram,
       ],
+      swiftSettings: settings),
+    // The load generator: raw epoll, no NIO loop, so that it is not what is measured.
+    .systemLibrary(name: "CEpoll", path: "Benchmarks/CEpoll"),
+    .target(
+      name: "TollgateBench",
+      dependencies: ["CEpoll", "TollgateCore", "TollgateWire", "TollgateRedis", nioCore, histogram],
+      path: "Benchmarks/Generator",
       swiftSettings: settings),
     .target(name: "TollgateTesting", dependencies: [], swiftSettings: settings),
     .testTarget(
@@ -114,7 +121,7 @@ let package = Package(
     .testTarget(
       name: "TollgateProcessTests",
       dependencies: [
-        "TollgateClient", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateTesting", nioCore,
+        "TollgateClient", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateBench", "TollgateTesting", nioCore,
         nioPosix, logging,
       ],
       swiftSettings: settings),

@@ -1,0 +1,68 @@
+// How a run is shaped, and what its threads share.
+
+package import Synchronization
+
+package struct Load: Sendable {
+  package enum End: Sendable, Hashable {
+    case seconds(Double)
+    /// Operations over all threads.
+    case requests(Int)
+    /// When the trace has no more rows.
+    case trace
+  }
+
+  package var connections: Int
+  package var inFlight: Int
+  package var arrival: Arrival
+  package var end: End
+  /// Seconds that are not measured (but audited), before the measured time.
+  package var warmup: Double
+  /// Seconds in which operations of unknown outcome must be settled after the end.
+  package var resolveWithin: Double
+  /// Seconds in which all connections must be open at the start.
+  package var connectWithin: Double
+
+  package init(
+    connections: Int, inFlight: Int, arrival: Arrival, end: End, warmup: Double = 0,
+    resolveWithin: Double = 30, connectWithin: Double = 10
+  ) {
+    self.connections = connections
+    self.inFlight = inFlight
+    self.arrival = arrival
+    self.end = end
+    self.warmup = warmup
+    self.resolveWithin = resolveWithin
+    self.connectWithin = connectWithin
+  }
+}
+
+/// Seen by all threads of a run: counts for the progress line, and the wish to end early.
+package final class Progress: Sendable {
+  package let completed = Atomic<Int>(0)
+  package let denied = Atomic<Int>(0)
+  package let failed = Atomic<Int>(0)
+  package let lost = Atomic<Int>(0)
+  package let stop = Atomic<Bool>(false)
+
+  package init() {}
+}
+
+/// What one thread measured.
+package struct Measurement: Sendable {
+  package var tally: Tally
+  /// Monotonic nanoseconds: the measured time.
+  package var started: Int64
+  package var ended: Int64
+}
+
+extension Progress {
+  /// Each thread adds what it did since it last did so: the sums are of all threads.
+  func publish(_ tally: Tally, since last: inout (Int, Int, Int, Int)) {
+    let current = (tally.completed, tally.denied, tally.failed, tally.connectionsLost)
+    completed.add(current.0 - last.0, ordering: .relaxed)
+    denied.add(current.1 - last.1, ordering: .relaxed)
+    failed.add(current.2 - last.2, ordering: .relaxed)
+    lost.add(current.3 - last.3, ordering: .relaxed)
+    last = current
+  }
+}

@@ -1,0 +1,106 @@
+// Who asks for how much, and when: uniform or zipf subjects with constant amounts, or the rows of
+// a trace. Everything follows from the seed; a row of a trace goes to the same subject whatever
+// the number of threads.
+
+package import TollgateCore
+
+/// How many units of a feature one operation asks for.
+package enum AmountRule: Sendable, Hashable {
+  case constant(Int64)
+  /// Columns of the trace.
+  case context
+  case generated
+  case total
+
+  /// A number, `context`, `generated` or `total`.
+  package init?(_ text: String) {
+    switch text {
+    case "context": self = .context
+    case "generated": self = .generated
+    case "total": self = .total
+    default:
+      guard let amount = Int64(text), amount >= 0 else { return nil }
+      self = .constant(amount)
+    }
+  }
+
+  func amount(_ row: TraceRow?) -> Int64 {
+    switch self {
+    case .constant(let amount): amount
+    case .context: row?.contextTokens ?? 0
+    case .generated: row?.generatedTokens ?? 0
+    case .total: row.map { $0.contextTokens + $0.generatedTokens } ?? 0
+    }
+  }
+}
+
+/// When the next operation is to be sent.
+package enum Arrival: Sendable, Hashable {
+  /// As soon as there is a free place: closed loop.
+  case closed
+  /// At a fixed schedule, operations per second over all threads: open loop.
+  case rate(Double)
+  /// At the time of its row, `speed` times faster.
+  case trace(speed: Double)
+
+  package var isClosed: Bool { self == .closed }
+}
+
+package struct Workload: Sendable {
+  package let names: SubjectNames
+  package let amounts: [AmountRule]
+  package let rows: [TraceRow]
+  private let accounts: Popularity
+  private let seed: UInt64
+  private let thread: Int
+  private let threads: Int
+  private var random: SplitMix
+  private var nextRow: Int
+
+  package init(
+    names: SubjectNames, accounts: Popularity, amounts: [AmountRule], rows: [TraceRow] = [],
+    seed: UInt64, thread: Int = 0, threads: Int = 1
+  ) {
+    precondition(accounts.count == names.accounts)
+    self.names = names
+    self.accounts = accounts
+    self.amounts = amounts
+    self.rows = rows
+    self.seed = seed
+    self.thread = thread
+    self.threads = threads
+    random = SplitMix(seed: seed &+ UInt64(thread) &* 0x5851_F42D_4C95_7F2D)
+    nextRow = thread
+  }
+
+  package func forThread(_ thread: Int, of threads: Int) -> Workload {
+    Workload(
+      names: names, accounts: accounts, amounts: amounts, rows: rows, seed: seed, thread: thread,
+      threads: threads)
+  }
+
+  /// True where a trace has no more rows.
+  package var isExhausted: Bool { !rows.isEmpty && nextRow >= rows.count }
+  /// Nanoseconds from the first row to the next one.
+  package var nextOffset: Int64 {
+    isExhausted || rows.isEmpty ? 0 : rows[nextRow].nanoseconds - rows[0].nanoseconds
+  }
+
+  /// Draws the next operation: its subject as the answer, its amounts into `out` from `base` on.
+  package mutating func next(into out: inout ContiguousArray<Int64>, base: Int) -> Int {
+    if rows.isEmpty {
+      for index in amounts.indices { out[base + index] = amounts[index].amount(nil) }
+      return subject(&random)
+    }
+    let row = rows[nextRow]
+    for index in amounts.indices { out[base + index] = amounts[index].amount(row) }
+    var own = SplitMix(seed: seed ^ UInt64(nextRow) &* 0x2545_F491_4F6C_DD1D)
+    nextRow += threads
+    return subject(&own)
+  }
+
+  private func subject(_ random: inout SplitMix) -> Int {
+    let account = accounts.draw(&random)
+    return names.members == 0 ? account : account * names.members + random.below(names.members)
+  }
+}
