@@ -100,6 +100,13 @@ extension LedgerStore {
   /// The latest global configuration on record.
   package func globalConfig() throws -> ConfigRecord? { try config(scope: .global, key: "") }
 
+  package func globalVersion() throws -> Int64 {
+    try read { db in
+      try Int64.fetchOne(
+        db, sql: "SELECT max(version) FROM config WHERE scope = 'global' AND key = ''") ?? 0
+    }
+  }
+
   package func accountConfig(_ account: String) throws -> ConfigRecord? {
     try config(scope: .account, key: account)
   }
@@ -120,47 +127,105 @@ extension LedgerStore {
     ).map(configRecord)
   }
 
-  /// Changes of one thing, newest first; `belowVersion` pages on.
+  /// Where a page of recorded changes ended.
+  package struct ChangePageKey: Hashable, Sendable {
+    package var time: Int64
+    package var id: DeltaID
+
+    package init(time: Int64, id: DeltaID) {
+      self.time = time
+      self.id = id
+    }
+  }
+
+  /// Recorded changes, newest first: of one thing, of one scope, or all, made before `before`.
   package func configHistory(
-    scope: ConfigDelta.Scope, key: String, belowVersion: Int64 = .max, limit: Int = pageMax
-  ) throws -> [ConfigRecord] {
-    try read { db in
+    scope: ConfigDelta.Scope? = nil, key: String? = nil, before: Int64 = .max,
+    after page: ChangePageKey? = nil, limit: Int = pageMax
+  ) throws -> LedgerPage<ConfigRecord, ChangePageKey> {
+    let limit = Self.bounded(limit)
+    let rows = try read { db in
       try Row.fetchAll(
         db,
         sql: """
-          SELECT * FROM config WHERE scope = ? AND key = ? AND version < ?
-          ORDER BY version DESC, time DESC, op DESC, idx DESC LIMIT ?
-          """, arguments: [scope.rawValue, key, belowVersion, Self.bounded(limit)])
-    }.map(Self.configRecord)
+          SELECT * FROM config WHERE time < ?1 AND (?2 IS NULL OR scope = ?2)
+            AND (?3 IS NULL OR key = ?3) AND (time, op, idx) < (?4, ?5, ?6)
+          ORDER BY time DESC, op DESC, idx DESC LIMIT ?7
+          """,
+        arguments: [
+          before, scope?.rawValue, key, page?.time ?? Int64.max,
+          page?.id.operation.blob ?? Data(repeating: 0xFF, count: 17),
+          page.map { Int64($0.id.index) } ?? 0, limit,
+        ])
+    }
+    var next: ChangePageKey?
+    if rows.count == limit, let last = rows.last, let op = OperationID(blob: last["op"]) {
+      let index: Int64 = last["idx"]
+      next = ChangePageKey(
+        time: last["time"],
+        id: DeltaID(operation: op, index: UInt16(truncatingIfNeeded: index)))
+    }
+    return LedgerPage(elements: rows.map(Self.configRecord), next: next)
   }
 
-  /// The books, line by line: one account's, or all of them; one period's, or all of them.
+  /// Which of these deltas are posted.
+  package func known(_ ids: [DeltaID]) throws -> [DeltaID] {
+    try read { db in
+      let statement = try db.cachedStatement(
+        sql: "SELECT 1 FROM deltas WHERE op = ? AND idx = ? AND (series IS NOT NULL OR kind = 3)")
+      return try ids.prefix(Self.pageMax).filter {
+        try Row.fetchOne(statement, arguments: [$0.operation.blob, Int64($0.index)]) != nil
+      }
+    }
+  }
+
+  /// Which lines of the books: one account's or all, one feature's or all, of the periods that
+  /// start in `from ..< to`.
+  package struct TotalFilter: Hashable, Sendable {
+    package var account: String?
+    package var feature: String?
+    package var from: Int64
+    package var to: Int64
+
+    package init(
+      account: String? = nil, feature: String? = nil, from: Int64 = .min, to: Int64 = .max
+    ) {
+      self.account = account
+      self.feature = feature
+      self.from = from
+      self.to = to
+    }
+  }
+
+  /// The books, line by line, and, where one account was asked for, how far its bucket was
+  /// delivered at that very moment.
   package func totals(
-    account: String? = nil, start: Int64? = nil, after key: TotalPageKey? = nil,
-    limit: Int = pageMax
-  ) throws -> LedgerPage<UsageTotal, TotalPageKey> {
+    _ filter: TotalFilter = TotalFilter(), after key: TotalPageKey? = nil, limit: Int = pageMax
+  ) throws -> (page: LedgerPage<UsageTotal, TotalPageKey>, position: BucketPosition?) {
     let limit = Self.bounded(limit)
-    var sql = """
-      SELECT account, feature, period_start, period_end, adjustment, actual, charged, absorbed,
-        deltas
-      FROM series WHERE (account, feature, period_start, adjustment) > (?, ?, ?, ?) AND deltas > 0
-      """
-    var arguments: [(any DatabaseValueConvertible)?] = [
-      key?.account ?? "", key?.feature ?? "", key?.start ?? Int64.min,
-      key.map { $0.adjustment ? 1 : 0 } ?? -1,
-    ]
-    if let account {
-      sql += " AND account = ?"
-      arguments.append(account)
+    let bucket = filter.account.flatMap { account in
+      deployment.map { Int(StableHash.of(account) % UInt64($0.buckets)) }
     }
-    if let start {
-      sql += " AND period_start = ?"
-      arguments.append(start)
+    let (rows, position) = try read { db in
+      (
+        try Row.fetchAll(
+          db,
+          sql: """
+            SELECT account, feature, period_start, period_end, adjustment, actual, charged,
+              absorbed, deltas
+            FROM series WHERE (account, feature, period_start, adjustment) > (?, ?, ?, ?)
+              AND deltas > 0 AND period_start >= ? AND period_start < ?
+              \(filter.account == nil ? "AND ? IS NULL" : "AND account = ?")
+              \(filter.feature == nil ? "AND ? IS NULL" : "AND feature = ?")
+            ORDER BY account, feature, period_start, adjustment LIMIT ?
+            """,
+          arguments: [
+            key?.account ?? "", key?.feature ?? "", key?.start ?? Int64.min,
+            key.map { $0.adjustment ? 1 : 0 } ?? -1, filter.from, filter.to, filter.account,
+            filter.feature, limit,
+          ]), try bucket.map { try Self.position(db, of: $0) }
+      )
     }
-    sql += " ORDER BY account, feature, period_start, adjustment LIMIT ?"
-    arguments.append(limit)
-    let bound = StatementArguments(arguments)
-    let rows = try read { [sql] db in try Row.fetchAll(db, sql: sql, arguments: bound) }
     let totals = rows.map {
       UsageTotal(
         account: $0[0], feature: $0[1], start: $0[2], end: $0[3], adjustment: $0[4],
@@ -170,7 +235,18 @@ extension LedgerStore {
       TotalPageKey(
         account: $0.account, feature: $0.feature, start: $0.start, adjustment: $0.adjustment)
     }
-    return LedgerPage(elements: totals, next: next)
+    return (LedgerPage(elements: totals, next: next), position)
+  }
+
+  private static func position(_ db: Database, of bucket: Int) throws -> BucketPosition {
+    let row = try Row.fetchOne(
+      db,
+      sql: """
+        SELECT b.epoch, coalesce(c.cursor, 0) FROM buckets AS b
+        LEFT JOIN cursors AS c ON c.bucket = b.bucket AND c.epoch = b.epoch WHERE b.bucket = ?
+        """, arguments: [bucket])
+    return row.map { BucketPosition(bucket: bucket, epoch: $0[0], cursor: $0[1]) }
+      ?? BucketPosition(bucket: bucket, epoch: 0, cursor: 0)
   }
 
   /// What one account used in the billing period that starts at `start`.
@@ -194,7 +270,7 @@ extension LedgerStore {
       )
     }
     return Statement(
-      deployment: deployment.id.text, account: account, start: start,
+      deployment: deployment?.id.text ?? "", account: account, start: start,
       end: end
         ?? Window.month.period(containing: WallTime(milliseconds: start)).end.milliseconds,
       lines: rows.map {
@@ -204,23 +280,26 @@ extension LedgerStore {
       })
   }
 
-  /// The deltas behind one line of the books, in the order of their ids.
+  /// The deltas behind one line of the books, in the order of their ids, which is the order of
+  /// time, or in the opposite one.
   package func deltas(
-    account: String, feature: String, start: Int64, after: DeltaID? = nil, limit: Int = pageMax
+    account: String, feature: String, start: Int64, newestFirst: Bool = false,
+    after: DeltaID? = nil, limit: Int = pageMax
   ) throws -> LedgerPage<DeltaRecord, DeltaID> {
     let limit = Self.bounded(limit)
+    let beyond = newestFirst ? Data(repeating: 0xFF, count: 17) : Data()
     let rows = try read { db in
       try Row.fetchAll(
         db,
         sql: """
           SELECT d.* FROM deltas AS d WHERE d.series IN (
             SELECT id FROM series WHERE account = ? AND feature = ? AND period_start = ?)
-            AND (d.op, d.idx) > (?, ?)
-          ORDER BY d.op, d.idx LIMIT ?
+            AND (d.op, d.idx) \(newestFirst ? "<" : ">") (?, ?)
+          ORDER BY d.op \(newestFirst ? "DESC" : ""), d.idx \(newestFirst ? "DESC" : "") LIMIT ?
           """,
         arguments: [
-          account, feature, start, after?.operation.blob ?? Data(), after.map { Int64($0.index) } ?? -1,
-          limit,
+          account, feature, start, after?.operation.blob ?? beyond,
+          after.map { Int64($0.index) } ?? -1, limit,
         ])
     }
     let entries = rows.compactMap { row in Self.entry(of: row).map { (row, $0) } }

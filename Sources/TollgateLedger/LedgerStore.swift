@@ -5,6 +5,7 @@
 
 internal import Foundation
 internal import GRDB
+internal import Synchronization
 package import TollgateCore
 package import TollgateWire
 
@@ -14,18 +15,16 @@ package final class LedgerStore: Sendable {
   /// Sums of counters whose window is shorter than a month are kept this long after their period.
   package static let lateHorizonMilliseconds: Int64 = 24 * 3_600_000
 
-  package let deployment: Deployment
   let pool: DatabasePool
   let bodies: DeltaBodies
+  private let recorded: Mutex<Deployment?>
+
+  /// Whose books these are; nil until the first sidecar has linked.
+  package var deployment: Deployment? { recorded.withLock { $0 } }
 
   /// Opens the file, creating it where it is missing.
-  ///
-  /// - Throws: `LedgerError.deploymentMismatch` where the file belongs to another deployment.
-  package init(
-    path: String, deployment: Deployment, bodies: DeltaBodies, now: WallTime
-  ) throws {
+  package init(path: String, bodies: DeltaBodies) throws {
     self.bodies = bodies
-    self.deployment = deployment
     do {
       var configuration = Configuration()
       configuration.busyMode = .timeout(Self.busySecondsMax)
@@ -38,22 +37,39 @@ package final class LedgerStore: Sendable {
       try migrator.migrate(pool)
       let newer = try pool.read { try migrator.hasBeenSuperseded($0) }
       guard !newer else { throw LedgerError.unusable("\(path) was written by a newer release") }
+      recorded = Mutex(try pool.read { try Self.recordedDeployment($0) })
     } catch let error as DatabaseError {
       throw LedgerError.unusable("\(path): \(error)")
     }
-    try pool.write { db in
-      if let recorded = try Self.recordedDeployment(db) {
-        let differences = deployment.differences(from: recorded)
-        guard differences.isEmpty else { throw LedgerError.deploymentMismatch(differences) }
-      } else {
-        try db.execute(
-          sql: "INSERT INTO deployment VALUES (1, ?, ?, ?, ?, ?, ?)",
-          arguments: [
-            deployment.id.text, deployment.buckets, deployment.hash, deployment.keyVersion,
-            deployment.mode.rawValue, now.milliseconds,
-          ])
-      }
+  }
+
+  /// Makes these the books of `deployment`, or, where they are somebody's already, compares.
+  ///
+  /// - Throws: `LedgerError.deploymentMismatch`, naming both values of each difference.
+  package func adopt(_ deployment: Deployment, now: WallTime) throws {
+    if let recorded = self.deployment {
+      let differences = deployment.differences(from: recorded)
+      guard differences.isEmpty else { throw LedgerError.deploymentMismatch(differences) }
+      return
     }
+    do {
+      try pool.write { db in
+        if let recorded = try Self.recordedDeployment(db) {
+          let differences = deployment.differences(from: recorded)
+          guard differences.isEmpty else { throw LedgerError.deploymentMismatch(differences) }
+        } else {
+          try db.execute(
+            sql: "INSERT INTO deployment VALUES (1, ?, ?, ?, ?, ?, ?)",
+            arguments: [
+              deployment.id.text, deployment.buckets, deployment.hash, deployment.keyVersion,
+              deployment.mode.rawValue, now.milliseconds,
+            ])
+        }
+      }
+    } catch let error as DatabaseError {
+      throw LedgerError.storage("\(error)")
+    }
+    recorded.withLock { $0 = deployment }
   }
 
   /// Opens an existing file for reading only; the deployment is the recorded one.
@@ -67,11 +83,11 @@ package final class LedgerStore: Sendable {
       configuration.readonly = true
       configuration.busyMode = .timeout(Self.busySecondsMax)
       pool = try DatabasePool(path: path, configuration: configuration)
-      let recorded = try pool.read { db in
+      let found = try pool.read { db in
         try db.tableExists("deployment") ? try Self.recordedDeployment(db) : nil
       }
-      guard let recorded else { throw LedgerError.noDeployment(path: path) }
-      deployment = recorded
+      guard let found else { throw LedgerError.noDeployment(path: path) }
+      recorded = Mutex(found)
     } catch let error as DatabaseError {
       throw LedgerError.unusable("\(path): \(error)")
     }
@@ -96,7 +112,7 @@ package final class LedgerStore: Sendable {
   }
 
   /// The number of streams: every bucket and the control bucket.
-  package var streams: Int { deployment.buckets + 1 }
+  package var streams: Int { deployment.map { $0.buckets + 1 } ?? 0 }
 
   // MARK: Writing
 

@@ -173,7 +173,7 @@ package struct ParkedRecord: Hashable, Sendable, Codable {
 }
 
 package struct LedgerStatus: Hashable, Sendable, Codable {
-  package var deployment: Deployment
+  package var deployment: Deployment?
   package var positions: [BucketPosition]
   package var deltas: Int64
   package var duplicates: Int64

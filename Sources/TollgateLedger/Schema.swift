@@ -105,6 +105,7 @@ enum Schema {
       before TEXT NOT NULL, after TEXT NOT NULL,
       PRIMARY KEY (scope, key, version, time, op, idx)
     ) STRICT, WITHOUT ROWID;
+    CREATE INDEX config_by_time ON config (time);
     CREATE VIEW config_current AS
       SELECT * FROM config AS c WHERE scope IN ('global', 'account') AND NOT EXISTS (
         SELECT 1 FROM config AS n WHERE n.scope = c.scope AND n.key = c.key

@@ -127,12 +127,27 @@ import TollgateWire
     var sum: Int64 = 0
     var key: LedgerStore.TotalPageKey?
     repeat {
-      let page = try books.store.totals(after: key, limit: 3)
+      let page = try books.store.totals(after: key, limit: 3).page
       sum += page.elements.reduce(0) { $0 + $1.charged }
       key = page.next
     } while key != nil
     #expect(sum == 325)
-    #expect(try books.store.totals(start: 0).elements == [])
+    #expect(try books.store.totals(.init(from: 0, to: 1)).page.elements == [])
+  }
+
+  @Test func totalsOfAnAccountNameTheirBucketsPosition() throws {
+    let bucket = UInt32(StableHash.of("acme") % 4)
+    if bucket != 0 { try books.open(Int(bucket)) }
+    _ = try books.apply([try usage(1, op: 1, amount: 5)], bucket: bucket)
+    let answer = try books.store.totals(.init(account: "acme", feature: "tokens"))
+    #expect(answer.page.elements.map(\.charged) == [5])
+    #expect(answer.position == BucketPosition(bucket: Int(bucket), epoch: 1, cursor: 1))
+  }
+
+  @Test func knownIds() throws {
+    _ = try books.apply([try usage(1, op: 1), try usage(2, op: 2)])
+    let ids = (1...3).map { DeltaID(operation: operation($0), index: 0) }
+    #expect(try books.store.known(ids) == Array(ids[..<2]))
   }
 
   @Test func deltaIdsBehindATotal() throws {
@@ -159,15 +174,19 @@ import TollgateWire
     #expect(global?.version == 7)
     #expect(global?.actor == "ops")
     #expect(global?.action == "catalog.apply")
-    #expect(try books.store.configHistory(scope: .account, key: "acme").map(\.version) == [2, 1])
+    #expect(
+      try books.store.configHistory(scope: .account, key: "acme").elements.map(\.version) == [1, 2])
+    let first = try books.store.configHistory(limit: 2)
+    #expect(first.elements.map(\.version) == [7, 1])
+    #expect(try books.store.configHistory(after: first.next, limit: 2).elements.map(\.version) == [2])
   }
 
   @Test func closedPeriodTakesAdjustmentsNotEdits() throws {
     _ = try books.apply([try usage(1, op: 1, amount: 5)])
-    let before = try books.store.totals(account: "acme").elements
+    let before = try books.store.totals(.init(account: "acme")).page.elements
     try books.store.close(november, now: start)
     _ = try books.apply([try usage(2, op: 2, amount: 3)])
-    let lines = try books.store.totals(account: "acme").elements
+    let lines = try books.store.totals(.init(account: "acme")).page.elements
     #expect(lines.filter { !$0.adjustment } == before)
     #expect(lines.filter(\.adjustment).map(\.charged) == [3])
     let statement = try books.store.statement(account: "acme", start: november.start.milliseconds)

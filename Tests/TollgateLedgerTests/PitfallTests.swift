@@ -201,8 +201,7 @@ import TollgateWire
     for suffix in ["", "-wal"] {
       try FileManager.default.copyItem(atPath: books.path + suffix, toPath: copy + suffix)
     }
-    let crashed = try LedgerStore(
-      path: copy, deployment: books.deployment, bodies: .wire, now: start)
+    let crashed = try LedgerStore(path: copy, bodies: .wire)
     #expect(try crashed.status().deltas == 9)
     #expect(try crashed.verify().findings == [])
   }
@@ -219,8 +218,7 @@ import TollgateWire
       let copy = books.directory.appending(path: "cut\(step).sqlite").path
       try FileManager.default.copyItem(atPath: books.path, toPath: copy)
       try bytes.prefix(cut).write(to: URL(filePath: copy + "-wal"))
-      let crashed = try LedgerStore(
-        path: copy, deployment: books.deployment, bodies: .wire, now: start)
+      let crashed = try LedgerStore(path: copy, bodies: .wire)
       #expect([1, 9].contains(try crashed.status().deltas))
       #expect(try crashed.verify().findings == [])
     }
@@ -229,7 +227,7 @@ import TollgateWire
   @Test func anotherDeploymentIsRefusedNamingBothValues() throws {
     let other = Deployment(id: try Name("other"), buckets: 8, mode: .dev)
     let error = #expect(throws: LedgerError.self) {
-      try LedgerStore(path: books.path, deployment: other, bodies: .wire, now: start)
+      try LedgerStore(path: books.path, bodies: .wire).adopt(other, now: start)
     }
     let text = error?.description ?? ""
     #expect(text.contains("deployment: configured other, recorded test"))
@@ -241,7 +239,7 @@ import TollgateWire
     try Data("this is no database, and long enough to be looked at".utf8).write(
       to: URL(filePath: path))
     #expect(throws: LedgerError.self) {
-      try LedgerStore(path: path, deployment: books.deployment, bodies: .wire, now: start)
+      try LedgerStore(path: path, bodies: .wire)
     }
     #expect(throws: LedgerError.self) {
       try LedgerStore(readOnly: books.directory.appending(path: "none").path, bodies: .wire)

@@ -37,8 +37,8 @@ final class Books {
     try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
     deployment = Deployment(id: try Name("test"), buckets: buckets, mode: .dev)
     store = try LedgerStore(
-      path: directory.appending(path: "ledger.sqlite").path, deployment: deployment,
-      bodies: bodies, now: start)
+      path: directory.appending(path: "ledger.sqlite").path, bodies: bodies)
+    try store.adopt(deployment, now: start)
   }
 
   deinit { try? FileManager.default.removeItem(at: directory) }
@@ -68,7 +68,7 @@ final class Books {
   }
 
   func total(_ account: String = "acme", _ feature: String = "tokens") throws -> Int64 {
-    try store.totals(account: account).elements.filter { $0.feature == feature }
+    try store.totals(.init(account: account)).page.elements.filter { $0.feature == feature }
       .reduce(0) { $0 + $1.charged }
   }
 

@@ -1,0 +1,148 @@
+// `tollgate ledger`: runs the reference ledger, or reads its books. The service and each report is
+// a subcommand of its own; running is the default, so `tollgate ledger --database …` serves.
+
+import ArgumentParser
+import Dispatch
+import Foundation
+import Logging
+import TollgateLedger
+
+struct LedgerCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "ledger",
+    abstract: "Run the reference ledger, or read its books.",
+    subcommands: [
+      LedgerRun.self, LedgerExport.self, LedgerStatement.self, LedgerBalances.self,
+      LedgerVerify.self, LedgerReplay.self,
+    ],
+    defaultSubcommand: LedgerRun.self)
+}
+
+struct LedgerRun: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "run",
+    abstract: "Serve the ledger until SIGTERM or SIGINT.",
+    discussion: """
+      SIGTERM refuses what is new, writes and answers what was accepted, and exits 0. The first \
+      sidecar to link decides whose books these are; others are refused from then on.
+      """)
+
+  @Option(help: ArgumentHelp("The books: an SQLite file, made where it is missing.", valueName: "path"))
+  var database: String
+
+  @Option(help: ArgumentHelp("TCP address to listen on; port 0 takes a free one.", valueName: "host:port"))
+  var listen: String?
+
+  @Option(help: ArgumentHelp("Unix socket to listen on.", valueName: "path"))
+  var unix: String?
+
+  @Option(help: ArgumentHelp("Credential of the sidecars. Prefer --token-file.", valueName: "token"))
+  var token: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "File with the credential of the sidecars (or TOLLGATE_LEDGER_TOKEN).", valueName: "file"))
+  var tokenFile: String?
+
+  @Option(help: ArgumentHelp("How long stopping may take, in milliseconds.", valueName: "ms"))
+  var grace: Int = 10_000
+
+  @Flag(help: "Say that it is ready as one line of JSON.")
+  var json = false
+
+  func validate() throws {
+    guard listen != nil || unix != nil else {
+      throw ValidationError("Give --listen HOST:PORT, --unix PATH, or both.")
+    }
+    if let listen, Self.address(listen) == nil {
+      throw ValidationError("--listen \(listen): give HOST:PORT, e.g. 127.0.0.1:7420.")
+    }
+    if token != nil && tokenFile != nil {
+      throw ValidationError("--token and --token-file exclude each other.")
+    }
+    guard (0...600_000).contains(grace) else {
+      throw ValidationError("--grace \(grace): give 0 … 600000 milliseconds.")
+    }
+  }
+
+  static func address(_ text: String) -> (host: String, port: Int)? {
+    guard let colon = text.lastIndex(of: ":"), let port = Int(text[text.index(after: colon)...]),
+      (0...65535).contains(port)
+    else { return nil }
+    var host = String(text[..<colon])
+    if host.hasPrefix("["), host.hasSuffix("]") { host = String(host.dropFirst().dropLast()) }
+    return host.isEmpty ? nil : (host, port)
+  }
+
+  func run() async throws {
+    LoggingSystem.bootstrap(StreamLogHandler.standardError)
+    let configuration = LedgerConfiguration(
+      database: database, listen: listen.flatMap(Self.address), unix: unix,
+      token: try credential(), graceMilliseconds: grace)
+    let stop = LedgerStop()
+    let signals = [SIGTERM, SIGINT].map { number in
+      // The default action would end the process before the books are in order.
+      unsafe signal(number, SIG_IGN)
+      let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
+      source.setEventHandler { stop.stop() }
+      source.resume()
+      return source
+    }
+    defer { for source in signals { source.cancel() } }
+    try await LedgerCommandFailure.reported(json: json) {
+      try await runLedger(
+        configuration: configuration, logger: Logger(label: "tollgate.ledger"), stop: stop
+      ) { [json] endpoints in
+        print(Self.readyLine(endpoints, json: json))
+        unsafe fflush(stdout)
+      }
+    }
+  }
+
+  private static func readyLine(_ endpoints: LedgerEndpoints, json: Bool) -> String {
+    guard !json else {
+      var fields = ["\"event\":\"ready\""]
+      if let port = endpoints.port { fields.append("\"port\":\(port)") }
+      if let unix = endpoints.unix { fields.append("\"unix\":\(LedgerCommandFailure.quoted(unix))") }
+      return "{" + fields.joined(separator: ",") + "}"
+    }
+    let places = [endpoints.port.map { "port \($0)" }, endpoints.unix].compactMap { $0 }
+    return "ledger ready on \(places.joined(separator: " and "))"
+  }
+
+  private func credential() throws -> String {
+    if let token { return token }
+    if let tokenFile {
+      do {
+        return try String(contentsOfFile: tokenFile, encoding: .utf8)
+          .trimmingCharacters(in: .whitespacesAndNewlines)
+      } catch {
+        LedgerCommandFailure.say("--token-file \(tokenFile) cannot be read: \(error)", json: json)
+        throw ExitCode(2)
+      }
+    }
+    return ProcessInfo.processInfo.environment["TOLLGATE_LEDGER_TOKEN"] ?? ""
+  }
+}
+
+/// How a ledger command fails: one line on standard error, and the documented exit code.
+enum LedgerCommandFailure {
+  static func reported<Value>(json: Bool, _ body: () async throws -> Value) async throws -> Value {
+    do { return try await body() } catch let exit as ExitCode { throw exit } catch {
+      say("\(error)", json: json)
+      if case LedgerError.storage = error { throw ExitCode(3) }
+      throw ExitCode(error is LedgerError ? 4 : 3)
+    }
+  }
+
+  static func say(_ message: String, json: Bool) {
+    let line = json ? "{\"error\":\(quoted(message))}" : "tollgate ledger: \(message)"
+    try? FileHandle.standardError.write(contentsOf: Data((line + "\n").utf8))
+  }
+
+  static func quoted(_ text: String) -> String {
+    let encoder = JSONEncoder()
+    encoder.outputFormatting = .withoutEscapingSlashes
+    return (try? encoder.encode(text)).map { String(decoding: $0, as: UTF8.self) } ?? "\"\""
+  }
+}
