@@ -41,7 +41,7 @@ enum ServiceAddress: Hashable, Sendable, CustomStringConvertible {
   }
 }
 
-struct ServerConfiguration: Sendable {
+package struct ServerConfiguration: Sendable {
   var deployment: Deployment
   /// Stable across restarts of one sidecar; in logs, `status`, shipper ownership.
   var sidecarID: String

@@ -374,39 +374,68 @@ actor Healer {
 
   // MARK: - Accounts
 
+  enum LoadOutcome: Sendable, Hashable {
+    /// The account is current.
+    case loaded
+    /// The ledger knows nothing of it, and neither does Redis.
+    case unknown
+    /// Another load is under way, or the bucket was fenced meanwhile.
+    case retry
+    /// The ledger or Redis does not answer.
+    case failed
+  }
+
   func rebuild(account: String, bucket: Int, epoch: Int64) async {
-    guard rebuilding.insert(account).inserted else { return }
-    defer { rebuilding.remove(account) }
     guard let subject = try? Subject(account) else { return }
+    let outcome = await load(account: subject, bucket: bucket, epoch: epoch)
+    for loop in loops {
+      loop.onLoop { enforcer in
+        switch outcome {
+        case .loaded: enforcer.rebuildFinished(account: account)
+        case .unknown: enforcer.accountUnknown(account)
+        case .retry: enforcer.rebuildFinished(account: account)
+        case .failed: enforcer.rebuildFailed(account: account)
+        }
+      }
+    }
+  }
+
+  /// Seeds one account from the ledger; single-flight.
+  func load(account: Subject, bucket: Int, epoch: Int64) async -> LoadOutcome {
+    guard rebuilding.insert(account.path).inserted else {
+      // The one under way tells every loop when it is done.
+      try? await Task.sleep(for: .milliseconds(5))
+      return .retry
+    }
+    defer { rebuilding.remove(account.path) }
     do {
       var pages: [BalancesReply] = []
       if let ledger {
         let since = store.wallTime() + -Self.lateHorizonMilliseconds
         pages = try await ledger.pages(
-          BalancesRequest(account: subject, since: since), as: BalancesReply.self)
+          BalancesRequest(account: account, since: since), as: BalancesReply.self)
       }
       let version = pages.first?.version ?? 0
       let balances = pages.flatMap(\.balances)
-      let stored = try await store.header(account: subject)
+      let stored = try await store.header(account: account)
       if version == 0, balances.isEmpty, (stored.version ?? 0) == 0,
-        global?.catalog.unknownAccount == .deny
+        global?.catalog.unknownAccount ?? .deny == .deny
       {
-        for loop in loops { loop.onLoop { $0.accountUnknown(account) } }
-        return
+        return .unknown
       }
       try await store.seed(
-        account: subject, epoch: epoch, cells: SeedCell.cells(balances, now: store.wallTime()),
+        account: account, epoch: epoch, cells: SeedCell.cells(balances, now: store.wallTime()),
         version: version,
         config: version > 0
           ? (pages.first?.config).map { String(decoding: $0, as: UTF8.self) } : nil)
       metrics.rebuilds.add()
-      for loop in loops { loop.onLoop { $0.rebuildFinished(account: account) } }
+      return .loaded
     } catch StoreFailure.fenced {
-      for loop in loops { loop.onLoop { $0.rebuildFailed(account: account) } }
       await fenced(bucket: bucket, epoch: epoch)
+      return .retry
     } catch {
       logger.debug("account not seeded", metadata: ["error": "\(error)"])
-      for loop in loops { loop.onLoop { $0.rebuildFailed(account: account) } }
+      return .failed
     }
   }
 
