@@ -82,7 +82,8 @@ final class Sidecar: Sendable {
         address: address, token: configuration.ledgerToken ?? "",
         link: Link(
           deployment: configuration.deployment, sidecar: name,
-          incarnation: UInt64.random(in: 1 ... .max)),
+          // Later incarnations have higher numbers: the ledger ends the link of an earlier one.
+          incarnation: UInt64(max(1, SystemClock.wallTime().milliseconds))),
         group: group, logger: logger, onPush: { continuation.yield($0) })
     }
     healer = Healer(
@@ -156,6 +157,7 @@ final class Sidecar: Sendable {
   private func beats() async {
     while !Task.isCancelled {
       await healer.beat()
+      await healer.reopen()
       for unit in sessions { unit.onLoop { $0.timePassed() } }
       await refreshGauges()
       try? await Task.sleep(for: .milliseconds(Self.beatMilliseconds))

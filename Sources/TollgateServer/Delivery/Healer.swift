@@ -33,6 +33,7 @@ actor Healer {
   private var refreshing = false
   private var pushing: Set<Int> = []
   private var open: [Int: Int64] = [:]
+  private var closedSince: [Int: NIODeadline] = [:]
   private(set) var global: GlobalConfig?
   private(set) var lastHeartbeat: NIODeadline?
 
@@ -117,6 +118,27 @@ actor Healer {
   }
 
   // MARK: - Buckets
+
+  /// Buckets that are closed and that nobody is opening: a recovery elsewhere that came to nothing
+  /// leaves one so.
+  func reopen() async {
+    let now = NIODeadline.now()
+    for bucket in 0...buckets.control where !recovering.contains(bucket) {
+      guard open[bucket] == nil else {
+        closedSince[bucket] = nil
+        continue
+      }
+      let since = closedSince[bucket] ?? now
+      closedSince[bucket] = since
+      guard now - since > .milliseconds(Self.reopenMilliseconds), ledger?.isUp ?? true else {
+        continue
+      }
+      closedSince[bucket] = nil
+      Task { await self.recover(bucket: bucket, knownEpoch: 0) }
+    }
+  }
+
+  static let reopenMilliseconds: Int64 = 4_000
 
   /// Opens every bucket at start; several at a time.
   func openAll() async {

@@ -177,7 +177,7 @@ final class ClientHandler: ChannelInboundHandler {
     let source: Source =
       frame.header.flags.contains(.clientFallback) ? .clientFallback : .policy
     for (index, result) in records.enumerated() {
-      let record: OperationRecord
+      let record: TollgateWire.OperationRecord
       switch result {
       case .success(let good): record = good
       case .failure(let error):
