@@ -1,7 +1,7 @@
 import ArgumentParser
 
-import Histogram
-import Yams
-
 @main
-struct Tollgate: ParsableCommand {}
+struct Tollgate: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "tollgate", subcommands: [ServeCommand.self, LedgerCommand.self])
+}

@@ -247,13 +247,19 @@ package final class RedisChannelHandler: ChannelInboundHandler {
     // `channelWritabilityChanged` comes back for them.
     guard context.channel.isWritable else { return }
     machine.flushed()
-    context.writeAndFlush(wrapOutboundOut(outbound), promise: nil)
-    if outbound.capacity > limits.flushBytesMax * 2 {
+    // Taken out before the write: a write above the channel's high-water mark changes its
+    // writability twice, and `channelWritabilityChanged` comes back here in the middle of it.
+    var bytes = outbound
+    outbound = ByteBuffer()
+    context.writeAndFlush(wrapOutboundOut(bytes), promise: nil)
+    guard outbound.readableBytes == 0 else { return }
+    if bytes.capacity > limits.flushBytesMax * 2 {
       // A burst must not pin its memory for the life of the connection.
       outbound = context.channel.allocator.buffer(capacity: Self.outboundCapacity)
     } else {
       // The channel usually wrote at once and let go, so the same storage serves the next tick.
-      outbound.clear()
+      bytes.clear()
+      outbound = bytes
     }
   }
 

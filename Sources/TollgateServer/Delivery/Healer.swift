@@ -249,7 +249,7 @@ actor Healer {
       try await ledger.push(
         Recover(
           bucket: UInt32(bucket), epoch: old, metaEpoch: meta?.fence.epoch ?? 0,
-          metaSequence: meta?.fence.sequence ?? 0), correlated: true)
+          metaSequence: meta?.fence.sequence ?? 0))
     } catch {
       return nil
     }

@@ -142,12 +142,12 @@ final class LedgerLink: Sendable {
 
   /// Sends something that is answered by a push, or not at all.
   func push(
-    _ message: some OpcodeMessage, more: Bool = false, correlated: Bool = false
+    _ message: some OpcodeMessage, more: Bool = false
   ) async throws(LedgerFailure) {
     let (connection, eventLoop) = try current()
     await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
       eventLoop.execute {
-        connection.value.push(message, flags: more ? .more : [], correlated: correlated)
+        connection.value.push(message, flags: more ? .more : [])
         continuation.resume()
       }
     }
@@ -249,14 +249,9 @@ final class LedgerHandler: ChannelInboundHandler {
     send(message, correlation: id, flags: [], context: context)
   }
 
-  func push(_ message: some OpcodeMessage, flags: FrameFlags, correlated: Bool) {
+  func push(_ message: some OpcodeMessage, flags: FrameFlags) {
     guard let context, context.channel.isActive else { return }
-    var id: UInt64 = 0
-    if correlated {
-      correlation += 1
-      id = correlation
-    }
-    send(message, correlation: id, flags: flags, context: context)
+    send(message, correlation: 0, flags: flags, context: context)
   }
 
   private func send(

@@ -304,8 +304,9 @@ final class Enforcer {
   private func handleStale(
     _ request: Request, _ globalVersion: Int64, _ accountVersion: Int64?, _ text: String?
   ) {
-    if let text, let accountVersion, (accounts[request.account]?.version ?? -1) != accountVersion {
-      if var config = AccountConfig(stored: text) {
+    if let accountVersion, (accounts[request.account]?.version ?? -1) != accountVersion {
+      // A header that nobody ever set has no text: an account without a plan of its own.
+      if var config = AccountConfig(stored: text ?? "") {
         config.version = accountVersion
         accounts[request.account] = config
       } else {

@@ -82,7 +82,7 @@ struct LedgerRun: AsyncParsableCommand {
     let stop = LedgerStop()
     let signals = [SIGTERM, SIGINT].map { number in
       // The default action would end the process before the books are in order.
-      unsafe signal(number, SIG_IGN)
+      _ = signal(number, SIG_IGN)
       let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
       source.setEventHandler { stop.stop() }
       source.resume()
@@ -94,7 +94,7 @@ struct LedgerRun: AsyncParsableCommand {
         configuration: configuration, logger: Logger(label: "tollgate.ledger"), stop: stop
       ) { [json] endpoints in
         print(Self.readyLine(endpoints, json: json))
-        unsafe fflush(stdout)
+        fflush(nil)
       }
     }
   }
