@@ -4,7 +4,7 @@
 --
 -- KEYS, ARGV: those of the `decide` call it annuls.
 -- Reply {0, record, now}: annulled now; {1, record}: it was a denial or annulled before;
---       {2, f, seq} {3, word} {4} {5} {8}
+--       {2, f, seq} {3, word} {4} {5} {8} {10}
 --
 -- Invariants: counters lose exactly what the operation added, in the period that admitted it, or
 --   nothing where that period is no longer held; every delta gets one reversal (index 64 + item,
@@ -78,6 +78,7 @@ else
   answer = print .. encode(28, ms, 0, 0, epoch, 0, 0, 0, 0, '', -1, 0)
 end
 
+local changes = {}
 if P then
   -- Fields of hash k start at F[k]; `decide` put two of its own in front of them.
   local F, at = {}, 5
@@ -99,10 +100,15 @@ if P then
       elseif cell[5] == P[b + 2] then
         cell[6] = cell[6] - amount
       end
-      assert(cell[2] >= -LARGEST and cell[6] >= -LARGEST, 'not a quantity')
-      set(key, {field, encode(unpack(cell, 1, 7))}, {row[2]})
+      if cell[2] < -LARGEST or cell[6] < -LARGEST then
+        return {10}
+      end
+      changes[#changes + 1] = {key, {field, encode(unpack(cell, 1, 7))}, {row[2]}}
     end
   end
+end
+for i = 1, #changes do
+  set(unpack(changes[i]))
 end
 set(recordKey, {id, answer}, {record})
 if not M[6] then
@@ -122,10 +128,7 @@ for i = 1, births > 0 and P[4] or 0 do
       if appended > 0 then
         unappend(KEYS[2], e, seq, appended)
       end
-      for j = #journal, 1, -1 do
-        try(unpack(journal[j]))
-      end
-      error(r)
+      abort(r)
     end
     appended = appended + 1
   end

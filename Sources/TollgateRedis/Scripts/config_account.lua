@@ -33,9 +33,6 @@ write(nil, 'XADD', KEYS[2], ARGV[3] .. '-' .. sequence, 'd',
 local r = try('XADD', KEYS[4], 'MAXLEN', '~', '10000', '*', 't', int(ms), 'b', ARGV[8])
 if type(r) == 'table' then
   unappend(KEYS[2], ARGV[3], seq, 1)
-  for i = #journal, 1, -1 do
-    try(unpack(journal[i]))
-  end
-  error(r)
+  abort(r)
 end
 return {0, ARGV[3], sequence, int(ms)}

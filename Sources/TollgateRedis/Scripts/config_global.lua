@@ -29,8 +29,8 @@ local seq = tonumber(M[2]) or 0
 local sequence = int(seq + 1)
 local new = int(tonumber(ARGV[6]))
 if ARGV[9] ~= '0' then
-  set(KEYS[5], {ARGV[9], ARGV[10]}, call('HMGET', KEYS[5], ARGV[9]))
-  local forgotten = tonumber(ARGV[11]) > 0 and call('HGET', KEYS[5], ARGV[11])
+  set(KEYS[5], {ARGV[9], ARGV[10]}, write(nil, 'HMGET', KEYS[5], ARGV[9]))
+  local forgotten = tonumber(ARGV[11]) > 0 and write(nil, 'HGET', KEYS[5], ARGV[11])
   if forgotten then
     write({'HSET', KEYS[5], ARGV[11], forgotten}, 'HDEL', KEYS[5], ARGV[11])
   end
@@ -43,9 +43,6 @@ write(nil, 'XADD', KEYS[2], ARGV[3] .. '-' .. sequence, 'd',
 local r = try('XADD', KEYS[4], 'MAXLEN', '~', '10000', '*', 't', int(ms), 'b', ARGV[8])
 if type(r) == 'table' then
   unappend(KEYS[2], ARGV[3], seq, 1)
-  for i = #journal, 1, -1 do
-    try(unpack(journal[i]))
-  end
-  error(r)
+  abort(r)
 end
 return {0, ARGV[3], sequence, int(ms)}

@@ -5,7 +5,7 @@
 -- ARGV  1 fence text · 2 seen sequence · 3 epoch · 4 operation id · 5 field · 6 start · 7 end
 --       8 value · 9 delta body
 -- Reply {0, epoch, sequence, now, before, after} · {1} applied before under this id
---       {2, f, seq} · {8} · {9, now}
+--       {2, f, seq} · {8} · {9, now} · {10}
 --
 -- Invariants: settled is untouched; the config delta carries the change (actual = absorbed =
 --   after - before, charged 0). Safe against deltas in flight: they add to settled, and the offset
@@ -41,7 +41,9 @@ if current and row[3] then
 end
 local before = cell[2] - cell[4]
 cell[4] = cell[2] - value
-assert(cell[4] <= LARGEST and cell[4] >= -LARGEST, 'not a quantity')
+if cell[4] > LARGEST or cell[4] < -LARGEST then
+  return {10}
+end
 local packed = encode(unpack(cell, 1, 7))
 if KEYS[6] then
   local life = lifetime(last)
@@ -70,9 +72,6 @@ write(nil, 'XADD', KEYS[2], e .. '-' .. sequence, 'd',
 local r = try('XADD', KEYS[4], 'MAXLEN', '~', '10000', '*', 't', int(ms), 'b', ARGV[9])
 if type(r) == 'table' then
   unappend(KEYS[2], e, seq, 1)
-  for i = #journal, 1, -1 do
-    try(unpack(journal[i]))
-  end
-  error(r)
+  abort(r)
 end
 return {0, e, sequence, int(ms), int(before), int(value)}

@@ -306,6 +306,11 @@ if allowed then
     end
   end
 end
+-- All text of numbers is made before the first write: `int` may refuse.
+local grown = #answer - (record and #record or -80)
+local metaNow = {int(seq + births), int(now), int(bytes + grown),
+  int((tonumber(M[9]) or 0) + grown)}
+local sliceEnd = int((slice + 1) * 120000 + 90000000)
 local hashKey = function(k) return k == 1 and KEYS[5] or KEYS[k + 5] end
 local done = {}
 local metaDone, recordDone, appended = false, false, 0
@@ -339,10 +344,7 @@ local function undo(err)
       restore(hashKey(k), {'e', 'x'}, {row[1], row[2]})
     end
   end
-  for i = #journal, 1, -1 do
-    try(unpack(journal[i]))
-  end
-  error(err)
+  abort(err)
 end
 -- Deeper subjects that are new, of an older epoch, or that live longer now: rare, through the
 -- journal of the prelude, before everything else.
@@ -357,7 +359,7 @@ for k = 2, hashes do
       for i = 1, #w do
         flat[i + 4] = w[i]
       end
-      local stale = row[1] and tonumber(call('PEXPIRETIME', hashKey(k))) or 0
+      local stale = row[1] and write(nil, 'PEXPIRETIME', hashKey(k)) or 0
       replace(hashKey(k), flat)
       touch(KEYS[6], hashKey(k), max(stale, 0), later, ms)
       W[k] = nil
@@ -383,14 +385,13 @@ if type(r) == 'table' then
 end
 recordDone = true
 if not M[9] then
-  r = try('PEXPIREAT', KEYS[3], int((slice + 1) * 120000 + 90000000))
+  r = try('PEXPIREAT', KEYS[3], sliceEnd)
   if type(r) == 'table' then
     undo(r)
   end
 end
-local grown = #answer - (record and #record or -80)
-r = try('HSET', KEYS[1], 'seq', int(seq + births), 't', int(now), bytesField, int(bytes + grown),
-  sliceField, int((tonumber(M[9]) or 0) + grown))
+r = try('HSET', KEYS[1], 'seq', metaNow[1], 't', metaNow[2], bytesField, metaNow[3],
+  sliceField, metaNow[4])
 if type(r) == 'table' then
   undo(r)
 end

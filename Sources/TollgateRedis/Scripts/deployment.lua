@@ -7,8 +7,8 @@
 --
 -- Invariant: a record is never changed. Complexity: O(1).
 if call('EXISTS', KEYS[1]) == 0 then
-  write(nil, 'HSET', KEYS[1], 'id', ARGV[1], 'buckets', ARGV[2], 'hash', ARGV[3], 'keyVersion',
+  write({'UNLINK', KEYS[1]}, 'HSET', KEYS[1], 'id', ARGV[1], 'buckets', ARGV[2], 'hash', ARGV[3], 'keyVersion',
     ARGV[4], 'mode', ARGV[5])
 end
-local R = call('HMGET', KEYS[1], 'id', 'buckets', 'hash', 'keyVersion', 'mode')
+local R = write(nil, 'HMGET', KEYS[1], 'id', 'buckets', 'hash', 'keyVersion', 'mode')
 return {0, R[1], R[2], R[3], R[4], R[5]}

@@ -22,21 +22,21 @@ local function clock()
   return t[1] * 1000000 + t[2]
 end
 
--- A whole number as text, every digit of it.
-local function int(x)
-  assert(x == floor(x) and x <= LARGEST and x >= -LARGEST, 'not a quantity')
-  return format('%.0f', x)
+-- Undo commands of the writes so far; run last first when a later step fails.
+local journal = {}
+local function abort(err)
+  for i = #journal, 1, -1 do
+    try(unpack(journal[i]))
+  end
+  error(err)
 end
 
--- Undo commands of the writes so far; `write` runs them, last first, when a later write fails.
-local journal = {}
+-- One command after the first write: a failure undoes what the journal holds. `undo`: the command
+-- that takes it back, nil for a read or where an earlier entry does so too.
 local function write(undo, ...)
   local r = try(...)
   if type(r) == 'table' and r.err then
-    for i = #journal, 1, -1 do
-      try(unpack(journal[i]))
-    end
-    error(r)
+    abort(r)
   end
   if undo then
     journal[#journal + 1] = undo
@@ -44,13 +44,19 @@ local function write(undo, ...)
   return r
 end
 
+-- A whole number as text, every digit of it.
+local function int(x)
+  if x ~= floor(x) or x > LARGEST or x < -LARGEST then
+    abort({err = 'ERR not a quantity'})
+  end
+  return format('%.0f', x)
+end
+
 -- Sets fields of a hash; `old` holds their values before (false: absent), in the same order.
 local function set(key, fields, old)
-  local flat, back, gone = {'HSET', key}, {'HSET', key}, {'HDEL', key}
+  local back, gone = {'HSET', key}, {'HDEL', key}
   for i = 1, #fields, 2 do
     local was = old[(i + 1) / 2]
-    flat[#flat + 1] = fields[i]
-    flat[#flat + 1] = fields[i + 1]
     if was then
       back[#back + 1] = fields[i]
       back[#back + 1] = was
@@ -58,14 +64,12 @@ local function set(key, fields, old)
       gone[#gone + 1] = fields[i]
     end
   end
-  write(#back > 2 and back or nil, unpack(flat))
+  write(nil, 'HSET', key, unpack(fields))
+  if #back > 2 then
+    journal[#journal + 1] = back
+  end
   if #gone > 2 then
-    if #back == 2 then
-      journal[#journal + 1] = gone
-    else
-      -- One write with two undo steps.
-      journal[#journal + 1] = gone
-    end
+    journal[#journal + 1] = gone
   end
 end
 
@@ -91,8 +95,8 @@ end
 
 -- Replaces a whole hash, keeping the way back.
 local function replace(key, flat)
-  local was = call('HGETALL', key)
-  local expiry = call('PEXPIRETIME', key)
+  local was = write(nil, 'HGETALL', key)
+  local expiry = write(nil, 'PEXPIRETIME', key)
   if #was > 0 then
     write(nil, 'UNLINK', key)
     if expiry > 0 then
@@ -113,7 +117,7 @@ end
 
 -- Expiry of a deeper subject's hash and its place in the account's index. Runs when the hash is
 -- created and when its expiry moves, and then drops up to 16 expired members of the index, so
--- the index is never much larger than what lives. `expiry` 0: never.
+-- the index is never much larger than what lives. `expiry` NEVER: it stays.
 local DAY = 86400000
 local NEVER = 9007199254740991
 local function touch(idx, key, before, expiry, now)
@@ -123,9 +127,9 @@ local function touch(idx, key, before, expiry, now)
   else
     write(before > 0 and {'PEXPIREAT', key, int(before)} or nil, 'PEXPIREAT', key, int(expiry))
   end
-  local was = call('ZSCORE', idx, path)
-  local old = call('ZRANGE', idx, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16, 'WITHSCORES')
-  local life = call('PEXPIRETIME', idx)
+  local was = write(nil, 'ZSCORE', idx, path)
+  local old = write(nil, 'ZRANGE', idx, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16, 'WITHSCORES')
+  local life = write(nil, 'PEXPIRETIME', idx)
   write(was and {'ZADD', idx, was, path} or {'ZREM', idx, path}, 'ZADD', idx, int(expiry), path)
   for i = 1, #old, 2 do
     if old[i] ~= path then

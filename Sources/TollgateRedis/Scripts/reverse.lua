@@ -5,7 +5,7 @@
 --       3 account header · 4... hashes of deeper subjects
 -- ARGV  1 fence text · 2 seen sequence · 3 MessagePack: epoch, the entry's epoch and sequence, its
 --       slice, amount, number of cells, and per cell: key number (1 = KEYS[3]), field, start
--- Reply {0} reversed · {1} nothing to do · {2, f, seq} · {8} not seeded in this epoch
+-- Reply {0} reversed · {1} nothing to do · {2, f, seq} · {8} not seeded in this epoch · {10}
 --
 -- Invariants: per stream position at most once; no delta. Counters of a later epoch were seeded
 --   from the ledger, which counted the delta once: then there is nothing to take back.
@@ -29,6 +29,7 @@ end
 if call('HGET', KEYS[3], 'e') ~= e then
   return {8}
 end
+local changes = {}
 for c = 1, cells do
   local b = 6 + (c - 1) * 3
   local key, field, start = KEYS[2 + A[b + 1]], A[b + 2], A[b + 3]
@@ -40,9 +41,14 @@ for c = 1, cells do
     elseif cell[5] == start then
       cell[6] = cell[6] - amount
     end
-    assert(cell[2] >= -LARGEST and cell[6] >= -LARGEST, 'not a quantity')
-    set(key, {field, encode(unpack(cell, 1, 7))}, {row[2]})
+    if cell[2] < -LARGEST or cell[6] < -LARGEST then
+      return {10}
+    end
+    changes[#changes + 1] = {key, {field, encode(unpack(cell, 1, 7))}, {row[2]}}
   end
+end
+for i = 1, #changes do
+  set(unpack(changes[i]))
 end
 set(KEYS[2], {marker, ''}, {false})
 if not M[4] then

@@ -13,7 +13,15 @@
 --   the only one that does; a current header makes every chunk a no-op. Counters of an older epoch
 --   are dropped, the newer of two configurations is kept.
 -- Complexity: O(cells + fields of the hashes written).
-local A = {decode(ARGV[3])}
+local A, position = {}, 0
+repeat
+  -- In pieces: one call may return only as many values as Lua's stack holds.
+  local part = {cmsgpack.unpack_limit(ARGV[3], 1000, position)}
+  position = part[1]
+  for i = 2, #part do
+    A[#A + 1] = part[i]
+  end
+until position == -1
 local epoch, last, version, count = unpack(A, 1, 4)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
 local stop = fenced(M[1], M[2])
@@ -43,21 +51,21 @@ for k = 2, #KEYS - 2 do
   local w = W[k]
   if w then
     local key = KEYS[k + 2]
-    local row = call('HMGET', key, 'e', 'x')
+    local row = write(nil, 'HMGET', key, 'e', 'x')
     if row[1] == e then
       -- A later chunk of the same seeding, or another sidecar's: fields are set over.
       local names = {}
       for i = 1, #w, 2 do
         names[#names + 1] = w[i]
       end
-      set(key, w, call('HMGET', key, unpack(names)))
+      set(key, w, write(nil, 'HMGET', key, unpack(names)))
       local before = tonumber(row[2]) or 0
       if life[k] > before then
         set(key, {'x', int(life[k])}, {row[2]})
         touch(KEYS[3], key, before, life[k], floor(now / 1000))
       end
     else
-      local before = max(call('PEXPIRETIME', key), 0)
+      local before = max(write(nil, 'PEXPIRETIME', key), 0)
       local flat = {'e', e, 'x', int(life[k])}
       for i = 1, #w do
         flat[i + 4] = w[i]
