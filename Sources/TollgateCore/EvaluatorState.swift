@@ -22,7 +22,7 @@ package struct CounterKey: Hashable, Comparable, Sendable, CustomStringConvertib
 
 /// One counter: the current period and the one before it, as the field in Redis has them. It
 /// rotates when something is written in a later period, never by itself.
-package struct Counter: Hashable, Sendable {
+package struct CounterValue: Hashable, Sendable {
   package var start: WallTime
   package var settled: Int64
   package var held: Int64
@@ -44,9 +44,9 @@ package struct Counter: Hashable, Sendable {
   }
 
   /// This counter as it stands in a period that starts at `start`.
-  package func rotated(to start: WallTime) -> Counter {
+  package func rotated(to start: WallTime) -> CounterValue {
     guard start > self.start else { return self }
-    return Counter(
+    return CounterValue(
       start: start, previousStart: self.start, previousSettled: settled, previousHeld: held)
   }
 
@@ -61,7 +61,7 @@ package struct Counter: Hashable, Sendable {
 }
 
 /// Units that an operator forgave in one period: limits see settled − units, the bill does not.
-package struct Offset: Hashable, Sendable {
+package struct CounterOffset: Hashable, Sendable {
   package var start: WallTime
   package var units: Int64
 
@@ -91,7 +91,7 @@ package struct RateKey: Hashable, Comparable, Sendable, CustomStringConvertible 
 }
 
 /// What is remembered of an operation: enough to answer a retry and to take the effect back.
-package struct OperationRecord: Hashable, Sendable {
+package struct EvaluatorRecord: Hashable, Sendable {
   package enum Effect: Hashable, Sendable {
     /// A denial, or the tombstone of an operation that never came.
     case none
@@ -111,11 +111,11 @@ package struct OperationRecord: Hashable, Sendable {
 }
 
 package struct EvaluatorState: Hashable, Sendable {
-  package var counters: [CounterKey: Counter] = [:]
-  package var offsets: [CounterKey: Offset] = [:]
+  package var counters: [CounterKey: CounterValue] = [:]
+  package var offsets: [CounterKey: CounterOffset] = [:]
   /// Theoretical arrival times in microseconds since 1970.
   package var arrivals: [RateKey: Int64] = [:]
-  package var records: [OperationID: OperationRecord] = [:]
+  package var records: [OperationID: EvaluatorRecord] = [:]
   /// Deltas whose counter effect was taken back after the ledger answered DUPLICATE.
   package var reversed: Set<DeltaID> = []
   package var globalVersion: Int64 = 0
@@ -127,8 +127,8 @@ package struct EvaluatorState: Hashable, Sendable {
   package init() {}
 
   /// The counter as a limit sees it at the start of `period`, and the units forgiven in it.
-  package func reading(_ key: CounterKey, in start: WallTime) -> (counter: Counter, offset: Int64) {
-    let counter = (counters[key] ?? Counter(start: start)).rotated(to: start)
+  package func reading(_ key: CounterKey, in start: WallTime) -> (counter: CounterValue, offset: Int64) {
+    let counter = (counters[key] ?? CounterValue(start: start)).rotated(to: start)
     guard let offset = offsets[key], offset.start == counter.start else { return (counter, 0) }
     return (counter, offset.units)
   }
