@@ -205,7 +205,8 @@ package final class ChildProcess: Sendable {
         let candidate = folder.appendingPathComponent("tollgate").path
         searched.append(candidate)
         var isFolder: ObjCBool = false
-        if unsafe manager.fileExists(atPath: candidate, isDirectory: &isFolder), !isFolder.boolValue,
+        if unsafe manager.fileExists(atPath: candidate, isDirectory: &isFolder),
+          !isFolder.boolValue,
           manager.isExecutableFile(atPath: candidate)
         {
           return candidate

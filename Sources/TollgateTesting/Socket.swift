@@ -101,7 +101,9 @@ package enum Socket {
     var failure: Int32 = 0
     let bytes = unsafe [UInt8](unsafeUninitializedCapacity: max) { buffer, count in
       var result: Int
-      repeat { result = unsafe recv(fd, buffer.baseAddress, max, 0) } while result < 0
+      repeat {
+        result = unsafe recv(fd, buffer.baseAddress, max, 0)
+      } while result < 0
         && errno == EINTR
       if result < 0 { failure = errno }
       count = Swift.max(result, 0)

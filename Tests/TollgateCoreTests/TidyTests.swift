@@ -1,0 +1,173 @@
+// Tidiness as a test: the arrows between targets and the rules of the house that a machine can
+// check. Each finding names file, line and rule. The canary at the end proves that every rule
+// can fail.
+
+import Foundation
+import Testing
+
+@Suite struct TidyTests {
+  /// What each target may import. A target that is not listed here fails.
+  static let arrows: [String: Set<String>] = {
+    let system: Set = ["Foundation", "Glibc", "Dispatch", "Synchronization"]
+    let nio: Set = ["NIOCore", "NIOPosix", "NIOConcurrencyHelpers"]
+    let collections: Set = ["Collections", "DequeModule", "OrderedCollections", "HeapModule"]
+    let core: Set = ["TollgateCore"]
+    let wire: Set = ["TollgateCore", "TollgateWire"]
+    let redis: Set = ["TollgateCore", "TollgateRedis"]
+    return [
+      "TollgateCore": [],
+      "TollgateWire": core.union(["NIOCore"]),
+      "TollgateRedis": core.union(nio).union(collections).union([
+        "CHiredis", "Logging", "Synchronization", "Glibc",
+      ]),
+      "TollgateEngine": core.union(collections),
+      "TollgateLedger": wire.union(nio).union(system).union([
+        "TollgateEngine", "GRDB", "Logging",
+      ]),
+      "TollgateServer": wire.union(redis).union(nio).union(system).union(collections).union([
+        "TollgateEngine", "TollgateLedger", "NIOHTTP1", "Logging", "Yams",
+      ]),
+      "TollgateClient": wire.union(nio).union(system).union(collections),
+      "tollgate": wire.union(redis).union(nio).union(system).union([
+        "TollgateServer", "TollgateLedger", "TollgateClient", "ArgumentParser", "Logging", "Yams",
+        "Histogram",
+      ]),
+      "TollgateTesting": system,
+    ]
+  }()
+
+  static let linesMax = 600
+  static let columnsMax = 100
+
+  struct Source {
+    let target: String
+    let name: String
+    let lines: [String]
+  }
+
+  static let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+    .deletingLastPathComponent().deletingLastPathComponent()
+
+  static func sources(in folder: String, of target: String? = nil) throws -> [Source] {
+    let base = root.appendingPathComponent(folder)
+    let names = try FileManager.default.subpathsOfDirectory(atPath: base.path)
+    return try names.filter { $0.hasSuffix(".swift") }.sorted().map { name in
+      let text = try String(contentsOf: base.appendingPathComponent(name), encoding: .utf8)
+      let target = String(name.split(separator: "/").first ?? "")
+      return Source(
+        target: target, name: "\(folder)/\(name)",
+        lines: text.split(separator: "\n", omittingEmptySubsequences: false).map(String.init))
+    }
+  }
+
+  static func importFindings(_ source: Source) -> [String] {
+    guard let allowed = arrows[source.target] else {
+      return ["\(source.name): no arrows are known for target \(source.target)"]
+    }
+    return source.lines.enumerated().compactMap { index, line in
+      guard let module = importedModule(line), !allowed.contains(module) else { return nil }
+      return "\(source.name):\(index + 1): \(source.target) must not import \(module)"
+    }
+  }
+
+  static func importedModule(_ line: String) -> String? {
+    var words = line.split(separator: " ")[...]
+    let prefixes = ["public", "package", "internal", "fileprivate", "private"]
+    while let first = words.first, first.hasPrefix("@") || prefixes.contains(String(first)) {
+      words = words.dropFirst()
+    }
+    guard words.first == "import", var module = words.dropFirst().first else { return nil }
+    if ["struct", "class", "enum", "protocol", "func", "var", "let"].contains(module) {
+      module = words.dropFirst(2).first ?? module
+    }
+    return module.split(separator: ".").first.map(String.init)
+  }
+
+  static func styleFindings(_ source: Source, columns: Bool) -> [String] {
+    var findings: [String] = []
+    if source.lines.count > linesMax {
+      findings.append("\(source.name): \(source.lines.count) lines, at most \(linesMax)")
+    }
+    for (index, line) in source.lines.enumerated() {
+      func find(_ what: String) { findings.append("\(source.name):\(index + 1): \(what)") }
+      if columns, line.count > columnsMax { find("\(line.count) columns") }
+      for word in ["try" + "!", "TO" + "DO", "FIX" + "ME", "/wo" + "rk/", "/ro" + "ot/"]
+      where line.contains(word) {
+        find(word)
+      }
+      let proofs = ["@unchecked" + " Sendable", "nonisolated" + "(unsafe)"]
+      if proofs.contains(where: line.contains), !hasProof(source.lines, index) {
+        find("needs its proof in a comment `// Safe: …` right above")
+      }
+    }
+    return findings
+  }
+
+  /// A block of comment lines directly above that says why it is safe.
+  static func hasProof(_ lines: [String], _ index: Int) -> Bool {
+    var above = index - 1
+    while above >= 0 {
+      let line = lines[above].trimmingCharacters(in: .whitespaces)
+      guard line.hasPrefix("//") else { return false }
+      if line.range(of: "Safe: ") != nil { return true }
+      above -= 1
+    }
+    return false
+  }
+
+  @Test func arrowsPointDownOnly() throws {
+    let sources = try Self.sources(in: "Sources")
+    #expect(Set(sources.map(\.target)) == Set(Self.arrows.keys))
+    let findings = sources.flatMap(Self.importFindings)
+    #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
+  }
+
+  @Test func theManifestListsNoForbiddenTarget() throws {
+    let manifest = try String(
+      contentsOf: Self.root.appendingPathComponent("Package.swift"), encoding: .utf8)
+    for (target, allowed) in Self.arrows {
+      guard
+        let start = manifest.range(of: "arget(\n      name: \"\(target)\",")?.upperBound
+          ?? manifest.range(of: "arget(name: \"\(target)\",")?.upperBound
+      else {
+        Issue.record("\(target) is not in Package.swift")
+        continue
+      }
+      let rest = manifest[start...]
+      let body = rest[..<(rest.range(of: "swiftSettings")?.lowerBound ?? rest.endIndex)]
+      for other in Self.arrows.keys where body.contains("\"\(other)\"") {
+        #expect(allowed.contains(other), "Package.swift: \(target) depends on \(other)")
+      }
+    }
+  }
+
+  @Test func theRulesOfTheHouseHold() throws {
+    let findings =
+      try Self.sources(in: "Sources").flatMap { Self.styleFindings($0, columns: true) }
+      + Self.sources(in: "Tests").flatMap { Self.styleFindings($0, columns: false) }
+    #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
+  }
+
+  @Test(arguments: [
+    "package import GRDB", "import struct NIOCore.ByteBuffer", "@preconcurrency import Logging",
+  ])
+  func aWrongImportIsFound(_ line: String) {
+    let source = Source(target: "TollgateCore", name: "canary", lines: [line])
+    #expect(Self.importFindings(source).count == 1)
+  }
+
+  @Test(arguments: [
+    "try" + "! f()", "// TO" + "DO: later", "let path = \"/wo" + "rk/x\"",
+    "final class C: @unchecked" + " Sendable {}", String(repeating: "x", count: 101),
+  ])
+  func aBrokenRuleIsFound(_ line: String) {
+    let source = Source(target: "TollgateCore", name: "canary", lines: ["// A comment.", line])
+    #expect(Self.styleFindings(source, columns: true).count == 1)
+  }
+
+  @Test func aProofIsAccepted() {
+    let lines = ["// Safe: guarded by the lock.", "final class C: @unchecked" + " Sendable {}"]
+    let source = Source(target: "TollgateCore", name: "canary", lines: lines)
+    #expect(Self.styleFindings(source, columns: true).isEmpty)
+  }
+}
