@@ -128,7 +128,7 @@ package struct Evaluator: Hashable, Sendable {
       items: request.items.indices.map { after.itemState($0) })
     if mode != .check {
       state.latest = micros
-      state.records[request.id] = OperationRecord(
+      state.records[request.id] = RecordedOperation(
         subject: request.subject, items: request.items, decision: decision,
         effect: verdict.reason.isAllowed ? .applied : .none, cells: resolution.cells,
         metered: resolution.metered)
@@ -220,7 +220,7 @@ extension Evaluator {
     }
     state.latest = micros
     guard var record = state.records[id] else {
-      state.records[id] = OperationRecord(
+      state.records[id] = RecordedOperation(
         subject: nil, items: [], decision: Decision(reason: .cancelled, source: .redis, time: now),
         effect: .none, cells: [], metered: [])
       return .cancelled([])

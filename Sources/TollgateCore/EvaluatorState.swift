@@ -91,7 +91,7 @@ package struct RateKey: Hashable, Comparable, Sendable, CustomStringConvertible 
 }
 
 /// What is remembered of an operation: enough to answer a retry and to take the effect back.
-package struct OperationRecord: Hashable, Sendable {
+package struct RecordedOperation: Hashable, Sendable {
   package enum Effect: Hashable, Sendable {
     /// A denial, or the tombstone of an operation that never came.
     case none
@@ -115,7 +115,7 @@ package struct EvaluatorState: Hashable, Sendable {
   package var offsets: [CounterKey: Offset] = [:]
   /// Theoretical arrival times in microseconds since 1970.
   package var arrivals: [RateKey: Int64] = [:]
-  package var records: [OperationID: OperationRecord] = [:]
+  package var records: [OperationID: RecordedOperation] = [:]
   /// Deltas whose counter effect was taken back after the ledger answered DUPLICATE.
   package var reversed: Set<DeltaID> = []
   package var globalVersion: Int64 = 0
