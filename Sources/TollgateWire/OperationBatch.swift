@@ -174,9 +174,9 @@ package struct OperationBatch: WireMessage {
   }
 
   private static func decodeCount(from buffer: inout ByteBuffer) throws(WireError) -> Int {
-    guard buffer.readableBytes + FrameHeader.bytes <= WireLimits.dataFrameBytesCeiling else {
+    guard buffer.readableBytes + FrameHeader.bytes <= WireLimits.dataFrameBytesMax else {
       throw .refused(
-        .tooManyItems, "a batch of more than \(WireLimits.dataFrameBytesCeiling) bytes: split it")
+        .tooManyItems, "a batch of more than \(WireLimits.dataFrameBytesMax) bytes: split it")
     }
     let count = try buffer.takeCount(
       UInt16.self, max: WireLimits.recordsMax, each: 2 + OperationRecord.bytesMin, of: "records",

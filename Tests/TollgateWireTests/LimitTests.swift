@@ -75,7 +75,7 @@ import TollgateCore
     for items in 1...WireLimits.itemsMax {
       // Features of one or two bytes: the shortest that can be told apart.
       let request = 2 + OperationRecord.bytesMin + 1 + items * (OperationRecord.itemBytesMin + 1)
-      let room = WireLimits.dataFrameBytesCeiling - FrameHeader.bytes - 4
+      let room = WireLimits.dataFrameBytesMax - FrameHeader.bytes - 4
       let records = min(WireLimits.recordsMax, room / request)
       for record in [answer(items), refusal] {
         var buffer = ByteBuffer()
@@ -90,7 +90,7 @@ import TollgateCore
     let large = try record(items: WireLimits.itemsMax, attributes: WireLimits.attributesMax)
     var buffer = ByteBuffer()
     OperationBatch(Array(repeating: large, count: 40)).encode(into: &buffer)
-    #expect(buffer.readableBytes > WireLimits.dataFrameBytesCeiling)
+    #expect(buffer.readableBytes > WireLimits.dataFrameBytesMax)
     let error = #expect(throws: WireError.self) { try OperationBatch.decodeEach(from: &buffer) }
     #expect(error?.code == .tooManyItems)
     #expect(error?.isFatal == false)

@@ -17,6 +17,14 @@ import TollgateTesting
     #expect(process.standardOutput.contains("ran \(count) vectors"))
   }
 
+  @Test func `the Python client keeps its failures apart against a model server`() async throws {
+    let script = Repository.path("proto/clients/python/test_client.py")
+    let process = try ChildProcess("python3", ["-B", script])
+    let status = try await process.waitAsync(within: .seconds(120))
+    #expect(status == .exited(0), "\(process.standardOutput) \(process.standardError)")
+    #expect(process.standardError.contains("Ran 13 tests"))
+  }
+
   @Test func `the Python client holds the same registries`() async throws {
     let program = """
       import sys; sys.path.insert(0, sys.argv[1]); import tollgate as t
