@@ -72,6 +72,19 @@ package struct Evaluator: Hashable, Sendable {
     package var actual: Int64
     package var charged: Int64
     package var absorbed: Int64
+
+    package init(
+      id: DeltaID, kind: DeltaKind, time: WallTime, item: Int, actual: Int64, charged: Int64,
+      absorbed: Int64
+    ) {
+      self.id = id
+      self.kind = kind
+      self.time = time
+      self.item = item
+      self.actual = actual
+      self.charged = charged
+      self.absorbed = absorbed
+    }
   }
 
   package enum Outcome: Hashable, Sendable {

@@ -5,7 +5,7 @@
 package import NIOCore
 import TollgateCore
 
-/// What a frame is. Numbers are never reused. 0x14 … 0x1F are kept for reserve, settle, release
+/// What a frame is. Numbers are never reused. 0x15 … 0x1F are kept for reserve, settle, release
 /// and extend.
 package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
   case hello = 0x01
@@ -18,9 +18,9 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
   case check = 0x10
   case consume = 0x11
   case post = 0x12
+  case decisions = 0x13
   /// Takes back operations of unknown outcome that will not be repeated.
   case cancel = 0x14
-  case decisions = 0x13
 
   case admin = 0x20
   case adminReply = 0x21
@@ -56,8 +56,8 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
 
   package var kind: Kind {
     switch self {
-    case .hello, .ping, .check, .consume, .post, .cancel, .admin, .link, .batch, .balances, .config,
-      .query:
+    case .hello, .ping, .check, .consume, .post, .cancel, .admin, .link, .batch, .balances,
+      .config, .query:
       .request
     case .pong, .decisions, .adminReply, .linked, .batchReply, .balancesReply, .configReply,
       .queryReply:
@@ -71,10 +71,9 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
     switch self {
     case .post: .clientFallback
     case .adminReply, .balancesReply, .queryReply, .present: .more
-    case .hello, .welcome, .ping, .pong, .goAway, .error, .check, .consume, .cancel, .decisions,
-      .admin,
-      .link, .linked, .batch, .batchReply, .recover, .presentRequest, .epoch, .balances, .config,
-      .configReply, .query:
+    case .hello, .welcome, .ping, .pong, .goAway, .error, .check, .consume, .decisions, .cancel,
+      .admin, .link, .linked, .batch, .batchReply, .recover, .presentRequest, .epoch, .balances,
+      .config, .configReply, .query:
       []
     }
   }
@@ -91,8 +90,8 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
     case .check: "CHECK"
     case .consume: "CONSUME"
     case .post: "POST"
-    case .cancel: "CANCEL"
     case .decisions: "DECISIONS"
+    case .cancel: "CANCEL"
     case .admin: "ADMIN"
     case .adminReply: "ADMIN_REPLY"
     case .link: "LINK"

@@ -3,10 +3,12 @@
 // asserted by a test, so that no legal message can outgrow the frame that carries it.
 
 package enum WireLimits {
-  /// Bytes of a whole frame, header included: admin and ledger connections.
+  /// Bytes of a whole frame, header included, on any connection unless configured otherwise; what
+  /// every client and every ledger accepts.
   package static let frameBytesMax = 1 << 20
-  /// Bytes of a whole frame on a data-path connection, unless configured otherwise.
-  package static let dataFrameBytesMax = 1 << 16
+  /// Bytes of a CHECK, CONSUME, POST or CANCEL frame, whatever the connection allows: the longest
+  /// answer to it then fits `frameBytesMax`.
+  package static let dataFrameBytesMax = 96 * 1024
   /// Bytes of a whole frame before the hello was accepted.
   package static let helloFrameBytesMax = 4096
   /// Milliseconds; the largest deadline a request may carry.

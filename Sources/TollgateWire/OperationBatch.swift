@@ -1,4 +1,4 @@
-// CHECK, CONSUME and POST: many operations in one frame, each with its own id and its own answer.
+// CHECK, CONSUME, POST and CANCEL: many operations in one frame, each with its own id and its own answer.
 // A record has a length in front, so that one bad record is refused alone; only a lie about
 // counts or lengths refuses the whole frame.
 
@@ -174,6 +174,10 @@ package struct OperationBatch: WireMessage {
   }
 
   private static func decodeCount(from buffer: inout ByteBuffer) throws(WireError) -> Int {
+    guard buffer.readableBytes + FrameHeader.bytes <= WireLimits.dataFrameBytesMax else {
+      throw .refused(
+        .tooManyItems, "a batch of more than \(WireLimits.dataFrameBytesMax) bytes: split it")
+    }
     let count = try buffer.takeCount(
       UInt16.self, max: WireLimits.recordsMax, each: 2 + OperationRecord.bytesMin, of: "records",
       error: .tooManyItems)

@@ -96,7 +96,9 @@ extension ByteBuffer {
   mutating func takeUTF8(_ length: Int) throws(WireError) -> String {
     guard length <= readableBytes else { throw .truncated }
     do {
-      guard let text = try readUTF8ValidatedString(length: length) else { throw WireError.truncated }
+      guard let text = try readUTF8ValidatedString(length: length) else {
+        throw WireError.truncated
+      }
       return text
     } catch let error as WireError {
       throw error

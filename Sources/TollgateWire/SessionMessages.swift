@@ -78,7 +78,7 @@ package struct Welcome: OpcodeMessage {
   package var sidecar: Name
   /// Bytes of the largest frame the server reads from this connection, header included.
   package var frameBytesMax: UInt32
-  /// Requests that may await their answer at a time; more are answered OVERLOADED.
+  /// Records that may await their answer on this connection; at that number nothing more is read.
   package var inFlightMax: UInt32
   package var recordsMax: UInt32
   package var defaultDeadlineMilliseconds: UInt32

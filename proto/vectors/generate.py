@@ -150,6 +150,7 @@ def operations():
                           record(id=ID2, subject="c/d+e")]}),
         good("post by client fallback", "POST", {"records": [record()]}, flags=2),
         good("post without the flag", "POST", {"records": [record()]}),
+        good("cancel", "CANCEL", {"records": [record()]}),
         good("sixteen items, longest names, largest amount", "CONSUME",
              {"records": [record(subject=DEEP, items=sixteen[:15] + [(LONG_NAME, MAX)])]}),
         good("sixteen attributes of full length", "CONSUME",
@@ -308,7 +309,7 @@ def hostile_headers():
         bad("undefined flag", t.encode_frame("POST", {"records": [record()]}, 1, 0, 0x8000),
             "BAD_FRAME", True),
     ]
-    for number in (0x00, 0x07, 0x0F, 0x14, 0x1F, 0x22, 0x3E, 0xFF):
+    for number in (0x00, 0x07, 0x0F, 0x15, 0x1F, 0x22, 0x3E, 0xFF):
         vectors.append(bad(f"unknown opcode 0x{number:02x}", t.frame_bytes(number, b"abc", 7),
                            "UNKNOWN_OPCODE"))
     for cut in (1, 2, 23, 24, len(ping) - 1):

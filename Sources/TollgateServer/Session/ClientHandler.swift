@@ -31,7 +31,7 @@ final class ClientHandler: ChannelInboundHandler {
   init(shared: SessionContext, peerUID: UInt32?) {
     self.shared = shared
     self.peerUID = peerUID
-    decoder = FrameDecoder(frameBytesMax: shared.configuration.limits.frameBytesMax)
+    decoder = FrameDecoder(frameBytesMax: WireLimits.helloFrameBytesMax)
     let limits = shared.configuration.limits
     machine = SessionMachine(
       now: Self.now(),
@@ -90,8 +90,7 @@ final class ClientHandler: ChannelInboundHandler {
   private func received(_ frame: Frame) {
     guard let opcode = frame.header.opcode else {
       shared.enforcer.metrics.protocolErrors.add()
-      return perform(
-        machine.protocolViolated(.unknownOpcode), correlation: frame.header.correlation)
+      return unknown(frame)
     }
     do throws(WireError) {
       switch opcode {
@@ -121,6 +120,15 @@ final class ClientHandler: ChannelInboundHandler {
     }
   }
 
+  /// Its length was good, so only this frame is refused; before the hello the connection is.
+  private func unknown(_ frame: Frame) {
+    let action = machine.requestReceived(records: 0, needs: .check, now: Self.now())
+    guard case .accept = action else {
+      return perform(action, correlation: frame.header.correlation)
+    }
+    perform(.reject(.unknownOpcode), correlation: frame.header.correlation)
+  }
+
   private func hello(_ frame: Frame) throws(WireError) {
     let hello = try Hello.decode(frame)
     let supported = (hello.versionMin...hello.versionMax).contains(FrameHeader.version)
@@ -131,6 +139,7 @@ final class ClientHandler: ChannelInboundHandler {
       return perform(action, correlation: frame.header.correlation)
     }
     let limits = shared.configuration.limits
+    decoder.frameBytesMax = limits.frameBytesMax
     guard let sidecar = try? Name(shared.configuration.sidecarID) else { return }
     write(
       Welcome(

@@ -24,11 +24,12 @@ HEADER = struct.Struct("<2sBBHHIIQ")
 QUANTITY_MAX = (1 << 53) - 1
 MORE, CLIENT_FALLBACK = 1, 2
 FRAME_BYTES_MAX = 1 << 20
+DATA_FRAME_BYTES_MAX = 98304
 DOCUMENT_BYTES_MAX = 1044480
 
 OPCODES = {
     "HELLO": 0x01, "WELCOME": 0x02, "PING": 0x03, "PONG": 0x04, "GOAWAY": 0x05, "ERROR": 0x06,
-    "CHECK": 0x10, "CONSUME": 0x11, "POST": 0x12, "DECISIONS": 0x13,
+    "CHECK": 0x10, "CONSUME": 0x11, "POST": 0x12, "DECISIONS": 0x13, "CANCEL": 0x14,
     "ADMIN": 0x20, "ADMIN_REPLY": 0x21,
     "LINK": 0x30, "LINKED": 0x31, "BATCH": 0x32, "BATCH_REPLY": 0x33, "RECOVER": 0x34,
     "PRESENT_REQUEST": 0x35, "PRESENT": 0x36, "EPOCH": 0x37, "BALANCES": 0x38,
@@ -36,8 +37,8 @@ OPCODES = {
     "QUERY_REPLY": 0x3D,
 }
 OPCODE_NAMES = {number: name for name, number in OPCODES.items()}
-REQUESTS = {"HELLO", "PING", "CHECK", "CONSUME", "POST", "ADMIN", "LINK", "BATCH", "BALANCES",
-            "CONFIG", "QUERY"}
+REQUESTS = {"HELLO", "PING", "CHECK", "CONSUME", "POST", "CANCEL", "ADMIN", "LINK", "BATCH",
+            "BALANCES", "CONFIG", "QUERY"}
 PUSHES = {"GOAWAY", "RECOVER", "PRESENT_REQUEST", "PRESENT", "EPOCH"}
 EITHER = {"ERROR", "WELCOME"}
 FLAGS = {"POST": CLIENT_FALLBACK, "ADMIN_REPLY": MORE, "QUERY_REPLY": MORE,
@@ -506,6 +507,8 @@ def decode_operation(r):
 
 def decode_operations(r):
     """A bad record is `{"error": code}` in its place."""
+    if HEADER.size + r.left() > DATA_FRAME_BYTES_MAX:
+        raise WireError("TOO_MANY_ITEMS", "the batch is too long: split it")
     count = r.count(2, 1024, 21, "TOO_MANY_ITEMS")
     if count == 0:
         raise WireError("BAD_REQUEST", "a batch without records")
@@ -860,6 +863,7 @@ CODECS = {
     "CHECK": (encode_operations, decode_operations),
     "CONSUME": (encode_operations, decode_operations),
     "POST": (encode_operations, decode_operations),
+    "CANCEL": (encode_operations, decode_operations),
     "DECISIONS": (encode_decisions, decode_decisions),
     "ADMIN": (encode_document, decode_document),
     "ADMIN_REPLY": (encode_document_reply, decode_document_reply),
@@ -1159,6 +1163,10 @@ class Client:
     def post(self, subject, items, id, **options):
         """Records what this client let through by failure policy, under the id it had."""
         return self._one("POST", subject, items, id=id, flags=CLIENT_FALLBACK, **options)
+
+    def cancel(self, subject, items, id, **options):
+        """Takes back a consume of unknown outcome that will not be repeated: same id and body."""
+        return self._one("CANCEL", subject, items, id=id, **options)
 
     def batch(self, opcode, records, deadline=0.0):
         """Many records in one frame; a list of Decision or Failure, in order."""

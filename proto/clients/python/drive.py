@@ -1,0 +1,279 @@
+"""Drives a running sidecar through a session with asserts; exits 0, or 1 naming what failed.
+
+    drive.py (--unix PATH | --tcp HOST:PORT) --token T [--admin-token A] [--subject acme/alice]
+             [--feature chat.requests] [--amount 1]
+
+The feature must be metered by a quota (or nothing but unlimited) for the subject, with room for a
+few hundred units, and `--subject` an account that may use it: the script compares `settled`
+before and after. It sends every hostile vector, so run it against a test's sidecar.
+"""
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+import tollgate as t  # noqa: E402
+
+HOSTILE = os.path.join(HERE, "..", "..", "vectors", "frames-hostile.json")
+DATA_PATH = {"HELLO", "PING", "CHECK", "CONSUME", "POST", "CANCEL", "ADMIN", "GOAWAY"}
+
+
+class Drive:
+    def __init__(self, options):
+        self.options, self.passed, self.failed = options, 0, []
+        self.subject, self.feature, self.amount = options.subject, options.feature, options.amount
+
+    # --------------------------------------------------------------------------- small tools
+
+    def expect(self, condition, what):
+        if condition:
+            self.passed += 1
+        else:
+            self.failed.append(what)
+            print("FAILED", what, flush=True)
+
+    def refused(self, code, what, call, *arguments, **options):
+        try:
+            outcome = call(*arguments, **options)
+        except t.Failure as failure:
+            self.expect(failure.code == code, f"{what}: {failure.code} instead of {code}")
+        else:
+            self.expect(False, f"{what}: {outcome} instead of {code}")
+
+    def connect(self, token=None, **options):
+        token = self.options.token if token is None else token
+        if self.options.unix:
+            return t.Client.unix(self.options.unix, token, **options)
+        host, port = self.options.tcp.rsplit(":", 1)
+        return t.Client.tcp(host, int(port), token, **options)
+
+    def raw(self):
+        if self.options.unix:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.connect(self.options.unix)
+        else:
+            host, port = self.options.tcp.rsplit(":", 1)
+            connection = socket.create_connection((host, int(port)))
+        connection.settimeout(5)
+        return connection
+
+    def exchange(self, data, hello=True, wait=5.0):
+        """Sends bytes on a connection of its own. Returns the messages that came back, and
+        whether the server closed it. Ends a good connection by a ping behind the bytes."""
+        connection, decoder, messages, closed = self.raw(), t.FrameDecoder(), [], False
+        greeting = {"versionMin": 1, "versionMax": 1, "role": "check", "features": 0,
+                    "client": "drive", "token": self.options.token}
+        last = (1 << 63) + 1
+        try:
+            if hello:
+                connection.sendall(t.encode_frame("HELLO", greeting, 1 << 63))
+            connection.sendall(data)
+            connection.sendall(t.encode_frame("PING", {"nonce": 7}, last))
+            end = time.monotonic() + wait
+            while time.monotonic() < end:
+                received = connection.recv(65536)
+                if not received:
+                    closed = True
+                    break
+                decoder.feed(received)
+                while (frame := decoder.next()) is not None:
+                    header, payload = frame
+                    if header.correlation == last:
+                        return messages, closed
+                    messages.append((header, t.decode_payload(header.name, payload)))
+        except (ConnectionError, BrokenPipeError):
+            closed = True
+        finally:
+            connection.close()
+        return messages, closed
+
+    def settled(self, client):
+        decision = client.check(self.subject, {self.feature: 0})
+        return decision.items[0]["settled"] if decision.items else None
+
+    # --------------------------------------------------------------------------- the session
+
+    def run(self):
+        with_client = [self.basics, self.replays, self.ids, self.cancels, self.posts,
+                       self.all_or_nothing, self.pipelining, self.records, self.roles]
+        client = self.connect()
+        try:
+            for step in with_client:
+                step(client)
+            self.hello_faults()
+            self.hostile_frames()
+            self.expect(client.check(self.subject, {self.feature: 0}) is not None,
+                        "the good client is still served")
+            client.ping()
+        finally:
+            client.close()
+
+    def basics(self, client):
+        welcome = client.welcome
+        self.expect(welcome["version"] == 1 and welcome["role"] == "check", "welcome")
+        self.expect(welcome["frameBytesMax"] >= 4096 and welcome["inFlightMax"] >= 1, "limits")
+        self.expect(abs(welcome["time"] - time.time() * 1000) < 60_000, "the server's clock")
+        self.expect(self.feature in client.policies, "the feature has a failure policy")
+        client.ping()
+        before = self.settled(client)
+        decision = client.check(self.subject, {self.feature: self.amount})
+        self.expect(decision.allowed and not decision.replayed, f"check: {decision}")
+        self.expect(self.settled(client) == before, "check changes nothing")
+        decision = client.consume(self.subject, {self.feature: self.amount}, deadline=2.0)
+        self.expect(decision.allowed and decision.source == "redis", f"consume: {decision}")
+        self.expect(self.settled(client) == before + self.amount, "consume counts once")
+
+    def replays(self, client):
+        first = client.consume(self.subject, {self.feature: self.amount})
+        count = self.settled(client)
+        again = client.consume(self.subject, {self.feature: self.amount}, id=first.id)
+        self.expect(again.replayed and again.reason == first.reason, f"replay: {again}")
+        self.expect(again.items == first.items and again.time == first.time, "the same answer")
+        other = self.connect()
+        elsewhere = other.consume(self.subject, {self.feature: self.amount}, id=first.id)
+        other.close()
+        self.expect(elsewhere.replayed, "replay on another connection")
+        self.refused("IDEMPOTENCY_MISMATCH", "other amount", client.consume, self.subject,
+                     {self.feature: self.amount + 1}, id=first.id)
+        self.refused("IDEMPOTENCY_MISMATCH", "other subject", client.consume,
+                     self.subject + "/else", {self.feature: self.amount}, id=first.id)
+        self.expect(self.settled(client) == count, "replays and mismatches count nothing")
+
+    def ids(self, client):
+        now = int(time.time() * 1000)
+        self.refused("ID_TOO_OLD", "an id of 2001", client.consume, self.subject,
+                     {self.feature: 1}, id=t.new_id(1_000_000_000_000))
+        self.refused("ID_FROM_FUTURE", "an id of tomorrow", client.consume, self.subject,
+                     {self.feature: 1}, id=t.new_id(now + 86_400_000))
+
+    def cancels(self, client):
+        count, tombstone = self.settled(client), t.new_id()
+        first = client.cancel(self.subject, {self.feature: self.amount}, id=tombstone)
+        self.expect(first.reason == "CANCELLED", f"cancel before consume: {first}")
+        late = client.consume(self.subject, {self.feature: self.amount}, id=tombstone)
+        self.expect(late.reason == "CANCELLED", f"consume after cancel: {late}")
+        done = client.consume(self.subject, {self.feature: self.amount})
+        self.expect(self.settled(client) == count + self.amount, "consumed")
+        back = client.cancel(self.subject, {self.feature: self.amount}, id=done.id)
+        self.expect(back.reason == "CANCELLED", f"cancel after consume: {back}")
+        client.cancel(self.subject, {self.feature: self.amount}, id=done.id)
+        self.expect(self.settled(client) == count, "cancel takes back once")
+
+    def posts(self, client):
+        count, id = self.settled(client), t.new_id()
+        first = client.post(self.subject, {self.feature: self.amount}, id=id)
+        self.expect(first.reason == "ALLOWED_POSTED", f"post: {first}")
+        again = client.post(self.subject, {self.feature: self.amount}, id=id)
+        self.expect(again.replayed and again.allowed, f"post again: {again}")
+        self.expect(self.settled(client) == count + self.amount, "post counts once")
+
+    def all_or_nothing(self, client):
+        count = self.settled(client)
+        decision = client.consume(self.subject, {self.feature: self.amount, "no.such.feature": 1})
+        self.expect(decision.reason == "UNKNOWN_FEATURE", f"unknown feature: {decision}")
+        self.expect(self.settled(client) == count, "a denial counts nothing")
+        self.refused("AMOUNT_OUT_OF_RANGE", "a negative amount", client.consume, self.subject,
+                     {self.feature: -1})
+        self.refused("INVALID_NAME", "a bad subject", client.consume, "a//b", {self.feature: 1})
+
+    def pipelining(self, client):
+        count = self.settled(client)
+        room = max(1, min(200, client.welcome["inFlightMax"] // 2))
+        sent = [client.submit("CONSUME", self.subject, {self.feature: 1}, deadline=5.0)
+                for _ in range(room)]
+        records = [future.result(10)["records"][0] for _, future in sent]
+        decided = [r for r in records if "reason" in r]
+        self.expect(len(decided) == room, f"{len(decided)} of {room} decided")
+        allowed = sum(t.REASON_NUMBERS[r["reason"]] < 16 for r in decided)
+        self.expect(self.settled(client) == count + allowed, "pipelined units are counted")
+
+    def records(self, client):
+        good = [client._record(self.subject, {self.feature: 0}) for _ in range(3)]
+        bad = client._record(self.subject, {self.feature: 1})
+        bad["items"].append(dict(bad["items"][0]))
+        outcomes = client.batch("CHECK", [good[0], bad, good[1], good[2]])
+        self.expect([isinstance(o, t.Decision) for o in outcomes] == [True, False, True, True],
+                    f"one bad record among good ones: {outcomes}")
+        self.expect(getattr(outcomes[1], "code", "") == "DUPLICATE_ITEM", "named in its place")
+
+    def roles(self, client):
+        self.refused("FORBIDDEN", "admin on a check connection", client.admin, "status")
+        if not self.options.admin_token:
+            return
+        admin = self.connect(self.options.admin_token, role="admin")
+        self.expect(isinstance(admin.admin("status"), dict), "status")
+        self.refused("NOT_FOUND", "an unknown method", admin.admin, 60_000)
+        admin.check(self.subject, {self.feature: 0})
+        admin.close()
+
+    def hello_faults(self):
+        messages, closed = self.exchange(t.encode_frame("PING", {"nonce": 1}, 1), hello=False)
+        codes = [m.get("code") for _, m in messages]
+        self.expect(closed and codes == ["HELLO_REQUIRED"], f"ping before hello: {codes}")
+        greeting = {"versionMin": 1, "versionMax": 1, "role": "check", "features": 0,
+                    "client": "drive", "token": "not the token"}
+        for change, code in (({}, "UNAUTHENTICATED"),
+                             ({"versionMin": 2, "versionMax": 9}, "UNSUPPORTED_VERSION")):
+            frame = t.encode_frame("HELLO", {**greeting, **change}, 1)
+            messages, closed = self.exchange(frame, hello=False)
+            codes = [m.get("code") for _, m in messages]
+            self.expect(closed and codes == [code], f"hello: {codes}, {code} wanted")
+
+    def hostile_frames(self):
+        with open(HOSTILE, encoding="utf-8") as file:
+            vectors = json.load(file)
+        for vector in vectors:
+            data = bytes.fromhex(vector["hex"])
+            if vector.get("incomplete") or "frameBytesMax" in vector:
+                connection = self.raw()
+                connection.sendall(data)
+                connection.close()
+                continue
+            messages, closed = self.exchange(data)
+            messages = [m for m in messages if m[0].name not in ("WELCOME", "PONG")]
+            self.judge(vector, data, messages, closed)
+
+    def judge(self, vector, data, messages, closed):
+        name = f"hostile: {vector['name']}"
+        codes = [m["code"] for h, m in messages if h.name == "ERROR"]
+        opcode = t.OPCODE_NAMES.get(data[3]) if data[:2] == t.MAGIC else None
+        if "error" not in vector:
+            wanted = vector["fields"]["records"][1]["error"]
+            got = [m["records"][1].get("error") for h, m in messages if h.name == "DECISIONS"]
+            self.expect(got == [wanted], f"{name}: {got}, {wanted} wanted")
+        elif vector["error"]["fatal"]:
+            self.expect(closed, f"{name}: the connection stays open")
+            self.expect(codes in ([vector["error"]["code"]], []), f"{name}: {codes}")
+        elif opcode in DATA_PATH - {"HELLO"} or opcode is None:
+            self.expect(codes == [vector["error"]["code"]],
+                        f"{name}: {codes}, {vector['error']['code']} wanted")
+        else:
+            self.expect(codes or closed, f"{name}: neither an error nor closed")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--unix")
+    where.add_argument("--tcp")
+    parser.add_argument("--token", default="")
+    parser.add_argument("--admin-token")
+    parser.add_argument("--subject", default="acme/alice")
+    parser.add_argument("--feature", default="chat.requests")
+    parser.add_argument("--amount", type=int, default=1)
+    drive = Drive(parser.parse_args())
+    try:
+        drive.run()
+    except (t.Failure, t.WireError, OSError) as error:
+        drive.expect(False, f"the session ended early: {error!r}")
+    print(f"{drive.passed} expectations held, {len(drive.failed)} failed")
+    return 1 if drive.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

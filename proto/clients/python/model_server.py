@@ -1,0 +1,179 @@
+"""A sidecar in miniature, for the client's own tests: one feature, one quota, everything in memory.
+It follows PROTOCOL.md in framing, session and ids, so that `tollgate.py` and `drive.py` can be
+tested without a sidecar. It is no reference for decisions."""
+
+import json
+import socket
+import threading
+import time
+
+import tollgate as t
+
+TOKEN, ADMIN_TOKEN, FEATURE, AMOUNT = "check-token", "admin-token", "chat.requests", 10_000
+
+
+class Violation(Exception):
+    """Answer with this code, then close."""
+
+    def __init__(self, code, correlation=0):
+        super().__init__(code)
+        self.code, self.correlation = code, correlation
+
+
+class ModelServer:
+    def __init__(self, path):
+        self.path, self.lock = path, threading.Lock()
+        self.settled, self.records = {}, {}
+        self.behaviour = {}  # opcode name → function(connection, header) that replaces the answer
+        self.connections = []
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.bind(path)
+        self.socket.listen(64)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self):
+        self.socket.close()
+        for connection in self.connections:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def _accept(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self.connections.append(connection)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection):
+        decoder, session = t.FrameDecoder(4096), {"role": None}
+        try:
+            while data := connection.recv(65536):
+                decoder.feed(data)
+                while (frame := decoder.next()) is not None:
+                    self._frame(connection, decoder, session, *frame)
+        except t.WireError as error:
+            self._refuse(connection, error.code, 0)
+        except Violation as violation:
+            self._refuse(connection, violation.code, violation.correlation)
+        except OSError:
+            pass
+        connection.close()
+
+    def _refuse(self, connection, code, correlation):
+        try:
+            self._send(connection, "ERROR", {"code": code, "message": "", "field": ""}, correlation)
+        except OSError:
+            pass
+
+    @staticmethod
+    def _send(connection, opcode, message, correlation, flags=0):
+        connection.sendall(t.encode_frame(opcode, message, correlation, 0, flags))
+
+    def _frame(self, connection, decoder, session, header, payload):
+        if session["role"] is None and header.name != "HELLO":
+            raise Violation("HELLO_REQUIRED")
+        if header.name is None:
+            return self._refuse(connection, "UNKNOWN_OPCODE", header.correlation)
+        if header.name not in ("HELLO", "PING", "GOAWAY", "CHECK", "CONSUME", "POST", "CANCEL",
+                               "ADMIN"):
+            raise Violation("BAD_FRAME")
+        if header.name in self.behaviour:
+            return self.behaviour[header.name](connection, header)
+        try:
+            message = t.decode_payload(header.name, payload)
+        except t.WireError as error:
+            return self._refuse(connection, error.code, header.correlation)
+        if header.name == "HELLO":
+            self._hello(connection, session, header, message)
+            decoder.frame_bytes_max = t.FRAME_BYTES_MAX
+        elif header.name == "PING":
+            self._send(connection, "PONG", message, header.correlation)
+        elif header.name == "ADMIN":
+            self._admin(connection, session, header, message)
+        elif header.name != "GOAWAY":
+            with self.lock:
+                answers = [self._decide(header.name, record) for record in message["records"]]
+            self._send(connection, "DECISIONS", {"records": answers}, header.correlation)
+
+    def _hello(self, connection, session, header, hello):
+        if session["role"] is not None:
+            raise Violation("BAD_FRAME")
+        if not hello["versionMin"] <= 1 <= hello["versionMax"]:
+            raise Violation("UNSUPPORTED_VERSION", header.correlation)
+        granted = {TOKEN: {"check"}, ADMIN_TOKEN: {"check", "admin"}}.get(hello["token"])
+        if granted is None:
+            raise Violation("UNAUTHENTICATED", header.correlation)
+        if hello["role"] not in granted:
+            raise Violation("FORBIDDEN", header.correlation)
+        session["role"] = hello["role"]
+        self._send(connection, "WELCOME", {
+            "version": 1, "role": hello["role"], "features": 0, "deployment": "model",
+            "server": "model-1", "frameBytesMax": t.FRAME_BYTES_MAX, "inFlightMax": 1024,
+            "recordsMax": 1024, "defaultDeadline": 1000, "maxDeadline": 10_000, "idleTimeout": 0,
+            "time": int(time.time() * 1000), "globalVersion": 1, "policies": [
+                {"feature": FEATURE, "policy": "open", "allowance": 5}]}, header.correlation)
+
+    def _admin(self, connection, session, header, message):
+        if session["role"] != "admin":
+            return self._refuse(connection, "FORBIDDEN", header.correlation)
+        if message["method"] not in t.ADMIN_METHODS.values():
+            reply = {"status": "NOT_FOUND", "document": '{"message":"no such method"}'}
+            return self._send(connection, "ADMIN_REPLY", reply, header.correlation)
+        text = json.dumps({"method": message["method"], "text": "größer"}, ensure_ascii=False)
+        raw = text.encode()
+        cut = raw.index("ö".encode()) + 1  # in the middle of a character
+        for piece, flags in ((raw[:cut], t.MORE), (raw[cut:], 0)):
+            self._send(connection, "ADMIN_REPLY", {
+                "status": "OK", "document": piece.decode("utf-8", "surrogateescape")},
+                header.correlation, flags)
+
+    def _decide(self, mode, record):
+        if "error" in record:
+            return {"error": record["error"], "message": "refused in its place"}
+        now, minted = int(time.time() * 1000), int(record["id"][:12], 16)
+        if mode != "CHECK":
+            if minted < now - 86_400_000:
+                return {"error": "ID_TOO_OLD", "message": ""}
+            if minted > now + 60_000:
+                return {"error": "ID_FROM_FUTURE", "message": ""}
+        body = (record["subject"], tuple((i["feature"], i["amount"]) for i in record["items"]))
+        known = self.records.get(record["id"]) if mode != "CHECK" else None
+        if known:
+            if known["body"] not in (None, body):
+                return {"error": "IDEMPOTENCY_MISMATCH", "message": "the body differs"}
+            if mode == "CANCEL" and known["units"]:
+                self.settled[record["subject"]] -= known["units"]
+                known.update(units=0, answer=self._answer("CANCELLED", record))
+            return {**known["answer"], "replayed": True}
+        answer, units = self._fresh(mode, record)
+        if mode != "CHECK":
+            self.records[record["id"]] = {
+                "body": None if mode == "CANCEL" else body, "answer": answer, "units": units}
+        return answer
+
+    def _fresh(self, mode, record):
+        units = sum(item["amount"] for item in record["items"])
+        subject = record["subject"]
+        if mode == "CANCEL":
+            return self._answer("CANCELLED", record), 0
+        if any(item["feature"] != FEATURE for item in record["items"]):
+            return self._answer("UNKNOWN_FEATURE", record), 0
+        if mode != "POST" and self.settled.get(subject, 0) + units > AMOUNT:
+            return self._answer("QUOTA_EXCEEDED", record), 0
+        if mode == "CHECK":
+            return self._answer("ALLOWED", record), 0
+        self.settled[subject] = self.settled.get(subject, 0) + units
+        return self._answer("ALLOWED_POSTED" if mode == "POST" else "ALLOWED", record), units
+
+    def _answer(self, reason, record):
+        settled = self.settled.get(record["subject"], 0)
+        state = {"remaining": max(0, AMOUNT - settled), "settled": settled, "held": 0,
+                 "reset": None, "limit": "model"}
+        return {"reason": reason, "source": "redis", "replayed": False,
+                "time": int(time.time() * 1000), "globalVersion": 1, "accountVersion": 0,
+                "retryAfter": None, "bindingItem": None, "binding": None,
+                "items": [dict(state) for _ in record["items"]]}
