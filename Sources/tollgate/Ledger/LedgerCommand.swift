@@ -82,7 +82,7 @@ struct LedgerRun: AsyncParsableCommand {
     let stop = LedgerStop()
     let signals = [SIGTERM, SIGINT].map { number in
       // The default action would end the process before the books are in order.
-      unsafe signal(number, SIG_IGN)
+      _ = signal(number, SIG_IGN)
       let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
       source.setEventHandler { stop.stop() }
       source.resume()
@@ -93,8 +93,9 @@ struct LedgerRun: AsyncParsableCommand {
       try await runLedger(
         configuration: configuration, logger: Logger(label: "tollgate.ledger"), stop: stop
       ) { [json] endpoints in
-        print(Self.readyLine(endpoints, json: json))
-        unsafe fflush(stdout)
+        // Not through the buffer of `print`: whoever started it is waiting for this line.
+        let line = Data((Self.readyLine(endpoints, json: json) + "\n").utf8)
+        try? FileHandle.standardOutput.write(contentsOf: line)
       }
     }
   }
