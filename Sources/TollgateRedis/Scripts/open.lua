@@ -1,2 +1,40 @@
-#!lua
-return 0
+#!lua flags=allow-oom
+-- Opens a bucket's new epoch: compare-and-set, only upward.
+--
+-- KEYS  1 meta · 2 outbox
+-- ARGV  1 new fence text · 2 new epoch · 3 global version · 4 whether the ledger knows an earlier
+--       epoch of this bucket
+-- Reply {0} opened · {1} open already, for this very server · {11, f, seq} refused
+--
+-- Invariants: the epoch only grows; the outbox starts empty at sequence 0; operation records and
+--   the time stay; the previous epoch and its last sequence are noted. Rates start without burst
+--   where there was an earlier epoch. The outbox is dropped last: nothing can fail after it.
+-- Complexity: O(entries dropped), freed in the background.
+local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'ct', 'nb', 't', 'ack', 'pf', 'pfseq')
+if M[1] == ARGV[1] then
+  return {1}
+end
+local standing = M[1] and tonumber(string.match(M[1], '^%S+ (%d+) '))
+if standing and standing >= tonumber(ARGV[2]) then
+  return {11, M[1], M[2]}
+end
+local now = max(clock(), tonumber(M[6]) or 0)
+local fields = {'f', ARGV[1], 'seq', '0', 'gv', ARGV[3], 'ct', int(floor(now / 1000))}
+local old = {M[1], M[2], M[3], M[4]}
+if ARGV[4] == '1' or standing then
+  fields[#fields + 1], fields[#fields + 2] = 'nb', int(now)
+  old[#old + 1] = M[5]
+end
+fields[#fields + 1], fields[#fields + 2] = 't', int(now)
+old[#old + 1] = M[6]
+fields[#fields + 1], fields[#fields + 2] = 'ack', '0'
+old[#old + 1] = M[7]
+if standing then
+  fields[#fields + 1], fields[#fields + 2] = 'pf', int(standing)
+  old[#old + 1] = M[8]
+  fields[#fields + 1], fields[#fields + 2] = 'pfseq', M[2] or '0'
+  old[#old + 1] = M[9]
+end
+set(KEYS[1], fields, old)
+write(nil, 'UNLINK', KEYS[2])
+return {0}

@@ -1,2 +1,25 @@
 #!lua
-return 0
+-- Puts the global configuration back from the ledger, where Redis has none or an older one. No
+-- delta and no audit entry: both exist in the ledger.
+--
+-- KEYS  1 meta of the control bucket · 2 global
+-- ARGV  1 fence text · 2 seen sequence · 3 version · 4 configuration (JSON)
+-- Reply {0, version in force} · {2, f, seq}
+--
+-- Invariant: never replaces a newer version. Complexity: O(1).
+local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'ct', 't')
+local stop = fenced(M[1], M[2])
+if stop then
+  return stop
+end
+local H = call('HMGET', KEYS[2], 'version', 'cfg')
+local version = tonumber(ARGV[3])
+if version <= (tonumber(H[1]) or -1) then
+  return {0, H[1]}
+end
+set(KEYS[2], {'version', int(version), 'cfg', ARGV[4]}, H)
+if version > (tonumber(M[3]) or -1) then
+  local ms = floor(max(clock(), tonumber(M[5]) or 0) / 1000)
+  set(KEYS[1], {'gv', int(version), 'ct', int(ms)}, {M[3], M[4]})
+end
+return {0, int(version)}

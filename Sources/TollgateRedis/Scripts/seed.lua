@@ -1,2 +1,98 @@
 #!lua
-return 0
+-- Sets the counters of one account from the ledger's balances, after its bucket got a new epoch.
+--
+-- KEYS  1 meta · 2 account header · 3 index of deeper subjects · 4... their hashes
+-- ARGV  1 fence text · 2 seen sequence
+--       3 MessagePack: epoch, last chunk (1) or not, account version, number of cells, and per
+--         cell: hash (1 header, 2 = KEYS[4]...), field, period end, start, settled, forgiven,
+--         start and settled of the period before
+--       4 account configuration (JSON), or empty
+-- Reply {0} seeded · {1} the account is current already · {2, f, seq}
+--
+-- Invariants: values are set, never added; the last chunk marks the header with the epoch and is
+--   the only one that does; a current header makes every chunk a no-op. Counters of an older epoch
+--   are dropped, the newer of two configurations is kept.
+-- Complexity: O(cells + fields of the hashes written).
+local A, position = {}, 0
+repeat
+  -- In pieces: one call may return only as many values as Lua's stack holds.
+  local part = {cmsgpack.unpack_limit(ARGV[3], 1000, position)}
+  position = part[1]
+  for i = 2, #part do
+    A[#A + 1] = part[i]
+  end
+until position == -1
+local epoch, last, version, count = unpack(A, 1, 4)
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
+local stop = fenced(M[1], M[2])
+if stop then
+  return stop
+end
+local now = max(clock(), tonumber(M[3]) or 0)
+local e = format('%.0f', epoch)
+local H = call('HMGET', KEYS[2], 'e', 'v', 'cfg', 'op')
+if H[1] == e then
+  return {1}
+end
+local W, life = {}, {}
+for c = 1, count do
+  local b = 4 + (c - 1) * 8
+  local k = A[b + 1]
+  local w = W[k]
+  if not w then
+    w = {}
+    W[k], life[k] = w, 0
+  end
+  w[#w + 1] = A[b + 2]
+  w[#w + 1] = encode(A[b + 4], A[b + 5], 0, A[b + 6], A[b + 7], A[b + 8], 0)
+  life[k] = max(life[k], lifetime(A[b + 3]))
+end
+for k = 2, #KEYS - 2 do
+  local w = W[k]
+  if w then
+    local key = KEYS[k + 2]
+    local row = write(nil, 'HMGET', key, 'e', 'x')
+    if row[1] == e then
+      -- A later chunk of the same seeding, or another sidecar's: fields are set over.
+      local names = {}
+      for i = 1, #w, 2 do
+        names[#names + 1] = w[i]
+      end
+      set(key, w, write(nil, 'HMGET', key, unpack(names)))
+      local before = tonumber(row[2]) or 0
+      if life[k] > before then
+        set(key, {'x', int(life[k])}, {row[2]})
+        touch(KEYS[3], key, before, life[k], floor(now / 1000))
+      end
+    else
+      local before = max(write(nil, 'PEXPIRETIME', key), 0)
+      local flat = {'e', e, 'x', int(life[k])}
+      for i = 1, #w do
+        flat[i + 4] = w[i]
+      end
+      replace(key, flat)
+      touch(KEYS[3], key, before, life[k], floor(now / 1000))
+    end
+  end
+end
+if last == 1 then
+  local v, cfg = H[2], H[3]
+  if ARGV[4] ~= '' and version > (tonumber(v) or -1) then
+    v, cfg = int(version), ARGV[4]
+  end
+  local flat = {'e', e, 'v', v or int(version)}
+  if cfg then
+    flat[#flat + 1] = 'cfg'
+    flat[#flat + 1] = cfg
+  end
+  if H[4] then
+    flat[#flat + 1] = 'op'
+    flat[#flat + 1] = H[4]
+  end
+  local w = W[1] or {}
+  for i = 1, #w do
+    flat[#flat + 1] = w[i]
+  end
+  replace(KEYS[2], flat)
+end
+return {0}

@@ -122,7 +122,7 @@ package struct DecideCall: ScriptCall {
       let amount = plan.items[Int(born.index)].amount
       return OutboxEntry(
         sequence: born.sequence, kind: .usage,
-        id: DeltaID(operation: operation, index: born.index), time: decided.decision.time,
+        id: DeltaID(operation: operation, index: born.index), time: decided.bornAt,
         actual: amount, charged: amount, absorbed: 0, body: bodies[at])
     }
   }

@@ -14,6 +14,8 @@ package struct DecidedOperation: Hashable, Sendable {
   /// The epoch the deltas were born in.
   package var epoch: Int64
   package var entries: [Entry]
+  /// When the deltas were born: the decision's time, or that of its annulment.
+  package var bornAt: WallTime
 }
 
 package enum DecideReply: Hashable, Sendable {
@@ -70,7 +72,13 @@ package enum DecideReply: Hashable, Sendable {
     case .period?:
       return reply[1].number.map { .period(now: WallTime(milliseconds: $0)) } ?? problem
     case .overflow?: return .error("QUANTITY_OVERFLOW")
-    case .done?, .conflict?, nil: return problem
+    case .done?:
+      guard var decided = reply[1].bytes.flatMap({ OperationRecord.decode($0, replayed: false) }),
+        let now = reply[2].number
+      else { return problem }
+      decided.bornAt = WallTime(milliseconds: now)
+      return .decided(decided)
+    case .conflict?, nil: return problem
     }
   }
 }
@@ -116,7 +124,7 @@ enum OperationRecord {
         retryAfter: retry < 0 ? nil : retry, time: WallTime(milliseconds: time),
         globalVersion: globalVersion, accountVersion: accountVersion, replayed: replayed,
         items: items),
-      epoch: epoch, entries: entries)
+      epoch: epoch, entries: entries, bornAt: WallTime(milliseconds: time))
   }
 
   private static func name(_ text: String) -> Name? { text.isEmpty ? nil : try? Name(text) }

@@ -28,7 +28,7 @@ package struct CancelCall: ScriptCall {
       let amount = -call.plan.items[item].amount
       return OutboxEntry(
         sequence: born.sequence, kind: .reversal,
-        id: DeltaID(operation: call.operation, index: born.index), time: decided.decision.time,
+        id: DeltaID(operation: call.operation, index: born.index), time: decided.bornAt,
         actual: amount, charged: amount, absorbed: 0, body: call.bodies[at])
     }
   }
