@@ -1,7 +1,8 @@
 import ArgumentParser
-
-import Histogram
 import Yams
 
 @main
-struct Tollgate: ParsableCommand {}
+struct Tollgate: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "tollgate", subcommands: [BenchCommand.self])
+}
