@@ -111,7 +111,7 @@ package final class Generator<D: Dialect> {
         if now >= giveUpAt { break }
       }
       try turn(until: min(tickAt, nextDue(), endAt > now ? endAt : .max))
-      if ended == nil { tally.measured = tally.latencyCount }
+      if ended == nil { tally.measured = tally.answersInHistogram }
     }
     return finish(started: started ?? now, ended: ended ?? now)
   }

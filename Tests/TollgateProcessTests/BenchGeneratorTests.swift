@@ -36,7 +36,7 @@ import TollgateTesting
       threads: 3)
     #expect(result.tally.completed == 5_003)
     #expect(result.tally.measured == 5_003)
-    #expect(result.tally.latency.totalCount == 5_003)
+    #expect(result.tally.answersInHistogram == 5_003)
     #expect(responder.total == 3 * 5_003)
     expectExact(result, responder)
   }
@@ -68,7 +68,7 @@ import TollgateTesting
     #expect(result.tally.resolved > 0)
     #expect(result.tally.replayed > 0)
     #expect(result.tally.completed == 3_000)
-    #expect(responder.state.withLock { $0.records.count } == 3_000)
+    #expect(responder.operations == 3_000)
     expectExact(result, responder)
   }
 

@@ -43,8 +43,10 @@ final class BenchResponder: Sendable {
     listener = try Socket.listen(.unix(path))
     let thread = Thread { [listener, weak self] in
       while true {
+        guard let self, !self.stopping.load(ordering: .relaxed) else { return }
+        guard Socket.wait(listener, for: Int32(POLLIN), milliseconds: 100) else { continue }
         let socket = accept(listener, nil, nil)
-        guard socket >= 0, let self, !self.stopping.load(ordering: .relaxed) else { return }
+        guard socket >= 0 else { continue }
         Thread { [weak self] in
           self?.serve(socket)
           close(socket)
@@ -54,13 +56,12 @@ final class BenchResponder: Sendable {
     thread.start()
   }
 
-  func stop() {
-    stopping.store(true, ordering: .relaxed)
-    shutdown(listener, Int32(SHUT_RDWR))
-    close(listener)
-  }
+  func stop() { stopping.store(true, ordering: .relaxed) }
+
+  deinit { close(listener) }
 
   func settled(_ subject: String) -> Int64 { state.withLock { $0.settled[subject] ?? 0 } }
+  var operations: Int { state.withLock { $0.records.count } }
   var total: Int64 { state.withLock { $0.settled.values.reduce(0, +) } }
 
   private func serve(_ socket: Int32) {
