@@ -15,8 +15,15 @@ struct BenchTargets: ParsableArguments {
   @Option(help: ArgumentHelp("Drive this bare Redis instead of sidecars.", valueName: "address"))
   var resp: String?
 
-  @Option(help: ArgumentHelp("What to send to a bare Redis: ping or incr.", valueName: "name"))
+  @Option(
+    help: ArgumentHelp(
+      "What to send to a bare Redis: ping, incr, or decide: the script call of a sidecar, on "
+        + "state that a sidecar prepared and left.",
+      valueName: "name"))
   var command: String = "ping"
+
+  @Option(help: ArgumentHelp("The deployment that decide works on.", valueName: "id"))
+  var deployment: String?
 
   @Option(help: ArgumentHelp("File with the credential of the sidecars.", valueName: "file"))
   var tokenFile: String?

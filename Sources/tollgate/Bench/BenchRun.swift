@@ -53,18 +53,36 @@ struct BenchRun: ParsableCommand {
   private func runRedis() throws {
     let address = try Target(targets.resp ?? "")
     let password = try targets.secret(targets.redisPasswordFile, variable: "TOLLGATE_REDIS_PASSWORD")
-    let words: [String] =
-      switch targets.command {
-      case "ping": ["PING"]
-      case "incr": ["INCR", "tollgate-bench"]
-      default: throw ValidationError("--command \(targets.command): ping or incr.")
-      }
-    let dialect = try RedisDialect(
-      .constant(RESP.command(words)), user: targets.redisUser, password: password)
-    let result = try makeRun([address], try shape.workload())
+    let workload = try shape.workload()
+    let command: RedisDialect.Command
+    switch targets.command {
+    case "ping": command = .constant(RESP.command(["PING"]))
+    case "incr": command = .constant(RESP.command(["INCR", "tollgate-bench"]))
+    case "decide": command = .decide(try decideCommands(address, password, workload))
+    default: throw ValidationError("--command \(targets.command): ping, incr or decide.")
+    }
+    let dialect = try RedisDialect(command, user: targets.redisUser, password: password)
+    let result = try makeRun([address], workload)
       .start(dialect, progress: Interrupt.progress())
     let report = BenchReport(result: result, audit: nil, rows: 0, shape: shape)
     print(shape.json ? report.document.json() : report.text)
+  }
+
+  private func decideCommands(
+    _ address: Target, _ password: String?, _ workload: Workload
+  ) throws -> DecideCommands {
+    guard let deployment = targets.deployment else {
+      throw ValidationError("--command decide needs --deployment.")
+    }
+    let items = try shape.items().map { item -> Item in
+      guard case .constant(let amount) = item.amount else {
+        throw ValidationError("--command decide takes constant amounts only.")
+      }
+      return Item(feature: item.name, amount: amount)
+    }
+    return try DecideCommands(
+      RedisReader(address, user: targets.redisUser, password: password),
+      deployment: Name(deployment), names: workload.names, items: items)
   }
 
   private func makeRun(_ addresses: [Target], _ workload: Workload) -> Run {
