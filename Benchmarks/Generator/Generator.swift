@@ -14,7 +14,7 @@ internal import Synchronization
 
 package final class Generator<D: Dialect> {
   let load: Load
-  let endpoints: [Endpoint]
+  let targets: [Target]
   let progress: Progress
   var workload: Workload
   var tally: Tally
@@ -43,12 +43,12 @@ package final class Generator<D: Dialect> {
   ///   - connections: this thread's share.
   ///   - rate: this thread's share of an open loop's rate.
   package init(
-    load: Load, endpoints: [Endpoint], dialect: D, workload: Workload, progress: Progress,
+    load: Load, targets: [Target], dialect: D, workload: Workload, progress: Progress,
     thread: Int = 0, threads: Int = 1, seed: UInt64
   ) throws {
-    precondition(!endpoints.isEmpty && load.connections > 0 && load.inFlight > 0)
+    precondition(!targets.isEmpty && load.connections > 0 && load.inFlight > 0)
     self.load = load
-    self.endpoints = endpoints
+    self.targets = targets
     self.progress = progress
     self.workload = workload.forThread(thread, of: threads)
     features = workload.amounts.count
@@ -66,7 +66,7 @@ package final class Generator<D: Dialect> {
     for index in stride(from: thread, to: load.connections, by: threads) {
       lanes.append(
         Lane(
-          index: lanes.count, dialect: dialect, endpoint: index % endpoints.count,
+          index: lanes.count, dialect: dialect, target: index % targets.count,
           inFlight: load.inFlight, features: features))
     }
   }
@@ -111,7 +111,7 @@ package final class Generator<D: Dialect> {
         if now >= giveUpAt { break }
       }
       try turn(until: min(tickAt, nextDue(), endAt > now ? endAt : .max))
-      if ended == nil { tally.measured = tally.latencyCount }
+      if ended == nil { tally.measured = tally.answersInHistogram }
     }
     return finish(started: started ?? now, ended: ended ?? now)
   }

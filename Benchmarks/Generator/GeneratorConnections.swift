@@ -24,7 +24,7 @@ extension Generator {
 
   func connect(_ lane: Lane<D>) {
     do {
-      lane.descriptor = try endpoints[lane.endpoint].connect(blocking: false)
+      lane.descriptor = try targets[lane.target].connect(blocking: false)
       lane.input.clear()
       lane.output.clear()
       lane.dialect.greet(into: lane.output)
@@ -64,7 +64,7 @@ extension Generator {
       if n >= 0 { continue }
       if n == -Int(EINTR) { continue }
       guard n == -Int(EAGAIN) else {
-        lastError = "\(endpoints[lane.endpoint]): \(BenchError.system("send", Int32(-n)))"
+        lastError = "\(targets[lane.target]): \(BenchError.system("send", Int32(-n)))"
         return lost(lane)
       }
       lane.isBlocked = true
@@ -115,7 +115,7 @@ extension Generator {
     lane.clearOrder()
     lane.failures += 1
     // The same server first, then the next one: it may be gone for good.
-    if lane.failures > 1 { lane.endpoint = (lane.endpoint + 1) % endpoints.count }
+    if lane.failures > 1 { lane.target = (lane.target + 1) % targets.count }
     let pause = min(Int64(lane.failures) * 10_000_000, 200_000_000)
     lane.state = .down(until: now + pause + Int64(random.below(5_000_000)))
   }

@@ -6,7 +6,7 @@ import TollgateCore
 
 extension Tally {
   /// Everything in the histogram: what was answered since the measured time started.
-  var latencyCount: Int { Int(latency.totalCount) }
+  package var answersInHistogram: Int { Int(latency.totalCount) }
 }
 
 extension Generator {

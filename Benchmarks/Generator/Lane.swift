@@ -39,8 +39,8 @@ final class Lane<D: Dialect> {
   var dialect: D
   var state: State
   var descriptor: Int32 = -1
-  /// Which of the endpoints it is connected to; a failed attempt moves on to the next.
-  var endpoint: Int
+  /// Which of the targets it is connected to; a failed attempt moves on to the next.
+  var target: Int
   var failures = 0
   let input = Bytes()
   let output = Bytes()
@@ -57,10 +57,10 @@ final class Lane<D: Dialect> {
   private var orderCount = 0
   var waiting = 0
 
-  init(index: Int, dialect: D, endpoint: Int, inFlight: Int, features: Int) {
+  init(index: Int, dialect: D, target: Int, inFlight: Int, features: Int) {
     self.index = index
     self.dialect = dialect
-    self.endpoint = endpoint
+    self.target = target
     state = .down(until: 0)
     requests = ContiguousArray(repeating: Request(), count: inFlight)
     amounts = ContiguousArray(repeating: 0, count: inFlight * features)

@@ -45,7 +45,7 @@ final class Books {
 
   func reopen(bodies: DeltaBodies = .wire) throws {
     try store.close()
-    store = try LedgerStore(path: path, deployment: deployment, bodies: bodies, now: start)
+    store = try LedgerStore(path: path, bodies: bodies)
   }
 
   /// Gives a bucket its next epoch with nothing held by anyone.

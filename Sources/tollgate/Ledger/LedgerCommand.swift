@@ -93,8 +93,9 @@ struct LedgerRun: AsyncParsableCommand {
       try await runLedger(
         configuration: configuration, logger: Logger(label: "tollgate.ledger"), stop: stop
       ) { [json] endpoints in
-        print(Self.readyLine(endpoints, json: json))
-        fflush(nil)
+        // Not through the buffer of `print`: whoever started it is waiting for this line.
+        let line = Data((Self.readyLine(endpoints, json: json) + "\n").utf8)
+        try? FileHandle.standardOutput.write(contentsOf: line)
       }
     }
   }

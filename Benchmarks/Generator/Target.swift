@@ -14,7 +14,7 @@ package struct BenchError: Error, CustomStringConvertible {
 
 /// `unix:PATH`, a path with a slash, `tcp:HOST:PORT` or `HOST:PORT`; an IPv4 address or
 /// `localhost`.
-package enum Endpoint: Hashable, Sendable, CustomStringConvertible {
+package enum Target: Hashable, Sendable, CustomStringConvertible {
   case unix(String)
   case tcp(String, UInt16)
 

@@ -1,0 +1,220 @@
+// The options of a run.
+
+import ArgumentParser
+import Foundation
+import TollgateBench
+import TollgateCore
+
+struct BenchTargets: ParsableArguments {
+  @Option(
+    name: .customLong("target"),
+    help: ArgumentHelp(
+      "A sidecar: unix:PATH or HOST:PORT; repeat it for several.", valueName: "address"))
+  var addresses: [String] = []
+
+  @Option(help: ArgumentHelp("Drive this bare Redis instead of sidecars.", valueName: "address"))
+  var resp: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "What to send to a bare Redis: ping, incr, or decide: the script call of a sidecar, on "
+        + "state that a sidecar prepared and left.",
+      valueName: "name"))
+  var command: String = "ping"
+
+  @Option(help: ArgumentHelp("The deployment that decide works on.", valueName: "id"))
+  var deployment: String?
+
+  @Option(help: ArgumentHelp("File with the credential of the sidecars.", valueName: "file"))
+  var tokenFile: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "File with an admin credential, for the audit; the other one by default.",
+      valueName: "file"))
+  var adminTokenFile: String?
+
+  @Option(help: ArgumentHelp("Read counters from this Redis in the audit.", valueName: "address"))
+  var redis: String?
+
+  @Option(help: ArgumentHelp("User of that Redis.", valueName: "name"))
+  var redisUser: String?
+
+  @Option(help: ArgumentHelp("File with the password of that Redis.", valueName: "file"))
+  var redisPasswordFile: String?
+
+  @Option(help: ArgumentHelp("Read totals from this ledger in the audit.", valueName: "address"))
+  var ledger: String?
+
+  @Option(help: ArgumentHelp("File with the credential of the ledger.", valueName: "file"))
+  var ledgerTokenFile: String?
+
+  @Option(
+    name: .customLong("server-pid"),
+    help: ArgumentHelp(
+      "A server whose CPU time to measure; repeat it. On Unix sockets they are found.",
+      valueName: "pid"))
+  var serverPIDs: [Int32] = []
+
+  func secret(_ path: String?, variable: String) throws -> String? {
+    guard let path else { return ProcessInfo.processInfo.environment[variable] }
+    let text = String(decoding: try File.bytes(path, bytesMax: 4096), as: UTF8.self)
+    return text.trimmingCharacters(in: .whitespacesAndNewlines)
+  }
+}
+
+struct BenchShape: ParsableArguments {
+  @Option(help: "Connections over all targets.")
+  var connections = 50
+
+  @Option(help: "Requests in flight on each connection.")
+  var inFlight = 1
+
+  @Option(help: "Measured seconds.")
+  var seconds: Double?
+
+  @Option(help: "End after so many operations instead.")
+  var requests: Int?
+
+  @Option(help: "Operations per second at a fixed schedule; latency counts from the schedule.")
+  var rate: Double?
+
+  @Option(help: "Seconds before the measured time; audited, not measured.")
+  var warmup = 1.0
+
+  @Option(help: "Accounts.")
+  var subjects = 1000
+
+  @Option(help: "Members of each account; 0: the account itself asks.")
+  var members = 0
+
+  @Option(help: "How accounts are drawn: uniform or zipf.")
+  var distribution = "uniform"
+
+  @Option(help: "Exponent of zipf.")
+  var exponent = 1.1
+
+  @Option(help: "What account names start with.")
+  var prefix = "bench-"
+
+  @Option(
+    name: .customLong("feature"),
+    help: ArgumentHelp(
+      "A feature and its amount: a number, or context, generated, total of a trace row.",
+      valueName: "name=amount"))
+  var features: [String] = []
+
+  @Option(help: ArgumentHelp("Replay TIMESTAMP,ContextTokens,GeneratedTokens rows.", valueName: "file"))
+  var trace: String?
+
+  @Option(help: ArgumentHelp("Replay a generated trace of so many rows.", valueName: "rows"))
+  var syntheticTrace: Int?
+
+  @Option(help: "How many times faster than real time a trace runs, or max.")
+  var speed = "max"
+
+  @Option(help: "Seed of subjects and of a generated trace.")
+  var seed: UInt64 = 1
+
+  @Option(help: "Threads of the generator.")
+  var threads = 1
+
+  @Flag(help: "Ask without consuming.")
+  var check = false
+
+  @Option(help: "Deadline of each request in milliseconds; 0: the server's.")
+  var deadline: UInt32 = 0
+
+  @Option(
+    name: .customLong("limit"),
+    help: ArgumentHelp(
+      "A limit to hold against Redis, e.g. account:tokens.total:month=1000000.",
+      valueName: "rule"))
+  var limits: [String] = []
+
+  @Option(help: "Seconds in which the ledger must have everything after the run.")
+  var drain = 60.0
+
+  @Option(help: "Seconds in which unknown outcomes must be settled after the run.")
+  var resolve = 30.0
+
+  @Flag(help: "Print one JSON document.")
+  var json = false
+
+  @Flag(help: "No progress line.")
+  var quiet = false
+
+  func validate() throws {
+    func require(_ holds: Bool, _ text: String) throws {
+      if !holds { throw ValidationError(text) }
+    }
+    try require((1...10_000).contains(connections), "--connections \(connections): 1 … 10000.")
+    try require((1...4096).contains(inFlight), "--in-flight \(inFlight): 1 … 4096.")
+    try require((1...64).contains(threads), "--threads \(threads): 1 … 64.")
+    try require(seconds.map { $0 > 0 && $0 <= 86_400 } ?? true, "--seconds must be above 0.")
+    try require(requests.map { $0 > 0 } ?? true, "--requests must be above 0.")
+    try require(rate.map { $0 > 0 && $0 <= 1e8 } ?? true, "--rate must be above 0.")
+    try require(seconds == nil || requests == nil, "--seconds and --requests exclude each other.")
+    try require(warmup >= 0 && warmup <= 3600, "--warmup \(warmup): 0 … 3600.")
+    try require(exponent > 0 && exponent <= 10, "--exponent \(exponent): above 0.")
+    try require(drain >= 0 && resolve >= 0, "--drain and --resolve are seconds.")
+    try require(
+      distribution == "uniform" || distribution == "zipf",
+      "--distribution \(distribution): uniform or zipf.")
+    try require(
+      trace == nil || syntheticTrace == nil, "--trace and --synthetic-trace exclude each other.")
+    try require(syntheticTrace.map { $0 > 0 } ?? true, "--synthetic-trace must be above 0.")
+    try require(
+      !isTrace || rate == nil, "a trace has its own times: use --speed instead of --rate.")
+    try require(
+      speed == "max" || Double(speed).map { $0 > 0 } ?? false, "--speed \(speed): a factor, or max.")
+  }
+
+  var isTrace: Bool { trace != nil || syntheticTrace != nil }
+
+  func rows() throws -> [TraceRow] {
+    if let trace { return try Trace.parse(File.bytes(trace)) }
+    guard let syntheticTrace else { return [] }
+    var random = SplitMix(seed: seed)
+    return TraceGenerator.rows(syntheticTrace, using: &random)
+  }
+
+  func items() throws -> [(name: Name, amount: AmountRule)] {
+    let texts =
+      !features.isEmpty
+      ? features : isTrace ? ["chat.requests=1", "tokens.total=total"] : ["chat.requests=1"]
+    return try texts.map { text in
+      let parts = text.split(separator: "=", maxSplits: 1)
+      guard parts.count == 2, let amount = AmountRule(String(parts[1])) else {
+        throw ValidationError(
+          "--feature \(text): write NAME=AMOUNT, with a number, context, generated or total.")
+      }
+      return (try Name(String(parts[0])), amount)
+    }
+  }
+
+  var load: Load {
+    let arrival: Arrival =
+      if let rate { .rate(rate) } else if isTrace, let speed = Double(speed) {
+        .trace(speed: speed)
+      } else { .closed }
+    let end: Load.End =
+      if let requests { .requests(requests) } else if isTrace && seconds == nil { .trace } else {
+        .seconds(seconds ?? 10)
+      }
+    // A bounded run measures all of itself.
+    let warmup = if case .seconds = end { self.warmup } else { 0.0 }
+    return Load(
+      connections: connections, inFlight: inFlight, arrival: arrival, end: end, warmup: warmup,
+      resolveWithin: resolve)
+  }
+
+  func workload() throws -> Workload {
+    let names = try SubjectNames(prefix: prefix, accounts: subjects, members: members)
+    return Workload(
+      names: names,
+      accounts: distribution == "zipf"
+        ? .zipf(subjects, exponent: exponent) : .uniform(subjects),
+      amounts: try items().map(\.amount), rows: try rows(), seed: seed)
+  }
+}

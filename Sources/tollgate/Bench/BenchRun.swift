@@ -1,0 +1,144 @@
+// `tollgate bench run`: one run, its figures, its audit.
+
+import ArgumentParser
+import Foundation
+import TollgateBench
+import TollgateCore
+import TollgateWire
+
+struct BenchRun: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "run", abstract: "One run against sidecars, or against a bare Redis.")
+
+  @OptionGroup(title: "Targets") var targets: BenchTargets
+  @OptionGroup(title: "Load") var shape: BenchShape
+
+  func validate() throws {
+    if targets.addresses.isEmpty == (targets.resp == nil) {
+      throw ValidationError("Give --target for sidecars, or --resp for a bare Redis.")
+    }
+  }
+
+  func run() throws {
+    do {
+      try targets.resp == nil ? runTollgate() : runRedis()
+    } catch let error as BenchError {
+      FileHandle.standardError.write(Data("tollgate bench: \(error)\n".utf8))
+      throw ExitCode(3)
+    } catch let error as TraceError {
+      FileHandle.standardError.write(Data("tollgate bench: \(error)\n".utf8))
+      throw ExitCode(2)
+    } catch let error as InvalidName {
+      FileHandle.standardError.write(Data("tollgate bench: \(error)\n".utf8))
+      throw ExitCode(2)
+    }
+  }
+
+  private func runTollgate() throws {
+    let addresses = try targets.addresses.map { try Target($0) }
+    let workload = try shape.workload()
+    let features = try shape.items().map(\.name)
+    let token = try targets.secret(targets.tokenFile, variable: "TOLLGATE_TOKEN") ?? ""
+    let dialect = try TollgateDialect(
+      names: workload.names, features: features, check: shape.check, token: token,
+      deadlineMilliseconds: shape.deadline)
+    let auditor = try makeAuditor(addresses[0], workload.names, features, token)
+    let result = try makeRun(addresses, workload).start(dialect, progress: Interrupt.progress())
+    let audit = try auditor.audit(result.tally, drainWithin: shape.drain)
+    let report = BenchReport(result: result, audit: audit, rows: workload.rows.count, shape: shape)
+    print(shape.json ? report.document.json() : report.text)
+    if !audit.isClean { throw ExitCode(1) }
+  }
+
+  private func runRedis() throws {
+    let address = try Target(targets.resp ?? "")
+    let password = try targets.secret(targets.redisPasswordFile, variable: "TOLLGATE_REDIS_PASSWORD")
+    let workload = try shape.workload()
+    let command: RedisDialect.Command
+    switch targets.command {
+    case "ping": command = .constant(RESP.command(["PING"]))
+    case "incr": command = .constant(RESP.command(["INCR", "tollgate-bench"]))
+    case "decide": command = .decide(try decideCommands(address, password, workload))
+    default: throw ValidationError("--command \(targets.command): ping, incr or decide.")
+    }
+    let dialect = try RedisDialect(command, user: targets.redisUser, password: password)
+    let result = try makeRun([address], workload)
+      .start(dialect, progress: Interrupt.progress())
+    let report = BenchReport(result: result, audit: nil, rows: 0, shape: shape)
+    print(shape.json ? report.document.json() : report.text)
+  }
+
+  private func decideCommands(
+    _ address: Target, _ password: String?, _ workload: Workload
+  ) throws -> DecideCommands {
+    guard let deployment = targets.deployment else {
+      throw ValidationError("--command decide needs --deployment.")
+    }
+    let items = try shape.items().map { item -> Item in
+      guard case .constant(let amount) = item.amount else {
+        throw ValidationError("--command decide takes constant amounts only.")
+      }
+      return Item(feature: item.name, amount: amount)
+    }
+    return try DecideCommands(
+      RedisReader(address, user: targets.redisUser, password: password),
+      deployment: Name(deployment), names: workload.names, items: items)
+  }
+
+  private func makeRun(_ addresses: [Target], _ workload: Workload) -> Run {
+    var pids = targets.serverPIDs
+    if pids.isEmpty { pids = Array(Set(addresses.compactMap { $0.peerProcess() })).sorted() }
+    let quiet = shape.quiet
+    return Run(
+      load: shape.load, targets: addresses, workload: workload, seed: shape.seed,
+      threads: shape.threads, serverPIDs: pids,
+      report: quiet ? nil : { FileHandle.standardError.write(Data(($0 + "\n").utf8)) })
+  }
+
+  /// The baseline is read here, before the first request.
+  private func makeAuditor(
+    _ address: Target, _ names: SubjectNames, _ features: [Name], _ token: String
+  ) throws -> Auditor {
+    let adminToken =
+      try targets.secret(targets.adminTokenFile, variable: "TOLLGATE_ADMIN_TOKEN") ?? token
+    let redis = try targets.redis.map {
+      try RedisReader(
+        Target($0), user: targets.redisUser,
+        password: targets.secret(
+          targets.redisPasswordFile, variable: "TOLLGATE_REDIS_PASSWORD"))
+    }
+    let ledger = try targets.ledger.map {
+      try AdminLink(
+        Target($0), role: .ledger,
+        token: targets.secret(targets.ledgerTokenFile, variable: "TOLLGATE_LEDGER_TOKEN") ?? "")
+    }
+    let admin: AdminLink?
+    do {
+      admin = try AdminLink(address, role: .admin, token: adminToken)
+    } catch {
+      // With another source the audit is possible without the admin role.
+      guard redis != nil || ledger != nil else { throw error }
+      admin = nil
+    }
+    var deployment = admin?.deployment ?? ""
+    if deployment.isEmpty {
+      deployment = try AdminLink(address, role: .check, token: token).deployment
+    }
+    return try Auditor(
+      names: names, features: features, rules: shape.limits.map { try LimitRule($0) },
+      deployment: deployment, admin: admin, redis: redis, ledger: ledger)
+  }
+}
+
+/// Ctrl-C ends the load early; the audit still runs. A second one ends the program.
+enum Interrupt {
+  private static let shared = Progress()
+
+  static func progress() -> Progress {
+    signal(SIGINT) { number in
+      Interrupt.shared.stop.store(true, ordering: .relaxed)
+      signal(number, SIG_DFL)
+    }
+    return shared
+  }
+}
