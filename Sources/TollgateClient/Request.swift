@@ -59,21 +59,21 @@ public struct UnfinishedWork: Hashable, Sendable {
 }
 
 extension Request {
-  init(_ record: OperationRecord) {
+  init(_ record: Record) {
     self.init(
       .consume, subject: record.subject, items: record.items, id: record.id,
       attributes: record.attributes, traceParent: record.traceParent)
   }
 
-  func record(id: OperationID) -> OperationRecord {
-    OperationRecord(
+  func record(id: OperationID) -> Record {
+    Record(
       id: id, subject: subject, items: items, attributes: attributes, traceParent: traceParent)
   }
 }
 
-extension OperationRecord {
+extension TollgateWire.OperationRecord {
   /// What makes two operations the same under one id.
-  func hasSameBody(as other: OperationRecord) -> Bool {
+  func hasSameBody(as other: Record) -> Bool {
     subject == other.subject && items == other.items
   }
 
@@ -87,3 +87,7 @@ extension OperationRecord {
     return bytes
   }
 }
+
+/// The record as it travels. Named here because the core has a record of an operation too: what is
+/// remembered of it, where this is what is asked.
+typealias Record = TollgateWire.OperationRecord

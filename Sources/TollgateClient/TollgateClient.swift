@@ -82,7 +82,7 @@ public final class TollgateClient: Sendable {
     put(.adopt(posts: Self.records(work.unposted), cancels: Self.records(work.uncancelled)))
   }
 
-  private static func records(_ requests: [Request]) -> [OperationRecord] {
+  private static func records(_ requests: [Request]) -> [Record] {
     requests.compactMap { request in
       guard let id = request.id else { return nil }
       let record = request.record(id: id)

@@ -15,7 +15,7 @@ struct Backlog {
   }
 
   private struct Entry {
-    var record: OperationRecord
+    var record: Record
     var sends = 0
   }
 
@@ -33,11 +33,11 @@ struct Backlog {
   var hasRoom: Bool { entries.count < capacity }
 
   /// In no particular order but by id, which is by time.
-  var records: [OperationRecord] {
+  var records: [Record] {
     entries.values.map(\.record).sorted { $0.id < $1.id }
   }
 
-  func record(_ id: OperationID) -> OperationRecord? { entries[id]?.record }
+  func record(_ id: OperationID) -> Record? { entries[id]?.record }
 
   var wake: MonotonicTime? {
     switch phase {
@@ -48,7 +48,7 @@ struct Backlog {
 
   /// False where the id is known already.
   @discardableResult
-  mutating func add(_ record: OperationRecord) -> Bool {
+  mutating func add(_ record: Record) -> Bool {
     guard entries[record.id] == nil else { return false }
     entries[record.id] = Entry(record: record)
     order.append(record.id)
@@ -58,14 +58,14 @@ struct Backlog {
   /// The records of the next frame; empty where none is due. `number` names this sending.
   mutating func nextFrame(
     number: UInt64, recordsMax: Int, bytesMax: Int, now: MonotonicTime, timeout: Int64
-  ) -> (records: [OperationRecord], resent: Int) {
+  ) -> (records: [Record], resent: Int) {
     switch phase {
     case .sent: return ([], 0)
     case .resting(let until): if until > now { return ([], 0) }
     case .idle: break
     }
     phase = .idle
-    var frame: [OperationRecord] = []
+    var frame: [Record] = []
     var bytes = 0
     var resent = 0
     while frame.count < recordsMax, let id = order.first {
@@ -89,7 +89,7 @@ struct Backlog {
   /// answered: the first that settles a record does.
   mutating func settle(
     _ id: OperationID, _ acknowledgement: Acknowledgement
-  ) -> OperationRecord? {
+  ) -> Record? {
     switch acknowledgement {
     case .done, .refused: return entries.removeValue(forKey: id)?.record
     case .later: return nil

@@ -79,7 +79,7 @@ extension ClientMachine {
   private mutating func send(
     _ tokens: [Token], like first: Call, on id: ConnectionID, remaining: Int64
   ) {
-    var records: [OperationRecord] = []
+    var records: [Record] = []
     records.reserveCapacity(tokens.count)
     for token in tokens {
       guard var call = calls[token] else { continue }

@@ -63,8 +63,7 @@ extension ClientMachine {
   }
 
   mutating func welcomed(_ id: ConnectionID, _ welcome: Welcome, _ now: Now) {
-    guard link == .dialing(id, until: link.wake ?? now.monotonic), var connection = connections[id]
-    else { return }
+    guard case .dialing(id, _) = link, var connection = connections[id] else { return }
     connection.phase = .open
     connection.openedAt = now.monotonic
     connection.frameBytesMax = min(Int(welcome.frameBytesMax), WireLimits.frameBytesMax)

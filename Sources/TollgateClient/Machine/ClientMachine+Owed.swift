@@ -6,7 +6,7 @@ internal import DequeModule
 internal import TollgateWire
 
 extension ClientMachine {
-  mutating func adopt(_ posts: [OperationRecord], _ cancels: [OperationRecord]) {
+  mutating func adopt(_ posts: [Record], _ cancels: [Record]) {
     book.adopt(posts: posts, cancels: cancels)
   }
 
@@ -35,7 +35,7 @@ extension ClientMachine {
   }
 
   private mutating func send(
-    _ frame: (records: [OperationRecord], resent: Int), _ opcode: Opcode, _ flags: FrameFlags,
+    _ frame: (records: [Record], resent: Int), _ opcode: Opcode, _ flags: FrameFlags,
     _ shipment: Shipment, on id: ConnectionID
   ) {
     guard !frame.records.isEmpty else { return }

@@ -48,7 +48,7 @@ struct ClientMachine {
 
     let token: Token
     let consumes: Bool
-    let record: OperationRecord
+    let record: Record
     /// Calls made together may share a frame.
     let group: UInt64
     let deadline: MonotonicTime
@@ -59,7 +59,7 @@ struct ClientMachine {
     var mayBeApplied = false
 
     init(
-      token: Token, consumes: Bool, record: OperationRecord, group: UInt64, deadline: MonotonicTime
+      token: Token, consumes: Bool, record: Record, group: UInt64, deadline: MonotonicTime
     ) {
       self.token = token
       self.consumes = consumes
@@ -86,7 +86,7 @@ struct ClientMachine {
     var opcode: Opcode
     var flags: FrameFlags = []
     var deadlineMilliseconds: UInt32
-    var records: [OperationRecord]
+    var records: [Record]
     var shipment: Shipment
   }
 
@@ -98,7 +98,7 @@ struct ClientMachine {
     case complete(Token, Result<Decision, TollgateError>)
     /// A sidecar has welcomed the client.
     case ready
-    case refusedPost(OperationRecord, String)
+    case refusedPost(Record, String)
     /// Stopped, and nothing is open, outstanding or owed.
     case idle
   }
@@ -153,9 +153,14 @@ struct ClientMachine {
 
   /// When `wake` wants to be called next.
   var nextWake: MonotonicTime? {
-    [alarms.next, link.wake, openLink == nil ? nil : book.posts.wake,
-      openLink == nil ? nil : book.cancels.wake]
-      .compactMap { $0 }.min()
+    var wake = earlier(alarms.next, link.wake)
+    if openLink != nil { wake = earlier(wake, earlier(book.posts.wake, book.cancels.wake)) }
+    return wake
+  }
+
+  private func earlier(_ a: MonotonicTime?, _ b: MonotonicTime?) -> MonotonicTime? {
+    guard let a, let b else { return a ?? b }
+    return min(a, b)
   }
 
   /// A snapshot with its levels.

@@ -104,7 +104,10 @@ struct ConnectionMachine<Slot: SlotContent> {
       let reply = try ErrorReply.decode(frame)
       return fail("the hello was refused: \(reply.code.name): \(reply.message)")
     case .goAway: return fail("goaway instead of welcome")
-    default: return fail("\(opcode.name) before welcome")
+    case .hello, .welcome, .ping, .pong, .check, .consume, .post, .cancel, .decisions, .admin,
+      .adminReply, .link, .linked, .batch, .batchReply, .recover, .presentRequest, .present, .epoch,
+      .balances, .balancesReply, .config, .configReply, .query, .queryReply:
+      return fail("\(opcode.name) before welcome")
     }
   }
 

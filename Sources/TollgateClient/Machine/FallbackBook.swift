@@ -46,7 +46,7 @@ struct FallbackBook {
   }
 
   /// The answer already given under this id, where it is not settled with a sidecar yet.
-  func answered(_ record: OperationRecord, _ wall: WallTime) -> Answer? {
+  func answered(_ record: Record, _ wall: WallTime) -> Answer? {
     if let posted = posts.record(record.id) {
       guard posted.hasSameBody(as: record) else { return .mismatch }
       return .decided(decision(.allowedFailOpen, wall, replayed: true))
@@ -60,7 +60,7 @@ struct FallbackBook {
 
   /// Decides by policy. `mayBeApplied`: it was sent, and what became of it is not known.
   mutating func decide(
-    _ record: OperationRecord, consumes: Bool, mayBeApplied: Bool, _ wall: WallTime
+    _ record: Record, consumes: Bool, mayBeApplied: Bool, _ wall: WallTime
   ) -> Answer {
     if consumes, let answer = answered(record, wall) { return answer }
     let reason = reason(for: record, consumes: consumes)
@@ -79,7 +79,7 @@ struct FallbackBook {
     return .decided(decision(reason, wall))
   }
 
-  private func reason(for record: OperationRecord, consumes: Bool) -> Reason {
+  private func reason(for record: Record, consumes: Bool) -> Reason {
     var isExhausted = consumes && !posts.hasRoom
     for item in record.items {
       guard case .open(let allowance) = policies?[item.feature] ?? .closed else {
@@ -104,7 +104,7 @@ struct FallbackBook {
   }
 
   /// Takes over what an earlier client owed.
-  mutating func adopt(posts records: [OperationRecord], cancels annulled: [OperationRecord]) {
+  mutating func adopt(posts records: [Record], cancels annulled: [Record]) {
     for record in records { posts.add(record) }
     for record in annulled { cancels.add(record) }
   }
