@@ -82,6 +82,8 @@ let package = Package(
       dependencies: ["CEpoll", "TollgateCore", "TollgateWire", "TollgateRedis", nioCore, histogram],
       path: "Benchmarks/Generator",
       swiftSettings: settings),
+    .executableTarget(
+      name: "tollgate-example-editor", dependencies: ["TollgateClient"], swiftSettings: settings),
     .target(name: "TollgateTesting", dependencies: [], swiftSettings: settings),
     .testTarget(
       name: "TollgateCoreTests", dependencies: ["TollgateCore", "TollgateTesting"],

@@ -1,0 +1,262 @@
+// The life of a call: accepted, sent, answered or refused, sent again where that is safe, settled
+// by policy when nobody answers. Every path out of the table goes through `complete`.
+
+internal import DequeModule
+internal import TollgateWire
+
+extension ClientMachine {
+  /// Accepts a call. It completes exactly once, perhaps at once.
+  mutating func submit(_ call: Call, _ now: Now) {
+    precondition(calls[call.token] == nil, "a token is used once")
+    statistics.requests += 1
+    calls[call.token] = call
+    guard life == .running else { return complete(call, .failure(.notSent(.notRunning))) }
+    do throws(WireError) {
+      try call.record.validate()
+    } catch {
+      return complete(call, .failure(.rejected(error.code, message: error.text)))
+    }
+    if call.consumes, let answer = book.answered(call.record, now.wall) {
+      return complete(call, answer)
+    }
+    if call.deadline <= now.monotonic { return expire(call, now) }
+    if isDown, appliesPolicies { return settleByPolicy(call, now) }
+    queue.append(call.token)
+    alarms.set(call.token, at: call.deadline)
+  }
+
+  /// The calling task was cancelled. The slot of what was sent stays, the caller goes.
+  mutating func cancel(_ token: Token) {
+    guard let call = calls[token] else { return }
+    giveUp(call, .cancelled)
+  }
+
+  // MARK: out
+
+  mutating func pumpCalls(_ id: ConnectionID, _ now: Now) {
+    while let connection = connections[id], connection.hasRoom(settings.inFlightMax),
+      let token = queue.popFirst()
+    {
+      guard let call = calls[token], call.phase == .queued else { continue }
+      let remaining = call.deadline - now.monotonic
+      guard remaining > 0 else {
+        expire(call, now)
+        continue
+      }
+      guard call.record.frameBytes + Self.frameOverhead <= connection.frameBytesMax else {
+        let text = "the record does not fit a frame of \(connection.frameBytesMax) bytes"
+        complete(call, .failure(.rejected(.frameTooLarge, message: text)))
+        continue
+      }
+      let tokens = gather(from: call, for: connection)
+      send(tokens, like: call, on: id, remaining: remaining)
+    }
+  }
+
+  /// Header, count and reserved bytes.
+  static var frameOverhead: Int { FrameHeader.bytes + 4 }
+
+  /// The call and those behind it that travel with it.
+  private mutating func gather(from first: Call, for connection: Connection) -> [Token] {
+    var tokens = [first.token]
+    var bytes = Self.frameOverhead + first.record.frameBytes
+    let most = min(settings.recordsPerFrameMax, connection.recordsMax)
+    while tokens.count < most, let next = queue.first {
+      guard let call = calls[next], call.phase == .queued else {
+        queue.removeFirst()
+        continue
+      }
+      bytes += call.record.frameBytes
+      guard call.group == first.group, call.consumes == first.consumes,
+        call.deadline == first.deadline, bytes <= connection.frameBytesMax
+      else { break }
+      queue.removeFirst()
+      tokens.append(next)
+    }
+    return tokens
+  }
+
+  private mutating func send(
+    _ tokens: [Token], like first: Call, on id: ConnectionID, remaining: Int64
+  ) {
+    var records: [Record] = []
+    records.reserveCapacity(tokens.count)
+    for token in tokens {
+      guard var call = calls[token] else { continue }
+      call.phase = .sent
+      if call.sends > 0 { statistics.retries += 1 }
+      call.sends += 1
+      calls[token] = call
+      records.append(call.record)
+    }
+    statistics.recordsSent += Int64(records.count)
+    connections[id]?.framesInFlight += 1
+    effects.append(
+      .send(
+        id,
+        Outgoing(
+          opcode: first.consumes ? .consume : .check,
+          deadlineMilliseconds: Self.headerDeadline(remaining), records: records,
+          shipment: .calls(tokens))))
+  }
+
+  /// What the sidecar is told: a tenth less than is left, at most 10 ms less, for the way back.
+  static func headerDeadline(_ remaining: Int64) -> UInt32 {
+    let told = (remaining - min(remaining / 10, 10_000_000)) / 1_000_000
+    return UInt32(clamping: min(max(1, told), Int64(WireLimits.deadlineMillisecondsMax)))
+  }
+
+  // MARK: answers
+
+  mutating func answered(
+    _ id: ConnectionID, _ shipment: Shipment, _ records: [DecisionRecord], _ now: Now
+  ) {
+    freeSlot(of: id)
+    switch shipment {
+    case .calls(let tokens):
+      for (token, record) in zip(tokens, records) {
+        switch record {
+        case .decision(let decision): decided(token, decision)
+        case .error(let code, let message): refused(token, code, message, now)
+        }
+      }
+    case .posts, .cancels: owedAnswered(shipment, records, now)
+    }
+    finishDraining(id)
+  }
+
+  mutating func refused(
+    _ id: ConnectionID, _ shipment: Shipment, _ error: ErrorReply, _ now: Now
+  ) {
+    freeSlot(of: id)
+    switch shipment {
+    case .calls(let tokens):
+      for token in tokens { refused(token, error.code, error.message, now) }
+    case .posts, .cancels:
+      let all = [DecisionRecord](
+        repeating: .error(error.code, message: error.message), count: shipment.recordCount)
+      owedAnswered(shipment, all, now)
+    }
+    finishDraining(id)
+  }
+
+  private mutating func decided(_ token: Token, _ decision: Decision) {
+    guard let call = calls[token] else {
+      statistics.lateAnswers += 1
+      return
+    }
+    complete(call, .success(decision))
+  }
+
+  private mutating func refused(
+    _ token: Token, _ code: ErrorCode, _ message: String, _ now: Now
+  ) {
+    guard var call = calls[token] else {
+      statistics.lateAnswers += 1
+      return
+    }
+    let verdict = Verdict(code)
+    if verdict == .unknown, call.consumes { call.mayBeApplied = true }
+    calls[token] = call
+    let pause = settings.retry.length(attempt: call.refusals, using: &random)
+    let next = now.monotonic + pause
+    if verdict == .final || next >= call.deadline || isTooOld(call, now) {
+      // An earlier attempt may have been applied, whatever was said of this one; only a mismatch
+      // speaks of the id itself.
+      if call.mayBeApplied, code != .idempotencyMismatch {
+        return complete(call, .failure(.outcomeUnknown(call.record.id)))
+      }
+      return complete(call, .failure(.rejected(code, message: message)))
+    }
+    call.refusals += 1
+    call.phase = .resting(until: next)
+    calls[token] = call
+    alarms.set(token, at: next)
+  }
+
+  /// Beyond the dedupe window a repeated operation could count twice.
+  private func isTooOld(_ call: Call, _ now: Now) -> Bool {
+    call.mayBeApplied && now.wall - call.record.id.time >= settings.dedupeWindow
+  }
+
+  /// The connection ended with these calls in flight: they go to the front of the queue.
+  mutating func orphaned(_ tokens: [Token], _ now: Now) {
+    for token in tokens.reversed() {
+      guard var call = calls[token] else { continue }
+      if call.consumes { call.mayBeApplied = true }
+      call.phase = .queued
+      calls[token] = call
+      if isTooOld(call, now) {
+        complete(call, .failure(.outcomeUnknown(call.record.id)))
+      } else {
+        queue.prepend(token)
+      }
+    }
+  }
+
+  // MARK: nobody answers
+
+  /// The deadline passed without an answer.
+  mutating func expire(_ call: Call, _ now: Now) {
+    if life == .running || life == .stopping, appliesPolicies { return settleByPolicy(call, now) }
+    giveUp(call, .deadlinePassed(lastTrouble))
+  }
+
+  /// No sidecar can be reached: everything that waits is answered by policy.
+  mutating func settleWaiting(_ now: Now) {
+    guard appliesPolicies else { return }
+    for token in calls.keys.sorted() {
+      guard let call = calls[token] else { continue }
+      switch call.phase {
+      case .queued, .resting: settleByPolicy(call, now)
+      case .sent: break
+      }
+    }
+  }
+
+  private mutating func settleByPolicy(_ call: Call, _ now: Now) {
+    let mayBeApplied = call.mayBeApplied || call.phase == .sent
+    complete(
+      call,
+      book.decide(
+        call.record, consumes: call.consumes, mayBeApplied: mayBeApplied, now.wall))
+  }
+
+  /// Ends a call without an answer, saying what is known.
+  mutating func giveUp(_ call: Call, _ reason: NotSentReason) {
+    if call.consumes, call.mayBeApplied || call.phase == .sent {
+      complete(call, .failure(.outcomeUnknown(call.record.id)))
+    } else {
+      complete(call, .failure(.notSent(reason)))
+    }
+  }
+
+  // MARK: the one way out
+
+  private mutating func complete(_ call: Call, _ answer: FallbackBook.Answer) {
+    switch answer {
+    case .decided(let decision): complete(call, .success(decision))
+    case .unknown: complete(call, .failure(.outcomeUnknown(call.record.id)))
+    case .mismatch:
+      let text = "the id was used with another subject or other items"
+      complete(call, .failure(.rejected(.idempotencyMismatch, message: text)))
+    }
+  }
+
+  private mutating func complete(_ call: Call, _ result: Result<Decision, TollgateError>) {
+    precondition(calls.removeValue(forKey: call.token) != nil, "a call completes once")
+    switch result {
+    case .success(let decision):
+      switch (decision.source == .clientFallback, decision.isAllowed) {
+      case (false, true): statistics.allowed += 1
+      case (false, false): statistics.denied += 1
+      case (true, true): statistics.fallbackAllowed += 1
+      case (true, false): statistics.fallbackDenied += 1
+      }
+    case .failure(.rejected): statistics.rejected += 1
+    case .failure(.notSent): statistics.notSent += 1
+    case .failure(.outcomeUnknown): statistics.outcomeUnknown += 1
+    }
+    effects.append(.complete(call.token, result))
+  }
+}

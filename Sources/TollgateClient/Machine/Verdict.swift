@@ -1,0 +1,81 @@
+// What an error of a sidecar means for the one who asked: PROTOCOL 7.4 as a total function, so
+// that a new code cannot be forgotten.
+
+internal import TollgateWire
+
+enum Verdict: Hashable, Sendable {
+  /// Not applied, and asking again will not help.
+  case final
+  /// Not applied; the same id may be sent again after a pause.
+  case retry
+  /// May have been applied; only the same id may be sent again.
+  case unknown
+
+  init(_ code: ErrorCode) {
+    switch code {
+    case .overloaded, .unavailable, .draining, .notReady: self = .retry
+    case .outcomeUnknown, .internalError: self = .unknown
+    // DEADLINE_EXCEEDED comes when our own deadline is about to pass: another attempt would only
+    // be refused later. ID_TOO_OLD cannot change either.
+    case .badFrame, .unsupportedVersion, .frameTooLarge, .unknownOpcode, .badRequest,
+      .unknownCriticalField, .helloRequired, .unauthenticated, .forbidden, .deadlineExceeded,
+      .idempotencyMismatch, .idTooOld, .idFromFuture, .invalidName, .amountOutOfRange,
+      .tooManyItems, .duplicateItem, .notFound, .conflict, .invalidDocument, .idleTimeout,
+      .deploymentMismatch:
+      self = .final
+    }
+  }
+}
+
+/// What an answer to POST or CANCEL means for the record that waits for it.
+enum Acknowledgement: Hashable, Sendable {
+  case done
+  case later
+  case refused(String)
+
+  init(post record: DecisionRecord) {
+    switch record {
+    case .decision(let decision):
+      switch decision.reason {
+      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted: self = .done
+      // These are not recorded under the id; asked again, they are decided anew. A freeze or an
+      // unknown account is undone by an operator; the units were used all the same.
+      case .outboxFull, .dedupeFull, .storeUnavailable, .fallbackExhausted, .accountFrozen,
+        .unknownAccount:
+        self = .later
+      case .unknownFeature, .featureNotInPlan, .gateClosed, .costAboveBurst, .quotaExceeded,
+        .rateLimited, .cancelled:
+        self = .refused("answered \(decision.reason.name)")
+      }
+    case .error(let code, let message): self.init(code, message)
+    }
+  }
+
+  init(cancel record: DecisionRecord) {
+    switch record {
+    case .decision(let decision):
+      switch decision.reason {
+      case .storeUnavailable, .outboxFull, .dedupeFull: self = .later
+      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted, .accountFrozen,
+        .unknownAccount, .unknownFeature, .featureNotInPlan, .gateClosed, .costAboveBurst,
+        .quotaExceeded, .rateLimited, .fallbackExhausted, .cancelled:
+        self = .done
+      }
+    case .error(let code, let message): self.init(code, message)
+    }
+  }
+
+  private init(_ code: ErrorCode, _ message: String) {
+    switch code {
+    case .badRequest, .unknownCriticalField, .idempotencyMismatch, .idTooOld, .invalidName,
+      .amountOutOfRange, .tooManyItems, .duplicateItem, .frameTooLarge, .conflict, .notFound,
+      .invalidDocument:
+      self = .refused("\(code.name): \(message)")
+    // What an operator or time can mend is tried again: nothing is given up for it.
+    case .badFrame, .unsupportedVersion, .unknownOpcode, .helloRequired, .unauthenticated,
+      .forbidden, .overloaded, .deadlineExceeded, .outcomeUnknown, .unavailable, .draining,
+      .idFromFuture, .idleTimeout, .internalError, .deploymentMismatch, .notReady:
+      self = .later
+    }
+  }
+}
