@@ -61,7 +61,7 @@ enum Spawn {
   ) -> Int32 {
     var pointers: [UnsafeMutablePointer<CChar>?] = unsafe strings.map { unsafe strdup($0) }
     unsafe pointers.append(nil)
-    defer { for unsafepointer in unsafe pointers { unsafe free(pointer) } }
+    defer { unsafe pointers.forEach { unsafe free($0) } }
     return unsafe pointers.withUnsafeMutableBufferPointer { buffer in
       // The buffer holds at least the terminator, so it has a base address.
       guard let base = buffer.baseAddress else { return EINVAL }
