@@ -15,7 +15,7 @@ package struct DecideCommands: DecideSource {
   private let global: GlobalConfig
   private let account: AccountConfig
   private let fences: [Fence]
-  private let limits = StoreLimits()
+  private let limits: StoreLimits
 
   /// Reads the deployment, its configuration and every bucket's fence, and loads the script.
   package init(
@@ -23,6 +23,12 @@ package struct DecideCommands: DecideSource {
   ) throws {
     self.names = names
     self.items = items
+    // No shipper trims and no sweeper forgets here, so no ceiling may be reached.
+    var limits = StoreLimits()
+    limits.moneyRecordBytesMax = 1 << 40
+    limits.volumeRecordBytesMax = 1 << 40
+    limits.outboxEntriesMax = 100_000_000
+    self.limits = limits
     let record = "tollgate:{\(deployment.text)}:deployment"
     guard let count = try redis.command(["HGET", record, "buckets"]).text.flatMap({ Int($0) }),
       count >= 1, count <= Deployment.bucketsMax

@@ -15,7 +15,7 @@ internal import Synchronization
 package final class Generator<D: Dialect> {
   let load: Load
   let targets: [Target]
-  let progress: Progress
+  let progress: RunProgress
   var workload: Workload
   var tally: Tally
   var lanes: [Lane<D>] = []
@@ -43,7 +43,7 @@ package final class Generator<D: Dialect> {
   ///   - connections: this thread's share.
   ///   - rate: this thread's share of an open loop's rate.
   package init(
-    load: Load, targets: [Target], dialect: D, workload: Workload, progress: Progress,
+    load: Load, targets: [Target], dialect: D, workload: Workload, progress: RunProgress,
     thread: Int = 0, threads: Int = 1, seed: UInt64
   ) throws {
     precondition(!targets.isEmpty && load.connections > 0 && load.inFlight > 0)

@@ -1,6 +1,6 @@
 // How a run is shaped, and what its threads share.
 
-package import Synchronization
+internal import Synchronization
 
 package struct Load: Sendable {
   package enum End: Sendable, Hashable {
@@ -37,14 +37,16 @@ package struct Load: Sendable {
 }
 
 /// Seen by all threads of a run: counts for the progress line, and the wish to end early.
-package final class Progress: Sendable {
-  package let completed = Atomic<Int>(0)
-  package let denied = Atomic<Int>(0)
-  package let failed = Atomic<Int>(0)
-  package let lost = Atomic<Int>(0)
-  package let stop = Atomic<Bool>(false)
+package final class RunProgress: Sendable {
+  let completed = Atomic<Int>(0)
+  let denied = Atomic<Int>(0)
+  let failed = Atomic<Int>(0)
+  let lost = Atomic<Int>(0)
+  let stop = Atomic<Bool>(false)
 
   package init() {}
+
+  package func endEarly() { stop.store(true, ordering: .relaxed) }
 }
 
 /// What one thread measured.
@@ -55,7 +57,7 @@ package struct Measurement: Sendable {
   package var ended: Int64
 }
 
-extension Progress {
+extension RunProgress {
   /// Each thread adds what it did since it last did so: the sums are of all threads.
   func publish(_ tally: Tally, since last: inout (Int, Int, Int, Int)) {
     let current = (tally.completed, tally.denied, tally.failed, tally.connectionsLost)

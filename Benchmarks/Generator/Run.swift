@@ -61,7 +61,7 @@ package struct Run: Sendable {
 
   /// The first thread is the caller's; it takes the CPU readings.
   package func start<D: Dialect & Sendable>(
-    _ dialect: D, progress: Progress = Progress()
+    _ dialect: D, progress: RunProgress = RunProgress()
   ) throws -> RunResult {
     // A connection that closes is a result of send, not the end of the process.
     signal(SIGPIPE, SIG_IGN)
@@ -107,7 +107,7 @@ package struct Run: Sendable {
   }
 
   private func generator<D: Dialect>(
-    _ dialect: D, _ progress: Progress, _ thread: Int
+    _ dialect: D, _ progress: RunProgress, _ thread: Int
   ) throws -> Generator<D> {
     try Generator(
       load: load, targets: targets, dialect: dialect, workload: workload, progress: progress,
@@ -154,7 +154,7 @@ final class ProgressReporter: Sendable {
   private let ending = Atomic<Bool>(false)
   private let thread = Mutex<WorkerLine?>(nil)
 
-  init(_ progress: Progress, _ report: @escaping @Sendable (String) -> Void) {
+  init(_ progress: RunProgress, _ report: @escaping @Sendable (String) -> Void) {
     let line = try? WorkerLine { [weak self] in
       var last = 0
       var second = 0

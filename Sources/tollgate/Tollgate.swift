@@ -38,6 +38,7 @@ struct Tollgate: AsyncParsableCommand {
         subcommands: [
           StatusCommand.self, DoctorCommand.self, ReconcileCommand.self, AuditLogCommand.self,
         ]),
+      CommandGroup(name: "Measuring:", subcommands: [BenchCommand.self]),
     ])
 
   static func main() async {

@@ -88,11 +88,13 @@ struct BenchRun: ParsableCommand {
   private func makeRun(_ addresses: [Target], _ workload: Workload) -> Run {
     var pids = targets.serverPIDs
     if pids.isEmpty { pids = Array(Set(addresses.compactMap { $0.peerProcess() })).sorted() }
-    let quiet = shape.quiet
-    return Run(
+    var run = Run(
       load: shape.load, targets: addresses, workload: workload, seed: shape.seed,
-      threads: shape.threads, serverPIDs: pids,
-      report: quiet ? nil : { FileHandle.standardError.write(Data(($0 + "\n").utf8)) })
+      threads: shape.threads, serverPIDs: pids)
+    if !shape.quiet {
+      run.report = { line in FileHandle.standardError.write(Data((line + "\n").utf8)) }
+    }
+    return run
   }
 
   /// The baseline is read here, before the first request.
@@ -132,11 +134,11 @@ struct BenchRun: ParsableCommand {
 
 /// Ctrl-C ends the load early; the audit still runs. A second one ends the program.
 enum Interrupt {
-  private static let shared = Progress()
+  private static let shared = RunProgress()
 
-  static func progress() -> Progress {
+  static func progress() -> RunProgress {
     signal(SIGINT) { number in
-      Interrupt.shared.stop.store(true, ordering: .relaxed)
+      Interrupt.shared.endEarly()
       signal(number, SIG_DFL)
     }
     return shared
