@@ -86,7 +86,8 @@ extension DeltaBodies {
     }
     guard entry.actual == entry.charged + entry.absorbed else {
       throw Poison(
-        reason: "actual \(entry.actual) is not charged \(entry.charged) + absorbed \(entry.absorbed)")
+        reason:
+          "actual \(entry.actual) is not charged \(entry.charged) + absorbed \(entry.absorbed)")
     }
     let body: UsageBody
     do { body = try usage(entry.body) } catch {
@@ -165,7 +166,11 @@ extension OperationID {
     guard blob.count == 16 else { return nil }
     var words: (UInt64, UInt64) = (0, 0)
     for (position, byte) in blob.enumerated() {
-      if position < 8 { words.0 = words.0 << 8 | UInt64(byte) } else { words.1 = words.1 << 8 | UInt64(byte) }
+      if position < 8 {
+        words.0 = words.0 << 8 | UInt64(byte)
+      } else {
+        words.1 = words.1 << 8 | UInt64(byte)
+      }
     }
     self.init(high: words.0, low: words.1)
   }

@@ -131,7 +131,9 @@ import TollgateWire
   @Test func poisonIsParkedAndTheStreamGoesOn() throws {
     var poison = try usage(2, op: 2, amount: 5)
     poison.body = [0xDE, 0xAD]
-    let outcome = try books.apply([try usage(1, op: 1, amount: 1), poison, try usage(3, op: 3, amount: 2)])
+    let outcome = try books.apply([
+      try usage(1, op: 1, amount: 1), poison, try usage(3, op: 3, amount: 2),
+    ])
     #expect(outcome == BatchOutcome(answer: .acknowledged(cursor: 3), posted: 2, parked: 1))
     let parked = try books.store.parked()
     #expect(parked.map(\.sequence) == [2])
@@ -165,7 +167,8 @@ import TollgateWire
 
   @Test func parkedDeltaIsReplayedOnce() throws {
     let strict = DeltaBodies(
-      usage: { _ in throw Poison(reason: "an older release") }, config: { try ConfigDelta.decode($0) })
+      usage: { _ in throw Poison(reason: "an older release") },
+      config: { try ConfigDelta.decode($0) })
     try books.reopen(bodies: strict)
     _ = try books.apply([try usage(1, op: 1, amount: 5)])
     #expect(try books.store.replayParked(now: start) == (0, 1))
@@ -251,6 +254,9 @@ import TollgateWire
     let reader = try LedgerStore(readOnly: books.path, bodies: .wire)
     #expect(reader.deployment == books.deployment)
     #expect(try reader.status().deltas == 1)
-    #expect(throws: LedgerError.self) { try reader.apply(DeltaBatch(bucket: 0, epoch: 1, previous: 1, entries: [try usage(2, op: 2)]), now: start) }
+    #expect(throws: LedgerError.self) {
+      try reader.apply(
+        DeltaBatch(bucket: 0, epoch: 1, previous: 1, entries: [try usage(2, op: 2)]), now: start)
+    }
   }
 }
