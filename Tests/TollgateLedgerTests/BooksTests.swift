@@ -111,11 +111,8 @@ import TollgateWire
   }
 
   @Test func forgivenUnitsStandBesideTheirCounter() throws {
-    let body =
-      "{\"subject\":\"acme\",\"feature\":\"tokens\",\"window\":\"M^\",\"start\":\(november.start.milliseconds),\"change\":30}"
     _ = try books.apply([
-      try usage(1, op: 1, amount: 50),
-      change(2, op: 2, scope: .counter, key: "acme", version: 1, after: body, action: "reset"),
+      try usage(1, op: 1, amount: 50), reset(2, op: 2, subject: "acme", window: .month, by: -30),
     ])
     let month = try books.store.balances(account: "acme", endingAfter: start).elements
       .filter { $0.window == "M" }
@@ -123,6 +120,20 @@ import TollgateWire
     #expect(month.map(\.forgiven) == [30])
     #expect(try books.total() == 50)
     #expect(try books.store.verify().findings == [])
+  }
+
+  @Test func resetOfACounterWithoutUsageIsKept() throws {
+    _ = try books.apply([reset(1, op: 1, subject: "acme/ann", window: .day, by: 5)])
+    let cells = try books.store.balances(account: "acme", endingAfter: start).elements
+    #expect(cells.map(\.window) == ["d"])
+    #expect(cells.map(\.settled) == [0])
+    #expect(cells.map(\.forgiven) == [-5])
+  }
+
+  @Test func resetThatWouldChargeIsParked() throws {
+    var entry = reset(1, op: 1, subject: "acme", window: .month, by: -30)
+    entry.charged = 1
+    #expect(try books.apply([entry]).parked == 1)
   }
 
   @Test func totalsArePagedAndFiltered() throws {
