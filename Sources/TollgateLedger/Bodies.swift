@@ -24,15 +24,15 @@ package struct DeltaBodies: Sendable {
     usage: { try UsageBody.decode($0) }, config: { try ConfigDelta.decode($0) })
 }
 
-/// An operator's change of one counter, as the `after` text of a `counter` config delta.
+/// Which counter an operator changed: the `after` text of a `counter` config delta. By how much
+/// what limits see of it has changed is the delta's own number.
 struct CounterChange: Decodable {
   var subject: Subject
   var feature: Name
-  /// A window's code; with a trailing `^`, the forgiven units of that counter.
+  /// The window's code.
   var window: String
   var start: Int64
   var end: Int64?
-  var change: Int64
 }
 
 /// Why an entry posts nothing for now.
@@ -86,7 +86,8 @@ extension DeltaBodies {
     }
     guard entry.actual == entry.charged + entry.absorbed else {
       throw Poison(
-        reason: "actual \(entry.actual) is not charged \(entry.charged) + absorbed \(entry.absorbed)")
+        reason:
+          "actual \(entry.actual) is not charged \(entry.charged) + absorbed \(entry.absorbed)")
     }
     let body: UsageBody
     do { body = try usage(entry.body) } catch {
@@ -129,21 +130,25 @@ extension DeltaBodies {
     } catch {
       throw Poison(reason: "undecodable counter change: \(error)")
     }
-    let code = change.window.hasSuffix("^") ? String(change.window.dropLast()) : change.window
-    guard let window = Window(code: code) else {
+    guard let window = Window(code: change.window) else {
       throw Poison(reason: "unknown window \"\(change.window)\"")
     }
-    guard Quantity.isValid(change.change), Quantity.isValid(change.start) else {
+    guard Quantity.isValid(entry.actual), Quantity.isValid(change.start) else {
       throw Poison(reason: "counter change out of range")
+    }
+    guard entry.charged == 0, entry.actual == entry.absorbed else {
+      throw Poison(reason: "a counter change that charges \(entry.charged)")
     }
     let end =
       change.end ?? window.period(containing: WallTime(milliseconds: change.start)).end.milliseconds
+    // What is settled is the bill and does not move: what limits see moves by forgiving units,
+    // in a cell of its own beside the counter's.
     meaning.cells = [
       .init(
         key: CellKey(
           account: change.subject.account.path, subject: change.subject.path,
-          feature: change.feature.text, window: change.window, start: change.start),
-        end: end, change: change.change)
+          feature: change.feature.text, window: window.code + "^", start: change.start),
+        end: end, change: -entry.actual)
     ]
     return meaning
   }
@@ -165,7 +170,11 @@ extension OperationID {
     guard blob.count == 16 else { return nil }
     var words: (UInt64, UInt64) = (0, 0)
     for (position, byte) in blob.enumerated() {
-      if position < 8 { words.0 = words.0 << 8 | UInt64(byte) } else { words.1 = words.1 << 8 | UInt64(byte) }
+      if position < 8 {
+        words.0 = words.0 << 8 | UInt64(byte)
+      } else {
+        words.1 = words.1 << 8 | UInt64(byte)
+      }
     }
     self.init(high: words.0, low: words.1)
   }

@@ -115,7 +115,8 @@ enum Contract {
     }
     for (offset, entry) in batch.entries.enumerated()
     where entry.sequence != batch.previous + 1 + Int64(offset) {
-      return "entry \(offset) has sequence \(entry.sequence), not \(batch.previous + 1 + Int64(offset))"
+      return
+        "entry \(offset) has sequence \(entry.sequence), not \(batch.previous + 1 + Int64(offset))"
     }
     return nil
   }

@@ -75,12 +75,13 @@ extension LedgerStore {
     for row in wrong {
       report.find("postings of \(row[0] as String).\(row[1] as Int64) are not its numbers")
     }
-    let orphans = try Int64.fetchOne(
-      db,
-      sql: """
-        SELECT count(*) FROM postings AS p WHERE NOT EXISTS (
-          SELECT 1 FROM deltas AS d WHERE d.op = p.op AND d.idx = p.idx AND d.series IS NOT NULL)
-        """) ?? 0
+    let orphans =
+      try Int64.fetchOne(
+        db,
+        sql: """
+          SELECT count(*) FROM postings AS p WHERE NOT EXISTS (
+            SELECT 1 FROM deltas AS d WHERE d.op = p.op AND d.idx = p.idx AND d.series IS NOT NULL)
+          """) ?? 0
     if orphans > 0 { report.find("\(orphans) postings without a delta") }
     let balances = try Row.fetchAll(
       db,
@@ -150,7 +151,8 @@ extension LedgerStore {
         """)
     for row in totals {
       report.find(
-        "total of \(row[0] as String) \(row[1] as String) from \(row[2] as Int64) is not its deltas")
+        "total of \(row[0] as String) \(row[1] as String) from \(row[2] as Int64) is not its deltas"
+      )
     }
   }
 
@@ -201,19 +203,21 @@ extension LedgerStore {
           SELECT 1 FROM fences AS f WHERE f.bucket = c.bucket AND f.epoch = c.epoch))
         """)
     for row in epochs {
-      report.find("bucket \(row[0] as Int64): epoch \(row[1] as Int64) is neither current nor fenced")
+      report.find(
+        "bucket \(row[0] as Int64): epoch \(row[1] as Int64) is neither current nor fenced")
     }
   }
 
   private func checkConfig(_ db: Database, _ report: inout AuditReport) throws {
-    let missing = try Int64.fetchOne(
-      db,
-      sql: """
-        SELECT count(*) FROM deltas AS d WHERE d.kind = 3
-          AND NOT EXISTS (SELECT 1 FROM config AS c WHERE c.op = d.op AND c.idx = d.idx)
-          AND NOT EXISTS (SELECT 1 FROM parked AS p
-            WHERE p.op = d.op AND p.idx = d.idx AND p.replayed IS NULL)
-        """) ?? 0
+    let missing =
+      try Int64.fetchOne(
+        db,
+        sql: """
+          SELECT count(*) FROM deltas AS d WHERE d.kind = 3
+            AND NOT EXISTS (SELECT 1 FROM config AS c WHERE c.op = d.op AND c.idx = d.idx)
+            AND NOT EXISTS (SELECT 1 FROM parked AS p
+              WHERE p.op = d.op AND p.idx = d.idx AND p.replayed IS NULL)
+          """) ?? 0
     if missing > 0 { report.find("\(missing) config deltas without a config record") }
   }
 

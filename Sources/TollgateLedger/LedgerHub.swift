@@ -172,7 +172,8 @@ final class LedgerHub {
   }
 
   private func reply(to batch: DeltaBatch, _ outcome: BatchOutcome) -> BatchReply? {
-    let current = positions.indices.contains(Int(batch.bucket))
+    let current =
+      positions.indices.contains(Int(batch.bucket))
       ? positions[Int(batch.bucket)].epoch : 0
     func reply(
       _ status: BatchReply.Status, epoch: Int64, cursor: Int64, last: Int64 = 0

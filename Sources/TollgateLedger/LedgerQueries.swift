@@ -59,9 +59,12 @@ extension LedgerStore {
         ])
     }
     let cells = rows.map(Self.cellBalance)
-    let next = cells.count < limit ? nil : cells.last.map {
-      CellPageKey(subject: $0.subject, feature: $0.feature, window: $0.window, start: $0.start)
-    }
+    let next =
+      cells.count < limit
+      ? nil
+      : cells.last.map {
+        CellPageKey(subject: $0.subject, feature: $0.feature, window: $0.window, start: $0.start)
+      }
     return LedgerPage(elements: cells, next: next)
   }
 
@@ -231,10 +234,13 @@ extension LedgerStore {
         account: $0[0], feature: $0[1], start: $0[2], end: $0[3], adjustment: $0[4],
         actual: $0[5], charged: $0[6], absorbed: $0[7], deltas: $0[8])
     }
-    let next = totals.count < limit ? nil : totals.last.map {
-      TotalPageKey(
-        account: $0.account, feature: $0.feature, start: $0.start, adjustment: $0.adjustment)
-    }
+    let next =
+      totals.count < limit
+      ? nil
+      : totals.last.map {
+        TotalPageKey(
+          account: $0.account, feature: $0.feature, start: $0.start, adjustment: $0.adjustment)
+      }
     return (LedgerPage(elements: totals, next: next), position)
   }
 

@@ -216,7 +216,8 @@ struct LedgerReads: Sendable {
         return id
       }
       guard ids.count <= LedgerStore.pageMax else {
-        throw WireError.refused(.invalidDocument, "\(ids.count) ids; at most \(LedgerStore.pageMax)")
+        throw WireError.refused(
+          .invalidDocument, "\(ids.count) ids; at most \(LedgerStore.pageMax)")
       }
       return try encode(KnownAnswer(posted: try store.known(ids).map(\.description)))
     }

@@ -118,7 +118,8 @@ package struct LedgerSessionMachine: Sendable {
       return try hello(try Hello.decode(frame), correlation)
     }
     switch opcode {
-    case .ping: return .reply(.pong(Pong(nonce: try Ping.decode(frame).nonce)), correlation: correlation)
+    case .ping:
+      return .reply(.pong(Pong(nonce: try Ping.decode(frame).nonce)), correlation: correlation)
     case .pong: return .none
     case .goAway:
       ended()
@@ -161,7 +162,8 @@ package struct LedgerSessionMachine: Sendable {
     guard (hello.versionMin...hello.versionMax).contains(FrameHeader.version) else {
       throw .fatal(
         .unsupportedVersion,
-        "versions \(hello.versionMin) to \(hello.versionMax); this ledger speaks \(FrameHeader.version)")
+        "versions \(hello.versionMin) to \(hello.versionMax); this ledger speaks \(FrameHeader.version)"
+      )
     }
     guard hello.role == .ledger else {
       throw .fatal(.forbidden, "role \(hello.role.name); a ledger serves the role ledger")

@@ -280,7 +280,8 @@ extension Poster {
     let row = try Row.fetchOne(
       statement,
       arguments: [key.account, key.subject, key.feature, key.window, key.start])
-    let sum = row.map { Sum(value: $0[0], end: $0[1], isDirty: false) }
+    let sum =
+      row.map { Sum(value: $0[0], end: $0[1], isDirty: false) }
       ?? Sum(value: 0, end: end, isDirty: false)
     cells[key] = sum
     return sum

@@ -94,8 +94,10 @@ private struct Auditor {
           lost.insert(one.op)
           continue
         }
-        let sequence = atPosition[one.op] ?? Int64.random(
-          in: 1...Int64(max(1, stream.entries.count)), using: &random)
+        let sequence =
+          atPosition[one.op]
+          ?? Int64.random(
+            in: 1...Int64(max(1, stream.entries.count)), using: &random)
         presented.append(
           try usage(sequence, op: one.op, amount: one.amount, subject: "\(one.account)/m"))
         auditor.billed[one.op] = one

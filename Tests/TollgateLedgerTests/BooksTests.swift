@@ -41,7 +41,10 @@ import TollgateWire
       try usage(2, op: 1, index: 64, amount: -5, kind: .reversal),
     ])
     #expect(try accounts() == ["usage:acme:tokens": 0, "consumed:tokens": 0])
-    #expect(try books.store.balances(account: "acme", endingAfter: start).elements.allSatisfy { $0.settled == 0 })
+    #expect(
+      try books.store.balances(account: "acme", endingAfter: start).elements.allSatisfy {
+        $0.settled == 0
+      })
     let statement = try books.store.statement(account: "acme", start: november.start.milliseconds)
     #expect(statement.lines.first?.used == 5)
     #expect(statement.lines.first?.reversed == 5)
@@ -63,7 +66,10 @@ import TollgateWire
 
   @Test func cellsCountWhatIsChargedNotWhatIsAbsorbed() throws {
     _ = try books.apply([try usage(1, op: 1, amount: 5, absorbed: 100)])
-    #expect(try books.store.balances(account: "acme", endingAfter: start).elements.allSatisfy { $0.settled == 5 })
+    #expect(
+      try books.store.balances(account: "acme", endingAfter: start).elements.allSatisfy {
+        $0.settled == 5
+      })
   }
 
   @Test func accountsWhoseNamesBeginAlikeAreApart() throws {
@@ -105,11 +111,8 @@ import TollgateWire
   }
 
   @Test func forgivenUnitsStandBesideTheirCounter() throws {
-    let body =
-      "{\"subject\":\"acme\",\"feature\":\"tokens\",\"window\":\"M^\",\"start\":\(november.start.milliseconds),\"change\":30}"
     _ = try books.apply([
-      try usage(1, op: 1, amount: 50),
-      change(2, op: 2, scope: .counter, key: "acme", version: 1, after: body, action: "reset"),
+      try usage(1, op: 1, amount: 50), reset(2, op: 2, subject: "acme", window: .month, by: -30),
     ])
     let month = try books.store.balances(account: "acme", endingAfter: start).elements
       .filter { $0.window == "M" }
@@ -119,9 +122,24 @@ import TollgateWire
     #expect(try books.store.verify().findings == [])
   }
 
+  @Test func resetOfACounterWithoutUsageIsKept() throws {
+    _ = try books.apply([reset(1, op: 1, subject: "acme/ann", window: .day, by: 5)])
+    let cells = try books.store.balances(account: "acme", endingAfter: start).elements
+    #expect(cells.map(\.window) == ["d"])
+    #expect(cells.map(\.settled) == [0])
+    #expect(cells.map(\.forgiven) == [-5])
+  }
+
+  @Test func resetThatWouldChargeIsParked() throws {
+    var entry = reset(1, op: 1, subject: "acme", window: .month, by: -30)
+    entry.charged = 1
+    #expect(try books.apply([entry]).parked == 1)
+  }
+
   @Test func totalsArePagedAndFiltered() throws {
     let entries = try (1...25).map {
-      try usage(Int64($0), op: $0, amount: Int64($0), subject: "a\($0 % 5)/x", feature: "f\($0 / 5)")
+      try usage(
+        Int64($0), op: $0, amount: Int64($0), subject: "a\($0 % 5)/x", feature: "f\($0 / 5)")
     }
     _ = try books.apply(entries)
     var sum: Int64 = 0
@@ -178,7 +196,8 @@ import TollgateWire
       try books.store.configHistory(scope: .account, key: "acme").elements.map(\.version) == [1, 2])
     let first = try books.store.configHistory(limit: 2)
     #expect(first.elements.map(\.version) == [7, 1])
-    #expect(try books.store.configHistory(after: first.next, limit: 2).elements.map(\.version) == [2])
+    #expect(
+      try books.store.configHistory(after: first.next, limit: 2).elements.map(\.version) == [2])
   }
 
   @Test func closedPeriodTakesAdjustmentsNotEdits() throws {
@@ -250,7 +269,10 @@ import TollgateWire
     ("DELETE FROM deltas WHERE seq = 3", "gap from 3 to 3"),
     ("UPDATE cursors SET cursor = 99 WHERE epoch = 1", "cursor 99"),
     ("UPDATE cursors SET cursor = 2 WHERE epoch = 1", "cursor 2"),
-    ("UPDATE deltas SET charged = charged + 1, actual = actual + 1 WHERE seq = 2", "not its numbers"),
+    (
+      "UPDATE deltas SET charged = charged + 1, actual = actual + 1 WHERE seq = 2",
+      "not its numbers"
+    ),
     ("DELETE FROM fences; UPDATE buckets SET epoch = 2", "neither current nor fenced"),
     ("DELETE FROM config", "without a config record"),
   ])

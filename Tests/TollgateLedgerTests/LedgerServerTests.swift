@@ -212,7 +212,9 @@ final class TestSidecar {
     _ = try one.apply(
       DeltaBatch(bucket: 0, epoch: 1, previous: 0, entries: [try usage(1, op: 1, amount: 1)]))
     try two.send(Recover(bucket: 0, epoch: 1, metaEpoch: 1, metaSequence: 4))
-    for (sidecar, entry) in [(one, try usage(2, op: 2, amount: 2)), (two, try usage(3, op: 3, amount: 4))] {
+    for (sidecar, entry) in [
+      (one, try usage(2, op: 2, amount: 2)), (two, try usage(3, op: 3, amount: 4)),
+    ] {
       let request = try PresentRequest.decode(try sidecar.push())
       #expect(request == PresentRequest(bucket: 0, epoch: 1, cursor: 1))
       try sidecar.send(Present(bucket: 0, epoch: 1, entries: [entry]))

@@ -54,7 +54,8 @@ import TollgateWire
     machine.linkAccepted()
     #expect(machine.isLinked)
     #expect(
-      machine.received(try frame(try batch(), correlation: 3)) == .apply(try batch(), correlation: 3))
+      machine.received(try frame(try batch(), correlation: 3))
+        == .apply(try batch(), correlation: 3))
     let inFlight = machine.answered(3)
     #expect(inFlight)
     let again = machine.answered(3)
@@ -91,7 +92,9 @@ import TollgateWire
     #expect(
       machine.received(try frame(query, correlation: 2)) == .read(.query(query), correlation: 2))
     #expect(code(machine.received(try frame(try batch(), correlation: 3))) == .forbidden)
-    #expect(machine.received(try frame(Ping(nonce: 9), correlation: 4)) == .reply(.pong(Pong(nonce: 9)), correlation: 4))
+    #expect(
+      machine.received(try frame(Ping(nonce: 9), correlation: 4))
+        == .reply(.pong(Pong(nonce: 9)), correlation: 4))
   }
 
   @Test mutating func nothingButReadsWhileLinking() throws {

@@ -205,7 +205,9 @@ import TollgateWire
       machine.requested(by: 2, recover(1), position: position(1), now: at + 5)
         == [ask([1, 2], 1)])
     _ = machine.presented(by: 1, present(1, [entry]), isLast: true)
-    #expect(machine.presented(by: 2, present(1), isLast: true) == [request([entry], bucket: 1, by: "two")])
+    #expect(
+      machine.presented(by: 2, present(1), isLast: true) == [request([entry], bucket: 1, by: "two")]
+    )
     #expect(machine.deadline == at + RecoveryMachine.windowNanoseconds)
     _ = machine.presented(by: 1, present(0), isLast: true)
     #expect(machine.presented(by: 2, present(0), isLast: true) == [request()])

@@ -26,7 +26,8 @@ import TollgateWire
     _ = try books.apply([try usage(1, op: 1, amount: 1)])
     let two = try usage(2, op: 2, amount: 2)
     let outcome = try books.open(
-      epoch: 1, entries: [try usage(3, op: 3, amount: 4), two, two, try usage(1, op: 1, amount: 1)],
+      epoch: 1,
+      entries: [try usage(3, op: 3, amount: 4), two, two, try usage(1, op: 1, amount: 1)],
       seen: 3)
     #expect(outcome == RecoveryOutcome(epoch: 2, isNew: true, lastSequence: 3, posted: 2))
     #expect(try books.total() == 7)
@@ -88,7 +89,8 @@ import TollgateWire
     let outcome = try books.open(epoch: 5, entries: [try usage(2, op: 2)], seen: 2)
     #expect(outcome.epoch == 6)
     #expect(outcome.losses == [1...1])
-    #expect(try books.apply([try usage(1, op: 1)], epoch: 1).answer == .fenced(epoch: 6, lastSequence: 0))
+    #expect(
+      try books.apply([try usage(1, op: 1)], epoch: 1).answer == .fenced(epoch: 6, lastSequence: 0))
     #expect(try books.store.verify().findings == [])
   }
 

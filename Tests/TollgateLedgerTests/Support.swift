@@ -117,3 +117,18 @@ func change(
     sequence: sequence, kind: .config, id: DeltaID(operation: operation(op), index: 0),
     time: start + sequence, actual: 0, charged: 0, absorbed: 0, body: delta.encode())
 }
+
+/// An operator's change of what limits see of one counter of `acme`, by `amount` units.
+func reset(
+  _ sequence: Int64, op: Int, subject: String, window: Window, by amount: Int64
+) -> OutboxEntry {
+  let period = window.period(containing: start)
+  let after =
+    "{\"subject\":\"\(subject)\",\"feature\":\"tokens\",\"window\":\"\(window.code)\","
+    + "\"start\":\(period.start.milliseconds),\"end\":\(period.end.milliseconds)}"
+  var entry = change(
+    sequence, op: op, scope: .counter, key: subject, version: 0, after: after, action: "reset")
+  entry.actual = amount
+  entry.absorbed = amount
+  return entry
+}

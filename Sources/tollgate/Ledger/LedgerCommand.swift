@@ -27,16 +27,20 @@ struct LedgerRun: AsyncParsableCommand {
       sidecar to link decides whose books these are; others are refused from then on.
       """)
 
-  @Option(help: ArgumentHelp("The books: an SQLite file, made where it is missing.", valueName: "path"))
+  @Option(
+    help: ArgumentHelp("The books: an SQLite file, made where it is missing.", valueName: "path"))
   var database: String
 
-  @Option(help: ArgumentHelp("TCP address to listen on; port 0 takes a free one.", valueName: "host:port"))
+  @Option(
+    help: ArgumentHelp("TCP address to listen on; port 0 takes a free one.", valueName: "host:port")
+  )
   var listen: String?
 
   @Option(help: ArgumentHelp("Unix socket to listen on.", valueName: "path"))
   var unix: String?
 
-  @Option(help: ArgumentHelp("Credential of the sidecars. Prefer --token-file.", valueName: "token"))
+  @Option(
+    help: ArgumentHelp("Credential of the sidecars. Prefer --token-file.", valueName: "token"))
   var token: String?
 
   @Option(
@@ -104,7 +108,9 @@ struct LedgerRun: AsyncParsableCommand {
     guard !json else {
       var fields = ["\"event\":\"ready\""]
       if let port = endpoints.port { fields.append("\"port\":\(port)") }
-      if let unix = endpoints.unix { fields.append("\"unix\":\(LedgerCommandFailure.quoted(unix))") }
+      if let unix = endpoints.unix {
+        fields.append("\"unix\":\(LedgerCommandFailure.quoted(unix))")
+      }
       return "{" + fields.joined(separator: ",") + "}"
     }
     let places = [endpoints.port.map { "port \($0)" }, endpoints.unix].compactMap { $0 }

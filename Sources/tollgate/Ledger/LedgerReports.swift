@@ -241,7 +241,9 @@ struct LedgerReplay: AsyncParsableCommand {
       let now = WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000))
       let (posted, left) = try store.replayParked(now: now)
       try store.close()
-      if file.json { print("{\"posted\":\(posted),\"parked\":\(left)}") } else {
+      if file.json {
+        print("{\"posted\":\(posted),\"parked\":\(left)}")
+      } else {
         print("\(posted) posted, \(left) still parked")
       }
       if left > 0 { throw ExitCode(1) }
