@@ -150,10 +150,12 @@ struct EvaluatorEffectTests {
     for _ in 0..<4_000 {
       bench.micros += Int64.random(in: 0...900_000, using: &random)
       let subject = ["acme", "acme/ann", "acme/bob"].randomElement(using: &random) ?? "acme"
-      let features = [["f"], ["g"], ["f", "g"], ["g", "f"]].randomElement(using: &random) ?? ["f"]
+      let features =
+        [["f"], ["g"], ["f", "g"], ["g", "f"]].randomElement(using: &random) ?? ["f"]
       let items = features.map { ($0, Int64.random(in: 0...12, using: &random)) }
       let before = bench.evaluator.state
-      if random.chance(0.15), let (id, subject, items, answer) = known.randomElement(using: &random) {
+      if random.chance(0.15), let (id, subject, items, answer) = known.randomElement(using: &random)
+      {
         let outcome = try bench.outcome(items, subject: subject, id: id)
         guard case .decided(var again, let births) = outcome else {
           throw Bench.Undecided()
@@ -165,7 +167,8 @@ struct EvaluatorEffectTests {
         continue
       }
       let id = bench.freshID()
-      guard case .decided(let decision, let births) = try bench.outcome(items, subject: subject, id: id)
+      guard
+        case .decided(let decision, let births) = try bench.outcome(items, subject: subject, id: id)
       else { throw Bench.Undecided() }
       known.append((id, subject, items, decision))
       if known.count > 50 { known.removeFirst() }

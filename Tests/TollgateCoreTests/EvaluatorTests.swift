@@ -51,7 +51,8 @@ struct Bench {
 
   func settled(_ subject: String, _ feature: String, _ window: Window) throws -> Int64? {
     evaluator.state.counters[
-      CounterKey(subject: try Subject(subject), feature: try name(feature), window: window)]?.settled
+      CounterKey(subject: try Subject(subject), feature: try name(feature), window: window)]?
+      .settled
   }
 }
 

@@ -26,7 +26,9 @@ struct ResolutionTests {
         "level": "member"}, {"id": "r", "quota": 3, "per": "day", "level": "run"}]
         """)
     let account = try account("p")
-    for (subject, ids) in [("acme", ["a"]), ("acme/ann", ["a", "m"]), ("acme/ann/7/x", ["a", "m", "r"])] {
+    for (subject, ids) in [
+      ("acme", ["a"]), ("acme/ann", ["a", "m"]), ("acme/ann/7/x", ["a", "m", "r"]),
+    ] {
       let resolution = try resolve(subject, [("f", 1)], catalog, account)
       #expect(resolution.limits.map(\.id.text) == ids)
       // The billing cell, and one cell per level: same window, another subject.
@@ -70,7 +72,9 @@ struct ResolutionTests {
 
   @Test func whatConfigurationForbidsIsDeniedInTheOrderOfReasons() throws {
     var catalog = try catalog(f: #"[{"id": "x", "gate": false}]"#)
-    #expect(try denial(resolve("a", [("nope", 1)], catalog, account(nil, frozen: true))) == .accountFrozen)
+    #expect(
+      try denial(resolve("a", [("nope", 1)], catalog, account(nil, frozen: true))) == .accountFrozen
+    )
     #expect(try denial(resolve("a", [("nope", 1)], catalog, account(nil))) == .unknownAccount)
     #expect(try denial(resolve("a", [("nope", 1)], catalog, account("p"))) == .unknownFeature)
     #expect(try denial(resolve("a", [("f", 1)], catalog, account("empty"))) == .featureNotInPlan)
@@ -88,7 +92,8 @@ struct ResolutionTests {
       try override("acme", "other", .amount(60)),
     ]
     func amount(_ subject: String) throws -> AppliedLimit.Rule? {
-      try resolve(subject, [("f", 1)], catalog, account("p", overrides: overrides)).limits.first?.rule
+      try resolve(subject, [("f", 1)], catalog, account("p", overrides: overrides)).limits.first?
+        .rule
     }
     #expect(try amount("acme/ann/7") == .quota(cell: 1, amount: 50))
     #expect(try amount("acme/ann/8") == .quota(cell: 1, amount: 30))
@@ -129,7 +134,8 @@ struct ResolutionTests {
     let catalog = try catalog(
       f: #"[{"id": "g", "gate": false}, {"id": "x", "quota": 10, "per": "day"}]"#)
     let account = try account(
-      "p", overrides: [
+      "p",
+      overrides: [
         override("acme", "g", .enabled(true)), override("acme", "x", .enforcement(.soft)),
         override("acme", "x", .amount(4)),
       ])
@@ -160,7 +166,8 @@ struct ResolutionTests {
   @Test func aBypassDoesNotThawAnAccount() throws {
     let catalog = try catalog(f: "[]")
     let all = Bypass(feature: nil, until: noon + 1, reason: "", actor: "")
-    let resolution = try resolve("acme", [("f", 1)], catalog, account("p", frozen: true), bypasses: [all])
+    let resolution = try resolve(
+      "acme", [("f", 1)], catalog, account("p", frozen: true), bypasses: [all])
     #expect(resolution.limits.map(\.enforcement) == [.hard])
   }
 
@@ -215,7 +222,9 @@ struct ResolutionTests {
   }
 
   @Test func aCostAboveTheBurstIsNeverAffordable() throws {
-    #expect(try rate(#"{"id": "x", "rate": 10, "per": "minute", "burst": 4}"#, 5) == .deny(.costAboveBurst))
+    #expect(
+      try rate(#"{"id": "x", "rate": 10, "per": "minute", "burst": 4}"#, 5)
+        == .deny(.costAboveBurst))
   }
 
   @Test func anOverrideScalesTheBurstWithTheRate() throws {
