@@ -87,7 +87,7 @@ let package = Package(
     .target(name: "TollgateTesting", dependencies: [], swiftSettings: settings),
     .testTarget(
       name: "TollgateCoreTests", dependencies: ["TollgateCore", "TollgateTesting"],
-      swiftSettings: settings),
+      exclude: ["Generators"], swiftSettings: settings),
     .testTarget(
       name: "TollgateWireTests",
       dependencies: ["TollgateWire", "TollgateCore", "TollgateTesting", nioCore, nioEmbedded],

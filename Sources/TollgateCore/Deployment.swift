@@ -59,7 +59,9 @@ public struct BucketMap: Sendable {
     precondition(buckets >= 1 && buckets <= Deployment.bucketsMax)
     self.buckets = buckets
     var wanted: [Int: [Int]] = [:]
-    for bucket in 0...buckets { wanted[bucket * Self.slots / (buckets + 1), default: []].append(bucket) }
+    for bucket in 0...buckets {
+      wanted[bucket * Self.slots / (buckets + 1), default: []].append(bucket)
+    }
     var tags = [String](repeating: "", count: buckets + 1)
     var missing = buckets + 1
     var candidate = 0

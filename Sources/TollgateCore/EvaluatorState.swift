@@ -127,7 +127,9 @@ package struct EvaluatorState: Hashable, Sendable {
   package init() {}
 
   /// The counter as a limit sees it at the start of `period`, and the units forgiven in it.
-  package func reading(_ key: CounterKey, in start: WallTime) -> (counter: CounterValue, offset: Int64) {
+  package func reading(_ key: CounterKey, in start: WallTime) -> (
+    counter: CounterValue, offset: Int64
+  ) {
     let counter = (counters[key] ?? CounterValue(start: start)).rotated(to: start)
     guard let offset = offsets[key], offset.start == counter.start else { return (counter, 0) }
     return (counter, offset.units)

@@ -23,7 +23,8 @@ package struct RetainedDeltas: Sendable {
   package mutating func add(_ entry: OutboxEntry, bucket: Int, epoch: Int64) {
     buckets[bucket, default: []].append(Held(epoch: epoch, entry: entry))
     count += 1
-    guard count > entriesMax, let longest = buckets.max(by: { $0.value.count < $1.value.count })?.key
+    guard count > entriesMax,
+      let longest = buckets.max(by: { $0.value.count < $1.value.count })?.key
     else { return }
     buckets[longest]?.removeFirst()
     count -= 1

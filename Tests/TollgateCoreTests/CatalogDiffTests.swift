@@ -92,7 +92,9 @@ struct CatalogDiffTests {
     #expect(try refused(.quota(amount: 3, window: .day)) == ["kind"])
     #expect(try refused(.unlimited) == ["kind"])
     #expect(
-      try diff { $0.plans[free]?.entitlements[chat]?[0].level = 1 }.refused.map(\.field) == ["depth"])
+      try diff { $0.plans[free]?.entitlements[chat]?[0].level = 1 }.refused.map(\.field) == [
+        "depth"
+      ])
     let moved = try diff {
       guard let limit = $0.plans[free]?.entitlements[chat]?.removeFirst() else { return }
       $0.plans[free]?.entitlements[try name("agents")]?.append(limit)

@@ -80,7 +80,8 @@ struct CatalogReaderTests {
     let expected = [
       "color: unknown key", "levels/1: the level is named twice", "levels/2: must start",
       "unknown_account/plan: there is no such plan", "features/f/metered: must be true or false",
-      "features/f/size: unknown key", "features/bad name: may hold only", "features/h/metered: is required",
+      "features/f/size: unknown key", "features/bad name: may hold only",
+      "features/h/metered: is required",
       "plans/p/f/0/quota: must be a whole number", "plans/p/f/1/quota: must be from 0",
       "plans/p/f/1/per: must be minute", "plans/p/f/2/rate: must be from 1",
       "plans/p/f/3/per: a rate needs a window of fixed length",
@@ -123,10 +124,14 @@ struct CatalogReaderTests {
 
   @Test(arguments: [
     // One id, two features; two kinds; two windows; two levels; twice in one list.
-    (#"[{"id": "x", "quota": 1, "per": "day"}]"#, #"[{"id": "x", "quota": 1, "per": "day"}]"#,
-     "the id already names a limit of f"),
-    (#"[{"id": "x", "quota": 1, "per": "day"}, {"id": "x", "quota": 2, "per": "day"}]"#, "[]",
-     "the id appears twice in this list"),
+    (
+      #"[{"id": "x", "quota": 1, "per": "day"}]"#, #"[{"id": "x", "quota": 1, "per": "day"}]"#,
+      "the id already names a limit of f"
+    ),
+    (
+      #"[{"id": "x", "quota": 1, "per": "day"}, {"id": "x", "quota": 2, "per": "day"}]"#, "[]",
+      "the id appears twice in this list"
+    ),
   ])
   func anIDNamesOneRule(_ f: String, _ g: String, _ reason: String) throws {
     let found = try problems(

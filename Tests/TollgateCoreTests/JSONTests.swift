@@ -6,15 +6,16 @@ import TollgateCore
 import TollgateTesting
 
 struct JSONTests {
-  @Test(arguments: [
-    ("null", Document.null), (" true ", true), ("false", false), ("0", 0), ("-0", 0), ("-7", -7),
-    ("9223372036854775807", .integer(.max)), ("-9223372036854775808", .integer(.min)),
-    ("9223372036854775808", .number("9223372036854775808")), ("1.0", .number("1.0")),
-    ("1e3", .number("1e3")), ("-1.5E-7", .number("-1.5E-7")), ("\"\"", ""),
-    (#""a\"\\\/\b\f\n\r\tA""#, .string("a\"\\/\u{8}\u{c}\n\r\tA")),
-    (#""😀é""#, "😀é"), ("[]", []), ("{}", [:]), ("[1,[2,{}]]", [1, [2, [:]]]),
-    (#"{"b":1,"a":null}"#, ["b": 1, "a": nil]), ("\t\r\n [ 1 , 2 ] ", [1, 2]),
-  ] as [(String, Document)])
+  @Test(
+    arguments: [
+      ("null", Document.null), (" true ", true), ("false", false), ("0", 0), ("-0", 0), ("-7", -7),
+      ("9223372036854775807", .integer(.max)), ("-9223372036854775808", .integer(.min)),
+      ("9223372036854775808", .number("9223372036854775808")), ("1.0", .number("1.0")),
+      ("1e3", .number("1e3")), ("-1.5E-7", .number("-1.5E-7")), ("\"\"", ""),
+      (#""a\"\\\/\b\f\n\r\tA""#, .string("a\"\\/\u{8}\u{c}\n\r\tA")),
+      (#""😀é""#, "😀é"), ("[]", []), ("{}", [:]), ("[1,[2,{}]]", [1, [2, [:]]]),
+      (#"{"b":1,"a":null}"#, ["b": 1, "a": nil]), ("\t\r\n [ 1 , 2 ] ", [1, 2]),
+    ] as [(String, Document)])
   func goodTextIsRead(_ text: String, _ expected: Document) throws {
     #expect(try Document(json: text) == expected)
   }
@@ -31,7 +32,9 @@ struct JSONTests {
   }
 
   @Test func bytesThatAreNotUTF8AreRefused() {
-    for bytes: [UInt8] in [[0x22, 0xFF, 0x22], [0x22, 0xC0, 0x80, 0x22], [0x22, 0xED, 0xA0, 0x80, 0x22]] {
+    for bytes: [UInt8] in [
+      [0x22, 0xFF, 0x22], [0x22, 0xC0, 0x80, 0x22], [0x22, 0xED, 0xA0, 0x80, 0x22],
+    ] {
       #expect(throws: InvalidJSON.self) { try Document(json: bytes) }
     }
   }
@@ -84,7 +87,8 @@ struct JSONTests {
         switch Int.random(in: 0..<3, using: &random) {
         case 0: bytes[index] = UInt8.random(in: 0...255, using: &random)
         case 1: bytes.remove(at: index)
-        default: bytes.insert(Array("{}[]\",:0-.eu\\ ".utf8).randomElement(using: &random) ?? 0, at: index)
+        default:
+          bytes.insert(Array("{}[]\",:0-.eu\\ ".utf8).randomElement(using: &random) ?? 0, at: index)
         }
         if bytes.isEmpty { break }
       }
@@ -119,7 +123,8 @@ struct JSONTests {
     case 4: return .string(text(&random))
     case 5:
       return .list(
-        (0..<Int.random(in: 0...4, using: &random)).map { _ in document(&random, depth: depth - 1) })
+        (0..<Int.random(in: 0...4, using: &random)).map { _ in document(&random, depth: depth - 1) }
+      )
     default:
       return .object(
         (0..<Int.random(in: 0...4, using: &random)).map {

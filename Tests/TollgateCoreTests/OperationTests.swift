@@ -33,10 +33,11 @@ struct OperationTests {
   ])
   func otherTextIsNoID(_ text: String) { #expect(OperationID(hex: text) == nil) }
 
-  @Test(arguments: [
-    ("", 0xEFD0_1F60_BA99_2926), ("a", 0x82A2_A958_A9BE_CE5B), ("acme", 0x3A25_B665_6BA9_CFC6),
-    ("account-1", 0x4EA9_6E94_7D43_B847), ("user@example.com", 0x98E1_0665_127C_C93E),
-  ] as [(String, UInt64)])
+  @Test(
+    arguments: [
+      ("", 0xEFD0_1F60_BA99_2926), ("a", 0x82A2_A958_A9BE_CE5B), ("acme", 0x3A25_B665_6BA9_CFC6),
+      ("account-1", 0x4EA9_6E94_7D43_B847), ("user@example.com", 0x98E1_0665_127C_C93E),
+    ] as [(String, UInt64)])
   func theHashHasItsGoldenValues(_ text: String, _ value: UInt64) {
     #expect(StableHash.of(text) == value)
     #expect(BucketMap(buckets: 64).bucket(ofAccount: text) == Int(value % 64))

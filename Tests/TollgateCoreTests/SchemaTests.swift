@@ -85,28 +85,33 @@ struct SchemaTests {
 
   @Test(arguments: limits)
   func bothJudgeALimitAlike(_ limit: String, _ good: Bool) throws {
-    let document = try Document(json: CatalogReaderTests.wrapped("[\(limit)]").replacing(
-      #""levels": ["a"]"#, with: #""levels": ["account"]"#))
+    let document = try Document(
+      json: CatalogReaderTests.wrapped("[\(limit)]").replacing(
+        #""levels": ["a"]"#, with: #""levels": ["account"]"#))
     try expect(document, good)
   }
 
-  @Test(arguments: [
-    (#"{"levels": ["a"], "features": {}, "plans": {}}"#, true),
-    (#"{"levels": ["a"], "unknown_account": "deny", "features": {}, "plans": {}}"#, true),
-    (#"{"levels": ["a"], "unknown_account": {"plan": "p"}, "features": {}, "plans": {"p": {}}}"#, true),
-    (#"{"features": {}, "plans": {}}"#, false),
-    (#"{"levels": [], "features": {}, "plans": {}}"#, false),
-    (#"{"levels": ["a", "a"], "features": {}, "plans": {}}"#, false),
-    (#"{"levels": ["a", "b", "c", "d", "e", "f"], "features": {}, "plans": {}}"#, false),
-    (#"{"levels": ["a"], "unknown_account": "allow", "features": {}, "plans": {}}"#, false),
-    (#"{"levels": ["a"], "unknown_account": {"plan": 1}, "features": {}, "plans": {}}"#, false),
-    (#"{"levels": ["a"], "unknown_account": {}, "features": {}, "plans": {}}"#, false),
-    (#"{"levels": ["a"], "features": {"f": {}}, "plans": {}}"#, false),
-    (#"{"levels": ["a"], "features": {"f": {"metered": 1}}, "plans": {}}"#, false),
-    (#"{"levels": ["a"], "features": [], "plans": {}}"#, false),
-    (#"{"levels": ["a"], "features": {}, "plans": {"p q": {}}}"#, false),
-    (#"[]"#, false), ("null", false),
-  ] as [(String, Bool)])
+  @Test(
+    arguments: [
+      (#"{"levels": ["a"], "features": {}, "plans": {}}"#, true),
+      (#"{"levels": ["a"], "unknown_account": "deny", "features": {}, "plans": {}}"#, true),
+      (
+        #"{"levels": ["a"], "unknown_account": {"plan": "p"}, "features": {}, "plans": {"p": {}}}"#,
+        true
+      ),
+      (#"{"features": {}, "plans": {}}"#, false),
+      (#"{"levels": [], "features": {}, "plans": {}}"#, false),
+      (#"{"levels": ["a", "a"], "features": {}, "plans": {}}"#, false),
+      (#"{"levels": ["a", "b", "c", "d", "e", "f"], "features": {}, "plans": {}}"#, false),
+      (#"{"levels": ["a"], "unknown_account": "allow", "features": {}, "plans": {}}"#, false),
+      (#"{"levels": ["a"], "unknown_account": {"plan": 1}, "features": {}, "plans": {}}"#, false),
+      (#"{"levels": ["a"], "unknown_account": {}, "features": {}, "plans": {}}"#, false),
+      (#"{"levels": ["a"], "features": {"f": {}}, "plans": {}}"#, false),
+      (#"{"levels": ["a"], "features": {"f": {"metered": 1}}, "plans": {}}"#, false),
+      (#"{"levels": ["a"], "features": [], "plans": {}}"#, false),
+      (#"{"levels": ["a"], "features": {}, "plans": {"p q": {}}}"#, false),
+      (#"[]"#, false), ("null", false),
+    ] as [(String, Bool)])
   func bothJudgeADocumentAlike(_ json: String, _ good: Bool) throws {
     try expect(Document(json: json), good)
   }

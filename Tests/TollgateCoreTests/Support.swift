@@ -17,7 +17,9 @@ func catalog(_ json: String, sourceLocation: SourceLocation = #_sourceLocation) 
 
 /// The problems of a catalog that must be bad, as `path: reason`.
 func problems(_ json: String) throws -> [String] {
-  guard case .failure(let problems) = CatalogReader.read(try Document(json: json)) else { return [] }
+  guard case .failure(let problems) = CatalogReader.read(try Document(json: json)) else {
+    return []
+  }
   return problems.map { "\($0.path): \($0.reason)" }
 }
 
