@@ -44,7 +44,8 @@ extension AdminService {
     reply.next = next
     for (account, result) in zip(accounts, results) {
       switch try result.get() {
-      case .skipped(let why): reply.skipped.append(.init(account: account, why: why))
+      case .skipped(let why, let idle):
+        reply.skipped.append(.init(account: account, why: why, idle: idle))
       case .compared(let rows):
         reply.accounts += 1
         for row in rows {
@@ -62,7 +63,7 @@ extension AdminService {
 
   private enum AccountReconciliation: Sendable {
     case compared([ReconcileReply.Row])
-    case skipped(String)
+    case skipped(String, idle: Bool)
   }
 
   private func reconcile(_ account: Subject) async throws(AdminFailure) -> AccountReconciliation {
@@ -71,13 +72,14 @@ extension AdminService {
       let ledger = try await backend.ledgerBilling(account: account)
       let store = try await backend.storeBilling(account: account, after: ledger.cursor)
       if store.bucketState != .ready {
-        return .skipped("bucket is \(store.bucketState.rawValue); its counters are not in force")
+        return .skipped("bucket is \(store.bucketState.rawValue); its counters are not in force", idle: false)
       }
       if !store.isLoaded {
         let pending = store.undelivered.count
         return .skipped(
           "not loaded in Redis under epoch \(store.last.epoch) (rebuilt from the ledger at its "
-            + "next request)" + (pending > 0 ? "; \(pending) deltas undelivered" : ""))
+            + "next request)" + (pending > 0 ? "; \(pending) deltas undelivered" : ""),
+          idle: pending == 0)
       }
       if store.last.epoch != ledger.cursor.epoch {
         why = "Redis is in epoch \(store.last.epoch), the ledger in \(ledger.cursor.epoch)"
@@ -98,7 +100,7 @@ extension AdminService {
       }
       return .compared(try await compare(account, ledger, store))
     }
-    return .skipped(why)
+    return .skipped(why, idle: false)
   }
 
   private struct Key: Hashable, Comparable {

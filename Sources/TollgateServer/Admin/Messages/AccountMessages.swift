@@ -146,6 +146,11 @@ package struct AccountListReply: Hashable, Sendable, Codable {
   package var accounts: [Row]
   /// Give it as `after` to continue; nil: that was all.
   package var next: String?
+
+  package init(accounts: [Row], next: String?) {
+    self.accounts = accounts
+    self.next = next
+  }
 }
 
 // MARK: - Overrides

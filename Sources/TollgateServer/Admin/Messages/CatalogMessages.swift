@@ -44,6 +44,12 @@ package struct CatalogValidateReply: Hashable, Sendable, Codable {
   package var features: Int
   package var plans: Int
   package var limits: Int
+
+  package init(features: Int, plans: Int, limits: Int) {
+    self.features = features
+    self.plans = plans
+    self.limits = limits
+  }
 }
 
 package struct CatalogDiffReply: Hashable, Sendable, Codable {

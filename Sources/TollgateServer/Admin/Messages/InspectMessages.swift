@@ -203,6 +203,9 @@ package struct ReconcileReply: Hashable, Sendable, Codable {
   package struct Skipped: Hashable, Sendable, Codable {
     package var account: Subject
     package var why: String
+    /// True where only the ledger has numbers, so that there is nothing to compare: the account is
+    /// not loaded in Redis and has nothing undelivered.
+    package var idle: Bool
   }
 
   /// Differing rows; with `verbose` all.

@@ -1,0 +1,123 @@
+// account set | show | list | import.
+
+import ArgumentParser
+import TollgateCore
+import TollgateServer
+import TollgateWire
+
+struct AccountCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "account", abstract: "Which plan an account is on.",
+    subcommands: [AccountSet.self, AccountShow.self, AccountList.self, AccountImport.self])
+}
+
+struct AccountSet: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "set", abstract: "Put an account on a plan, freeze it, or thaw it.",
+    discussion: """
+      --source-id and --source-version name the event of an outside system: one that is older \
+      than the last applied changes nothing and is answered `ignored`.
+      """)
+
+  @Argument(help: "The account.") var account: Subject
+  @Option(help: "A plan of the catalog.") var plan: Name?
+  @Flag(inversion: .prefixedNo, help: "Deny everything; --no-frozen thaws.") var frozen: Bool?
+  @Option(help: "The outside system, e.g. stripe.") var sourceId: String?
+  @Option(help: "The version of its event.") var sourceVersion: Int64?
+  @OptionGroup var flags: ChangeFlags
+  @OptionGroup var connection: ConnectionOptions
+  @OptionGroup var output: OutputOptions
+
+  func validate() throws {
+    guard plan != nil || frozen != nil else {
+      throw ValidationError("Give --plan, --frozen or --no-frozen.")
+    }
+    guard (sourceId == nil) == (sourceVersion == nil) else {
+      throw ValidationError("--source-id and --source-version go together.")
+    }
+  }
+
+  func run() async throws {
+    let options = try flags.options(waitMilliseconds: connection.timeoutMilliseconds)
+    let request = AccountSetRequest(
+      account: account, plan: plan, frozen: frozen, sourceID: sourceId,
+      sourceVersion: sourceVersion, change: options)
+    try await Changing.run(.accountSet, request, options, connection, output)
+  }
+}
+
+struct AccountShow: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "show", abstract: "What is known of one account.")
+
+  @Argument(help: "The account.") var account: Subject
+  @OptionGroup var connection: ConnectionOptions
+  @OptionGroup var output: OutputOptions
+
+  func run() async throws {
+    let (reply, body) = try await Changing.ask(
+      .accountShow, AccountRequest(account: account), as: AccountReply.self, over: connection)
+    if output.json { Output.json(body) } else { Output.line(Self.text(of: reply)) }
+  }
+
+  static func text(of reply: AccountReply) -> String {
+    var plan = reply.plan?.text ?? "none (the catalog's rule for unknown accounts applies)"
+    if reply.plan != nil && !reply.planKnown { plan += " (not in the catalog)" }
+    var lines = [
+      "account   \(reply.account)", "plan      \(plan)", "frozen    \(reply.frozen ? "yes" : "no")",
+      "version   \(reply.version)",
+    ]
+    if let source = reply.sourceID {
+      lines.append("source    \(source) version \(reply.sourceVersion)")
+    }
+    lines.append(
+      "bucket    \(reply.bucket)"
+        + (reply.loaded ? "" : " (counters not loaded; rebuilt at the next request)"))
+    if !reply.overrides.isEmpty { lines.append(LimitList.overrides(reply.overrides)) }
+    return lines.joined(separator: "\n")
+  }
+}
+
+struct AccountList: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "list", abstract: "Accounts, page by page.")
+
+  @Option(help: "Only accounts of this plan.") var plan: Name?
+  @Option(help: "How many, 1 … 1000.") var limit: Int = 100
+  @Option(help: ArgumentHelp("Continue where the last page ended.", valueName: "cursor"))
+  var after: String?
+  @Flag(help: "Every page.") var all = false
+  @OptionGroup var connection: ConnectionOptions
+  @OptionGroup var output: OutputOptions
+
+  func validate() throws {
+    guard (1...AccountListRequest.limitMax).contains(limit) else {
+      throw ValidationError("--limit must be from 1 to \(AccountListRequest.limitMax).")
+    }
+  }
+
+  func run() async throws {
+    let server = try await connection.open()
+    var table = Table(
+      .text("ACCOUNT"), .text("PLAN"), .text("FROZEN"), .number("OVERRIDES"), .number("VERSION"))
+    var rows: [AccountListReply.Row] = []
+    var cursor = after
+    repeat {
+      let (reply, _) = try await server.admin(
+        .accountList,
+        AccountListRequest(after: cursor, limit: all ? AccountListRequest.limitMax : limit, plan: plan),
+        as: AccountListReply.self)
+      rows += reply.accounts
+      cursor = reply.next
+    } while all && cursor != nil
+    await server.close()
+    if output.json { return Output.json(AccountListReply(accounts: rows, next: cursor)) }
+    for row in rows {
+      table.add(
+        row.account.path, row.plan?.text ?? "-", row.frozen ? "yes" : "", "\(row.overrides)",
+        "\(row.version)")
+    }
+    Output.line(table.text)
+    if let cursor { Output.line("more: --after \(cursor)") }
+  }
+}

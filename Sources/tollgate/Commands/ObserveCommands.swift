@@ -1,0 +1,173 @@
+// status, doctor, audit-log.
+
+import ArgumentParser
+import TollgateCore
+import TollgateServer
+import TollgateWire
+
+struct StatusCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "status", abstract: "How one sidecar is.",
+    discussion: "Exit code 0: in order, 1: degraded.")
+
+  @OptionGroup var connection: ConnectionOptions
+  @OptionGroup var output: OutputOptions
+
+  func run() async throws {
+    let (report, body) = try await Changing.ask(
+      .status, EmptyRequest(), as: HealthReport.self, over: connection)
+    if output.json { Output.json(body) } else { Output.line(Self.text(of: report)) }
+    try (Self.isDegraded(report) ? ExitStatus.denied : .ok).leave()
+  }
+
+  static func isDegraded(_ report: HealthReport) -> Bool {
+    !report.redis.connected || report.redis.breaker != "closed"
+      || (report.ledger.address != nil && !report.ledger.connected)
+      || report.buckets.ready < report.buckets.total || report.sidecar.draining
+  }
+
+  static func text(of report: HealthReport) -> String {
+    let sidecar = report.sidecar
+    var state = sidecar.ready ? "ready" : "not ready"
+    if sidecar.draining { state = "draining" }
+    if isDegraded(report) && !sidecar.draining { state += ", degraded" }
+    var redis = report.redis.connected ? "connected" : "NOT CONNECTED"
+    redis += ", breaker \(report.redis.breaker)"
+    if !report.redis.error.isEmpty { redis += ": \(report.redis.error)" }
+    var ledger = "none: unmetered features only, a lost Redis starts afresh"
+    if let address = report.ledger.address {
+      ledger = "\(address) \(report.ledger.connected ? "connected" : "NOT CONNECTED")"
+      if !report.ledger.error.isEmpty { ledger += ": \(report.ledger.error)" }
+    }
+    let deployment = report.deployment
+    let config = report.configuration
+    let buckets = report.buckets
+    let delivery = report.delivery
+    var lines = [
+      "sidecar     \(sidecar.id) \(sidecar.version), \(state), up "
+        + LimitText.span(sidecar.uptimeMilliseconds),
+      "deployment  \(deployment.id), \(deployment.buckets) buckets, \(deployment.hash), "
+        + "keys v\(deployment.keyVersion), \(deployment.mode)",
+      "redis       \(report.redis.address) \(redis)",
+      "ledger      \(ledger)",
+      "catalog     version \(config.catalogVersion) (global \(config.globalVersion)), heard "
+        + "\(config.heartbeatAgeMilliseconds) ms ago",
+      "buckets     \(buckets.ready) of \(buckets.total) ready, \(buckets.fenced) fenced, "
+        + "\(buckets.recovering) recovering; ships \(buckets.owned)",
+      "delivery    \(delivery.undeliveredEntries) undelivered, oldest "
+        + "\(delivery.oldestMilliseconds) ms; \(delivery.retained) retained, "
+        + "\(delivery.duplicatesAbsorbed) duplicates absorbed, \(delivery.losses) losses",
+      "fallback    \(report.fallback.unitsAdmitted) units let through, "
+        + "\(report.fallback.operationsToPost) operations to post",
+      "sessions    \(sidecar.connections) connections, \(sidecar.inFlight) in flight",
+    ]
+    if !report.decisions.isEmpty {
+      let counts = report.decisions.sorted { ($1.value, $0.key) < ($0.value, $1.key) }
+      lines.append(
+        "decisions   " + counts.map { "\($0.key) \($0.value)" }.joined(separator: ", "))
+    }
+    return lines.joined(separator: "\n")
+  }
+}
+
+struct DoctorCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "doctor",
+    abstract: "Check Redis, its settings, clocks, ledger and permissions; say what to do.",
+    discussion: "Exit code 0: nothing worse than advice, 1: warnings or errors.")
+
+  @OptionGroup var connection: ConnectionOptions
+  @OptionGroup var output: OutputOptions
+
+  func run() async throws {
+    let before = WallTime.now
+    let server = try await connection.open()
+    let after = WallTime.now
+    let answer = try await server.admin(.doctor, EmptyRequest(), as: DoctorReply.self)
+    await server.close()
+    var reply = answer.reply
+    reply.findings.insert(
+      Self.ownClock(server: server.welcome.time, sent: before, received: after), at: 0)
+    if output.json { Output.json(reply) } else { Output.line(Self.text(of: reply)) }
+    let worst = reply.findings.map(\.severity).max() ?? .ok
+    try (worst > .advice ? ExitStatus.denied : .ok).leave()
+  }
+
+  /// Ids minted here carry this machine's time, so it is a finding like the others.
+  static func ownClock(server: WallTime, sent: WallTime, received: WallTime) -> Finding {
+    let offset = server < sent ? sent - server : received < server ? server - received : 0
+    return offset <= Doctor.clockOffsetMillisecondsMax
+      ? Finding("this clock", .ok, "within \(Doctor.clockOffsetMillisecondsMax) ms of the sidecar")
+      : Finding(
+        "this clock", .warning, "\(offset) ms from the sidecar",
+        fix: "synchronize this machine's clock (NTP)")
+  }
+
+  static func text(of reply: DoctorReply) -> String {
+    var table = Table(.text("CHECK"), .text(""), .text("FOUND"))
+    for finding in reply.findings {
+      table.add(finding.check, finding.severity.rawValue, finding.found)
+      if !finding.fix.isEmpty { table.add("", "", "→ \(finding.fix)") }
+    }
+    return table.text
+  }
+}
+
+struct AuditLogCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "audit-log", abstract: "Who changed what, when and why; newest first.")
+
+  @Argument(help: "Only this account's changes.") var account: Subject?
+  @Flag(help: "Only catalog and bypass changes.") var global = false
+  @Option(help: "How many, 1 … 1000.") var limit: Int = 50
+  @Option(help: ArgumentHelp("Only older than this instant.", valueName: "when"))
+  var before: String?
+  @Flag(help: "Show the whole state before and after.") var full = false
+  @OptionGroup var connection: ConnectionOptions
+  @OptionGroup var output: OutputOptions
+
+  func validate() throws {
+    guard account == nil || !global else {
+      throw ValidationError("An account and --global exclude each other.")
+    }
+    guard (1...AuditRequest.limitMax).contains(limit) else {
+      throw ValidationError("--limit must be from 1 to \(AuditRequest.limitMax).")
+    }
+    if let before, Durations.rfc3339(before) == nil {
+      throw ValidationError("--before \(before): give an instant, e.g. 2026-12-01T00:00:00Z.")
+    }
+  }
+
+  func run() async throws {
+    let request = AuditRequest(
+      account: global ? "" : account?.path, before: before.flatMap { Durations.rfc3339($0) },
+      limit: limit)
+    let (reply, body) = try await Changing.ask(
+      .auditLog, request, as: AuditReply.self, over: connection)
+    if output.json { Output.json(body) } else { Output.line(Self.text(of: reply, full: full)) }
+  }
+
+  static func text(of reply: AuditReply, full: Bool) -> String {
+    guard !reply.entries.isEmpty else { return "no changes" }
+    if full {
+      return reply.entries.map { row in
+        """
+        \(CivilDate.text(row.time)) \(row.action) \(row.key) version \(row.version) by \(row.actor)\
+        \(row.reason.isEmpty ? "" : ": \(row.reason)")
+          id      \(row.operation)\(row.delivered ? "" : " (not in the ledger yet)")
+          before  \(row.before)
+          after   \(row.after)
+        """
+      }.joined(separator: "\n")
+    }
+    var table = Table(
+      .text("TIME"), .text("ACTION"), .text("OF"), .number("VERSION"), .text("BY"),
+      .text("IN LEDGER"), .text("REASON"))
+    for row in reply.entries {
+      table.add(
+        CivilDate.text(row.time), row.action, row.key.isEmpty ? "global" : row.key,
+        "\(row.version)", row.actor, row.delivered ? "yes" : "not yet", row.reason)
+    }
+    return table.text
+  }
+}

@@ -1,0 +1,168 @@
+// Options that several commands share.
+
+public import ArgumentParser
+import Foundation
+public import TollgateCore
+import TollgateServer
+import TollgateWire
+
+struct ConnectionOptions: ParsableArguments {
+  @Option(help: ArgumentHelp("Unix socket of the sidecar.", valueName: "path"))
+  var unix: String?
+
+  @Option(help: ArgumentHelp("TCP address of the sidecar.", valueName: "host:port"))
+  var tcp: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Credential. Prefer --token-file: others can read a command line.", valueName: "token"))
+  var token: String?
+
+  @Option(help: ArgumentHelp("File that holds the credential.", valueName: "file"))
+  var tokenFile: String?
+
+  @Option(help: ArgumentHelp("How long to wait for one answer, e.g. 500ms, 5s.", valueName: "time"))
+  var timeout: String = "10s"
+
+  static let defaultSocket = "/run/tollgate/tollgate.sock"
+
+  func validate() throws {
+    if unix != nil && tcp != nil { throw ValidationError("--unix and --tcp exclude each other.") }
+    if token != nil && tokenFile != nil {
+      throw ValidationError("--token and --token-file exclude each other.")
+    }
+    if let tcp, Self.split(tcp) == nil {
+      throw ValidationError("--tcp \(tcp): give HOST:PORT, e.g. 127.0.0.1:7410.")
+    }
+    guard let time = Durations.milliseconds(timeout), time >= 1, time <= 600_000 else {
+      throw ValidationError("--timeout \(timeout): give 1ms … 10m, e.g. 5s.")
+    }
+  }
+
+  var timeoutMilliseconds: Int64 { Durations.milliseconds(timeout) ?? 10_000 }
+
+  private static func split(_ text: String) -> (host: String, port: Int)? {
+    guard let colon = text.lastIndex(of: ":"), let port = Int(text[text.index(after: colon)...]),
+      (1...65535).contains(port)
+    else { return nil }
+    var host = String(text[..<colon])
+    if host.hasPrefix("["), host.hasSuffix("]") { host = String(host.dropFirst().dropLast()) }
+    return host.isEmpty ? nil : (host, port)
+  }
+
+  func endpoint() throws(CommandFailure) -> Endpoint {
+    let environment = ProcessInfo.processInfo.environment
+    var credential = token ?? ""
+    if let tokenFile {
+      credential = try InputFile.text(tokenFile, bytesMax: 4096)
+        .trimmingCharacters(in: .whitespacesAndNewlines)
+    } else if token == nil, let variable = environment["TOLLGATE_TOKEN"] {
+      credential = variable
+    }
+    if let tcp = tcp ?? (unix == nil ? environment["TOLLGATE_TCP"] : nil) {
+      guard let (host, port) = Self.split(tcp) else {
+        throw .usage("TOLLGATE_TCP=\(tcp) is not HOST:PORT")
+      }
+      return Endpoint(address: .tcp(host: host, port: port), token: credential)
+    }
+    let path = unix ?? environment["TOLLGATE_UNIX"] ?? Self.defaultSocket
+    return Endpoint(address: .unix(path), token: credential)
+  }
+
+  func open(_ role: Role = .admin) async throws(CommandFailure) -> ServerConnection {
+    try await ServerConnection.open(
+      endpoint(), role: role, timeoutMilliseconds: timeoutMilliseconds)
+  }
+}
+
+struct OutputOptions: ParsableArguments {
+  @Flag(help: "Print one JSON document instead of a table.")
+  var json = false
+}
+
+/// What every change takes.
+struct ChangeFlags: ParsableArguments {
+  @Option(help: "Why; kept in the audit log.")
+  var reason: String = ""
+
+  @Option(help: "Who asks; $USER where absent.")
+  var actor: String?
+
+  @Flag(help: "Say what would happen; change nothing.")
+  var dryRun = false
+
+  @Option(
+    help: ArgumentHelp(
+      "Operation id, 32 hex digits: repeated with the same id, a change happens once.",
+      valueName: "hex"))
+  var id: OperationID?
+
+  @Option(help: "How far the change must have got: redis or ledger.")
+  var wait: Durability = .redis
+
+  /// The id is fixed here, before the first send, and printed where the outcome stays unknown.
+  func options(
+    waitMilliseconds: Int64, reasonRequired: Bool = false
+  ) throws(CommandFailure) -> ChangeOptions {
+    if reasonRequired && reason.isEmpty {
+      throw .usage("--reason is required", fix: "say why with --reason TEXT; it is audited")
+    }
+    var generator = SystemRandomNumberGenerator()
+    let name = actor ?? ProcessInfo.processInfo.environment["USER"] ?? "uid \(getuid())"
+    return ChangeOptions(
+      operation: id ?? OperationID(time: .now, using: &generator), actor: name, reason: reason,
+      dryRun: dryRun, wait: wait,
+      waitMilliseconds: max(0, min(waitMilliseconds - 500, ChangeOptions.waitMillisecondsMax)))
+  }
+}
+
+extension OperationID: ExpressibleByArgument {
+  public init?(argument: String) { self.init(hex: argument) }
+}
+
+extension Subject: ExpressibleByArgument {
+  public init?(argument: String) {
+    guard let subject = try? Subject(argument) else { return nil }
+    self = subject
+  }
+}
+
+extension Name: ExpressibleByArgument {
+  public init?(argument: String) {
+    guard let name = try? Name(argument) else { return nil }
+    self = name
+  }
+}
+
+extension Enforcement: ExpressibleByArgument {}
+
+extension Durability: ExpressibleByArgument {}
+
+extension WallTime {
+  static var now: WallTime {
+    var time = timespec()
+    unsafe clock_gettime(CLOCK_REALTIME, &time)
+    return WallTime(milliseconds: Int64(time.tv_sec) * 1000 + Int64(time.tv_nsec) / 1_000_000)
+  }
+}
+
+enum InputFile {
+  static func text(_ path: String, bytesMax: Int) throws(CommandFailure) -> String {
+    let bytes: [UInt8]
+    do {
+      bytes =
+        path == "-"
+        ? [UInt8](FileHandle.standardInput.readDataToEndOfFile())
+        : [UInt8](try Data(contentsOf: URL(fileURLWithPath: path)))
+    } catch {
+      throw .usage("\(path) cannot be read: \(error.localizedDescription)")
+    }
+    guard bytes.count <= bytesMax else {
+      throw .usage("\(path) has \(bytes.count) bytes; at most \(bytesMax) are read")
+    }
+    guard let text = String(validating: bytes, as: UTF8.self) else {
+      throw .usage("\(path) is not UTF-8 text")
+    }
+    return text
+  }
+}
