@@ -3,6 +3,7 @@
 // person or a script decides. All state lives on the channel's event loop; the async side only
 // hands calls in and awaits their promises.
 
+import Foundation
 import NIOCore
 import NIOPosix
 import TollgateCore
@@ -168,13 +169,17 @@ final class ServerConnection: Sendable {
 
   private static func words(for error: any Error) -> String {
     switch error {
-    case let error as IOError: error.description
+    case let error as IOError: systemText(error.errnoCode)
     case let error as NIOConnectionError:
-      error.connectionErrors.first.map { "\($0.error)" } ?? "\(error)"
+      error.connectionErrors.first.map { words(for: $0.error) } ?? "\(error)"
     case ChannelError.connectTimeout(let time): "no connection within \(time.nanoseconds / 1_000_000) ms"
     default: "\(error)"
     }
   }
+}
+
+private func systemText(_ code: CInt) -> String {
+  unsafe strerror(code).map { unsafe String(cString: $0) } ?? "error \(code)"
 }
 
 /// One call on its way into the channel.

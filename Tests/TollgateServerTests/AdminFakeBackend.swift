@@ -1,0 +1,256 @@
+// A backend in memory, for tests of the admin handlers only. It keeps the contract of
+// `AdminBackend` (atomic compare-and-set, one effect per operation id) and lets a test disturb it.
+
+import Synchronization
+import TollgateCore
+import TollgateServer
+
+final class FakeBackend: AdminBackend {
+  struct State {
+    var now = WallTime(milliseconds: 1_763_700_000_000)
+    var global: GlobalConfig?
+    var catalogs: [Int64: Catalog] = [:]
+    var accounts: [Subject: AccountConfig] = [:]
+    var counters: [CounterReference: CounterState] = [:]
+    var rates: [RateReference: Int64] = [:]
+    var audit: [AuditEntry] = []
+    var operations: [OperationID: (fingerprint: UInt64, written: Written)] = [:]
+    var published: [Int64] = []
+    /// Called once before the next write: somebody else's change.
+    var beforeWrite: [@Sendable (inout State) -> Void] = []
+    var isLoaded = true
+    var bucketState = CountersSnapshot.Bucket.ready
+    var ledgerConfirms = true
+    var waits = 0
+    var health: HealthReport = .healthy
+    var facts = DoctorFacts()
+    var ledger: [Subject: [LedgerBilling]] = [:]
+    var store: [Subject: [StoreBilling]] = [:]
+    var deltas: [BilledDelta] = []
+    var records: [OperationID: Bool] = [:]
+    var decisions: [OperationID: Decision] = [:]
+    var sequence: Int64 = 0
+    var failing: AdminFailure?
+  }
+
+  let deployment: Deployment
+  let hasLedger: Bool
+  let state = Mutex(State())
+
+  init(hasLedger: Bool = true) throws {
+    deployment = Deployment(id: try Name("test"), buckets: 4, mode: .dev)
+    self.hasLedger = hasLedger
+  }
+
+  func edit(_ change: (inout sending State) -> Void) { state.withLock { change(&$0) } }
+  func read<Value: Sendable>(_ look: (State) -> Value) -> Value { state.withLock { look($0) } }
+
+  var service: AdminService<FakeBackend> {
+    AdminService(backend: self) { [self] in read(\.now) }
+  }
+
+  private func check() throws(AdminFailure) {
+    if let failing = read(\.failing) { throw failing }
+  }
+
+  // MARK: Configuration
+
+  func globalConfig() async throws(AdminFailure) -> GlobalConfig? {
+    try check()
+    return read(\.global)
+  }
+
+  func writeGlobal(
+    _ config: GlobalConfig, before: GlobalConfig?, expecting: Int64, change: ChangeRecord
+  ) async throws(AdminFailure) -> WriteOutcome {
+    try write(bucket: 4, change, expecting: expecting) { $0.global?.version ?? 0 } apply: { state in
+      state.global = config
+      state.catalogs[config.catalogVersion] = config.catalog
+      return config.version
+    }
+  }
+
+  func publishGlobal(version: Int64) async throws(AdminFailure) {
+    edit { $0.published.append(version) }
+  }
+
+  func catalog(version: Int64) async throws(AdminFailure) -> Catalog? {
+    read { $0.catalogs[version] }
+  }
+
+  func account(_ account: Subject) async throws(AdminFailure) -> AccountState {
+    try check()
+    return read {
+      AccountState(
+        config: $0.accounts[account] ?? AccountConfig(), bucket: 0, isLoaded: $0.isLoaded)
+    }
+  }
+
+  func writeAccount(
+    _ account: Subject, _ config: AccountConfig, before: AccountConfig, expecting: Int64,
+    change: ChangeRecord
+  ) async throws(AdminFailure) -> WriteOutcome {
+    try write(bucket: 0, change, expecting: expecting) { state in
+      state.accounts[account]?.version ?? 0
+    } apply: { state in
+      state.accounts[account] = config
+      state.audit.insert(
+        AuditEntry(
+          time: state.now, operation: change.operation,
+          change: ConfigDelta(
+            scope: .account, key: account.path, version: config.version, action: change.action,
+            actor: change.actor, reason: change.reason, before: before.document.json(),
+            after: config.document.json()), delivered: false), at: 0)
+      return config.version
+    }
+  }
+
+  private func write(
+    bucket: Int, _ change: ChangeRecord, expecting: Int64, current: (State) -> Int64,
+    apply: (inout State) -> Int64
+  ) throws(AdminFailure) -> WriteOutcome {
+    try check()
+    let result: Result<WriteOutcome, AdminFailure> = state.withLock { state in
+      if !state.beforeWrite.isEmpty { state.beforeWrite.removeFirst()(&state) }
+      if let earlier = state.operations[change.operation] {
+        return earlier.fingerprint == change.fingerprint
+          ? .success(.replayed(earlier.written))
+          : .failure(AdminFailure(.idempotencyMismatch, "another request has this id"))
+      }
+      guard current(state) == expecting else { return .success(.conflict(current: current(state))) }
+      state.sequence += 1
+      let written = Written(
+        version: apply(&state), bucket: bucket,
+        position: StreamPosition(epoch: 1, sequence: state.sequence), time: state.now)
+      state.operations[change.operation] = (change.fingerprint, written)
+      return .success(.written(written))
+    }
+    return try result.get()
+  }
+
+  func accounts(after cursor: String?, limit: Int) async throws(AdminFailure) -> AccountPage {
+    read { state in
+      let all = state.accounts.keys.sorted().filter { cursor == nil || $0.path > cursor ?? "" }
+      let page = all.prefix(limit)
+      return AccountPage(
+        entries: page.map { .init(account: $0, config: state.accounts[$0] ?? AccountConfig()) },
+        next: page.count < all.count ? page.last?.path : nil)
+    }
+  }
+
+  func audit(
+    account: String?, before: WallTime?, limit: Int
+  ) async throws(AdminFailure) -> [AuditEntry] {
+    read { state in
+      Array(state.audit.filter { account == nil || $0.change.key == account }.prefix(limit))
+    }
+  }
+
+  // MARK: Counters
+
+  func counters(
+    account: Subject, quotas: [CounterReference], rates: [RateReference]
+  ) async throws(AdminFailure) -> CountersSnapshot {
+    read { state in
+      CountersSnapshot(
+        time: state.now, bucket: 0, bucketState: state.bucketState, epoch: 1,
+        isLoaded: state.isLoaded, globalVersion: state.global?.version ?? 0,
+        accountVersion: state.accounts[account]?.version ?? 0,
+        counters: quotas.map { state.counters[$0] ?? .empty },
+        rates: rates.map { state.rates[$0] ?? 0 })
+    }
+  }
+
+  func resetCounter(
+    _ reference: CounterReference, change: ChangeRecord
+  ) async throws(AdminFailure) -> ResetOutcome {
+    state.withLock { state in
+      if let earlier = state.operations[change.operation] { return .replayed(earlier.written) }
+      let counter = state.counters[reference] ?? .empty
+      let forgiven = counter.settled - counter.forgiven
+      state.counters[reference]?.forgiven = counter.settled
+      let written = Written(version: 0, bucket: 0, position: nil, time: state.now)
+      state.operations[change.operation] = (change.fingerprint, written)
+      return .reset(forgiven: forgiven, written)
+    }
+  }
+
+  func resetRate(
+    _ reference: RateReference, change: ChangeRecord
+  ) async throws(AdminFailure) -> ResetOutcome {
+    edit { $0.rates[reference] = 0 }
+    return .reset(
+      forgiven: 0, Written(version: 0, bucket: 0, position: nil, time: read(\.now)))
+  }
+
+  // MARK: Reconciliation
+
+  /// Each read takes the next of the prepared answers; the last one stays.
+  func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling {
+    let answer: LedgerBilling? = state.withLock { state in
+      guard let prepared = state.ledger[account] else { return nil }
+      if prepared.count > 1 { state.ledger[account]?.removeFirst() }
+      return prepared.first
+    }
+    guard let answer else { throw AdminFailure(.notFound, "nothing prepared for \(account)") }
+    return answer
+  }
+
+  func storeBilling(
+    account: Subject, after cursor: StreamPosition
+  ) async throws(AdminFailure) -> StoreBilling {
+    let answer: StoreBilling? = state.withLock { state in
+      guard let prepared = state.store[account] else { return nil }
+      if prepared.count > 1 { state.store[account]?.removeFirst() }
+      return prepared.first
+    }
+    guard var answer else { throw AdminFailure(.notFound, "nothing prepared for \(account)") }
+    answer.undelivered.removeAll { $0.position <= cursor }
+    return answer
+  }
+
+  func ledgerDeltas(
+    account: Subject, feature: Name, period: Period, limit: Int
+  ) async throws(AdminFailure) -> [BilledDelta] {
+    read { Array($0.deltas.filter { $0.feature == feature && $0.period == period }.prefix(limit)) }
+  }
+
+  func operationRecords(
+    account: Subject, _ ids: [OperationID]
+  ) async throws(AdminFailure) -> [OperationID: Bool] {
+    read { state in state.records.filter { ids.contains($0.key) } }
+  }
+
+  func recordedDecision(
+    account: Subject, operation: OperationID
+  ) async throws(AdminFailure) -> Decision? { read { $0.decisions[operation] } }
+
+  func waitForLedger(
+    bucket: Int, position: StreamPosition?, milliseconds: Int64
+  ) async throws(AdminFailure) -> Bool {
+    edit { $0.waits += 1 }
+    return read(\.ledgerConfirms)
+  }
+
+  // MARK: Health
+
+  func health() async -> HealthReport { read(\.health) }
+  func doctorFacts() async -> DoctorFacts { read(\.facts) }
+}
+
+extension HealthReport {
+  static let healthy = HealthReport(
+    sidecar: .init(
+      id: "sidecar-1", version: "0.1.0", uptimeMilliseconds: 3_725_000, ready: true,
+      draining: false, connections: 2, inFlight: 1),
+    deployment: DeploymentReport(
+      id: "test", buckets: 4, hash: "fnv1a64m", keyVersion: 1, mode: "dev"),
+    redis: .init(
+      address: "127.0.0.1:6379", connected: true, breaker: "closed", runID: "r", error: ""),
+    ledger: .init(address: "127.0.0.1:7420", connected: true, error: ""),
+    configuration: .init(globalVersion: 3, catalogVersion: 2, heartbeatAgeMilliseconds: 40),
+    buckets: .init(total: 5, ready: 5, fenced: 0, recovering: 0, owned: 5),
+    delivery: .init(
+      undeliveredEntries: 0, oldestMilliseconds: 0, retained: 0, duplicatesAbsorbed: 0, losses: 0),
+    fallback: .init(unitsAdmitted: 0, operationsToPost: 0), decisions: ["ALLOWED": 12])
+}
