@@ -104,7 +104,7 @@ package enum Doctor {
             fix: "set maxmemory-policy noeviction: an evicted counter admits everything"))
     }
     if let used = facts.usedMemory, let max = facts.maxmemory, max > 0 {
-      let percent = used / (max / 100 + 1)
+      let percent = percent(used, of: max)
       findings.append(
         percent < 80
           ? Finding("memory", .ok, "\(percent) % of maxmemory")
@@ -186,7 +186,7 @@ package enum Doctor {
   private static func backlog(_ facts: DoctorFacts, _ health: HealthReport) -> [Finding] {
     var findings: [Finding] = []
     if let largest = facts.outboxEntriesLargest, let max = facts.outboxEntriesMax, max > 0 {
-      let percent = largest / (max / 100 + 1)
+      let percent = percent(largest, of: max)
       findings.append(
         percent < 50
           ? Finding("outbox", .ok, "\(largest) entries in the fullest bucket")
@@ -196,7 +196,7 @@ package enum Doctor {
             fix: "the ledger is away or slow: at the ceiling new admissions are OUTBOX_FULL"))
     }
     if let largest = facts.dedupeBytesLargest, let max = facts.dedupeBytesMax, max > 0 {
-      let percent = largest / (max / 100 + 1)
+      let percent = percent(largest, of: max)
       findings.append(
         percent < 80
           ? Finding("dedupe table", .ok, "\(percent) % full")
@@ -232,5 +232,9 @@ package enum Doctor {
           fix: "Redis does not answer the sidecar in time; changes of limits arrive late"))
     }
     return findings
+  }
+
+  private static func percent(_ part: Int64, of whole: Int64) -> Int64 {
+    Int64(clamping: Int128(part) * 100 / Int128(whole))
   }
 }
