@@ -22,8 +22,7 @@ struct Tollgate: AsyncParsableCommand {
       """,
     version: ToolVersion.text,
     groupedSubcommands: [
-      CommandGroup(
-        name: "Services:", subcommands: [ServeCommand.self, LedgerCommand.self]),
+      CommandGroup(name: "Services:", subcommands: [ServeCommand.self, LedgerCommand.self]),
       CommandGroup(
         name: "Data path by hand:",
         subcommands: [CheckCommand.self, ConsumeCommand.self, ExplainCommand.self]),

@@ -1,5 +1,6 @@
 // `tollgate bench run`: one run, its figures, its audit.
 
+import Synchronization
 import ArgumentParser
 import Foundation
 import TollgateBench
