@@ -196,6 +196,9 @@ actor Healer {
         return false
       }
       metrics.recoveries.add()
+      // A Redis that lost everything lost the deployment record too; the ledger compared ours with
+      // its own when it was linked, so writing it again is safe.
+      _ = try? await store.deploymentDifferences()
       logger.notice(
         "bucket opened", metadata: ["bucket": "\(bucket)", "epoch": "\(granted)"])
       adopt(bucket, epoch: granted, sequence: 0)
@@ -329,13 +332,14 @@ actor Healer {
     if bucket < buckets.control {
       for loop in loops {
         let retained = await loop.quiesced(bucket) {
-          $0.retained.present(bucket: bucket, epoch: request.epoch, after: request.cursor)
+          // After a fork the ledger's cursor says nothing of what this sidecar holds: everything
+          // not acknowledged to it is presented, and known ids are skipped there.
+          $0.retained.present(bucket: bucket, epoch: request.epoch, after: 0)
         }
         for entry in retained { entries[entry.sequence] = entry }
       }
     }
-    for item in retainedConfig[bucket] ?? []
-    where item.epoch == request.epoch && item.entry.sequence > request.cursor {
+    for item in retainedConfig[bucket] ?? [] where item.epoch == request.epoch {
       entries[item.entry.sequence] = item.entry
     }
     do {

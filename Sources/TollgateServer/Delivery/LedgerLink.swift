@@ -111,7 +111,12 @@ final class LedgerLink: Sendable {
     }
     logger.notice("ledger connected", metadata: ["endpoint": "\(address)"])
     onPush(.connected(linked))
-    try? await channel.closeFuture.get()
+    // A cancelled task must not wait for the peer to hang up.
+    await withTaskCancellationHandler {
+      try? await channel.closeFuture.get()
+    } onCancel: {
+      channel.close(promise: nil)
+    }
     state.withLock {
       $0.connection = nil
       $0.eventLoop = nil
