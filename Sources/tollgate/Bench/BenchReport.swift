@@ -71,7 +71,8 @@ struct BenchReport {
     lines.append(
       "  counters compared \(audit.cellsCompared), too short a window \(audit.cellsTooShort); "
         + "limits checked \(audit.limits.checked), exceeded \(audit.limits.exceeded.count); "
-        + "let through by policy \(audit.failOpen); undelivered \(audit.undelivered); unknown \(audit.unresolved)"
+        + "let through by policy \(audit.failOpen); "
+        + "undelivered \(audit.undelivered); unknown \(audit.unresolved)"
     )
     lines += audit.limits.exceeded.prefix(20).map { "  exceeded: \($0)" }
     lines += audit.problems.map { "  problem: \($0)" }
