@@ -22,7 +22,8 @@ let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let collections: Target.Dependency = .product(name: "Collections", package: "swift-collections")
 let grdb: Target.Dependency = .product(name: "GRDB", package: "GRDB.swift")
 let yams: Target.Dependency = .product(name: "Yams", package: "Yams")
-let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+let arguments: Target.Dependency = .product(
+  name: "ArgumentParser", package: "swift-argument-parser")
 let histogram: Target.Dependency = .product(name: "Histogram", package: "hdrhistogram-swift")
 
 let package = Package(
@@ -44,13 +45,15 @@ let package = Package(
   targets: [
     .systemLibrary(name: "CHiredis", providers: [.apt(["libhiredis-dev"])]),
     .target(name: "TollgateCore", swiftSettings: settings),
-    .target(name: "TollgateWire", dependencies: ["TollgateCore", nioCore], swiftSettings: settings),
+    .target(
+      name: "TollgateWire", dependencies: ["TollgateCore", nioCore], swiftSettings: settings),
     .target(
       name: "TollgateRedis",
       dependencies: ["TollgateCore", "CHiredis", nioCore, nioPosix, logging, collections],
       resources: [.embedInCode("Scripts")],
       swiftSettings: settings),
-    .target(name: "TollgateEngine", dependencies: ["TollgateCore", collections], swiftSettings: settings),
+    .target(
+      name: "TollgateEngine", dependencies: ["TollgateCore", collections], swiftSettings: settings),
     .target(
       name: "TollgateLedger",
       dependencies: [
@@ -79,7 +82,9 @@ let package = Package(
     .systemLibrary(name: "CEpoll", path: "Benchmarks/CEpoll"),
     .target(
       name: "TollgateBench",
-      dependencies: ["CEpoll", "TollgateCore", "TollgateWire", "TollgateRedis", nioCore, histogram],
+      dependencies: [
+        "CEpoll", "TollgateCore", "TollgateWire", "TollgateRedis", nioCore, histogram,
+      ],
       path: "Benchmarks/Generator",
       swiftSettings: settings),
     .executableTarget(
@@ -100,12 +105,14 @@ let package = Package(
       ],
       swiftSettings: settings),
     .testTarget(
-      name: "TollgateEngineTests", dependencies: ["TollgateEngine", "TollgateCore", "TollgateTesting"],
+      name: "TollgateEngineTests",
+      dependencies: ["TollgateEngine", "TollgateCore", "TollgateTesting"],
       swiftSettings: settings),
     .testTarget(
       name: "TollgateLedgerTests",
       dependencies: [
-        "TollgateLedger", "TollgateWire", "TollgateCore", "TollgateTesting", grdb, nioCore, nioPosix,
+        "TollgateLedger", "TollgateWire", "TollgateCore", "TollgateTesting", grdb, nioCore,
+        nioPosix,
         nioEmbedded, logging,
       ],
       swiftSettings: settings),
@@ -118,12 +125,15 @@ let package = Package(
       swiftSettings: settings),
     .testTarget(
       name: "TollgateClientTests",
-      dependencies: ["TollgateClient", "TollgateWire", "TollgateCore", "TollgateTesting", nioCore, nioPosix],
+      dependencies: [
+        "TollgateClient", "TollgateWire", "TollgateCore", "TollgateTesting", nioCore, nioPosix,
+      ],
       swiftSettings: settings),
     .testTarget(
       name: "TollgateProcessTests",
       dependencies: [
-        "TollgateClient", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateBench", "TollgateTesting", nioCore,
+        "TollgateClient", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateBench",
+        "TollgateTesting", nioCore,
         nioPosix, logging,
       ],
       swiftSettings: settings),

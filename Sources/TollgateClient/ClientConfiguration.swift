@@ -60,7 +60,8 @@ public struct ClientConfiguration: Sendable {
   public var dedupeWindow: Duration = .seconds(3600)
 
   /// Called when a sidecar finally refuses to record what the client let through (its id is too
-  /// old, its feature is gone, …): the last chance to keep it. Called on the client's event loop; must not block.
+  /// old, its feature is gone, …): the last chance to keep it. Called on the
+  /// client's event loop; must not block.
   public var onRefusedPost: (@Sendable (_ refused: RefusedPost) -> Void)?
 
   /// A configuration with defaults.

@@ -162,7 +162,8 @@ package struct LedgerSessionMachine: Sendable {
     guard (hello.versionMin...hello.versionMax).contains(FrameHeader.version) else {
       throw .fatal(
         .unsupportedVersion,
-        "versions \(hello.versionMin) to \(hello.versionMax); this ledger speaks \(FrameHeader.version)"
+        "versions \(hello.versionMin) to \(hello.versionMax); "
+          + "this ledger speaks \(FrameHeader.version)"
       )
     }
     guard hello.role == .ledger else {

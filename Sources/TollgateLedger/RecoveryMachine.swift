@@ -1,7 +1,8 @@
 // How buckets are healed, as a pure value: who is asked, whose answer is awaited, when an epoch is
 // closed and who is told. The shell sends, writes and keeps the time.
 //
-//   steady ──RECOVER──▶ gathering ──all answered, or the window passed──▶ closing ──written──▶ steady
+//   steady ──RECOVER──▶ gathering ──all answered, or the window passed──▶ closing
+//   closing ──written──▶ steady
 //
 // What may follow each state of a bucket:
 //   steady:    a request → gathering, or closing at once where there is nothing to ask for, or an

@@ -117,8 +117,8 @@ struct ProxyLoop {
 
   private mutating func dropAll(where matches: (ProxyConnection) -> Bool) {
     for (identity, connection) in connections where matches(connection) {
-      reset(identity)
       count { $0.dropped += 1 }
+      reset(identity)
     }
   }
 
@@ -175,8 +175,8 @@ struct ProxyLoop {
       Socket.setNonBlocking(client)
       Socket.setCloseOnExec(client)
       guard let server = try? Socket.connect(upstream) else {
-        Socket.reset(client)
         self.count { $0.upstreamFailures += 1 }
+        Socket.reset(client)
         continue
       }
       Socket.setNonBlocking(server)
@@ -217,11 +217,12 @@ struct ProxyLoop {
         if connection.loses, connection.toClient.held > before {
           let swallowed = connection.toClient.held - before
           connections[identity] = connection
-          reset(identity)
+          // Counted first: the client may look as soon as it sees the reset.
           count {
             $0.cut += 1
             $0.bytesSwallowed += swallowed
           }
+          reset(identity)
           return
         }
       }

@@ -5,8 +5,8 @@
 package import NIOCore
 package import TollgateCore
 
-/// "Redis and I disagree about this bucket." A push: what follows is PRESENT_REQUEST and then EPOCH,
-/// to every link. Asking again for a bucket that is being healed does no harm.
+/// "Redis and I disagree about this bucket." A push: what follows is PRESENT_REQUEST and then
+/// EPOCH, to every link. Asking again for a bucket that is being healed does no harm.
 package struct Recover: OpcodeMessage {
   package static let opcode = Opcode.recover
   package var bucket: UInt32

@@ -45,7 +45,8 @@ package enum WireLimits {
   package static let cellsMax = 64
   /// Rows in one page of BALANCES_REPLY.
   package static let balancesMax = 2048
-  /// Bytes of the JSON document in one ADMIN, ADMIN_REPLY, QUERY, QUERY_REPLY or CONFIG_REPLY frame.
+  /// Bytes of the JSON document in one ADMIN, ADMIN_REPLY, QUERY, QUERY_REPLY or
+  /// CONFIG_REPLY frame.
   package static let documentBytesMax = (1 << 20) - 4096
   /// Bytes of an account's configuration in BALANCES_REPLY.
   package static let accountConfigBytesMax = 256 * 1024

@@ -1,4 +1,5 @@
-// CHECK, CONSUME, POST and CANCEL: many operations in one frame, each with its own id and its own answer.
+// CHECK, CONSUME, POST and CANCEL: many operations in one frame, each with its own id and its own
+// answer.
 // A record has a length in front, so that one bad record is refused alone; only a lie about
 // counts or lengths refuses the whole frame.
 

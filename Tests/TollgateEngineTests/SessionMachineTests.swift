@@ -163,9 +163,12 @@ struct SessionMachineTests {
       ]
     }
     let events: [(String, (inout SessionMachine) -> SessionMachine.Action)] = [
-      ("hello", {
-        $0.helloReceived(versionSupported: true, asked: .check, granted: .check, now: at(9))
-      }),
+      (
+        "hello",
+        {
+          $0.helloReceived(versionSupported: true, asked: .check, granted: .check, now: at(9))
+        }
+      ),
       ("request", { $0.requestReceived(records: 1, needs: .check, now: at(9)) }),
       ("ping", { $0.pingReceived(now: at(9)) }),
       ("goAway", { $0.goAwayReceived() }),

@@ -178,7 +178,8 @@ import TollgateTesting
     _ = try rig.consume("acme", ("tokens", 400))
     let before = try rig.dump()
     let decision = try #require(
-      try rig.consume("acme", ("tokens", 600), mode: .check).decided).decision
+      try rig.consume("acme", ("tokens", 600), mode: .check).decided
+    ).decision
     #expect(decision.reason == .allowed && decision.items[0].remaining == 600)
     #expect(try rig.consume("acme", ("tokens", 601), mode: .check).reason == .quotaExceeded)
     #expect(try rig.dump() == before)

@@ -41,7 +41,8 @@ package enum DecideReply: Hashable, Sendable {
   package init(_ reply: RESPReply) {
     switch reply {
     case .string(let bytes):
-      self = OperationRecord.decode(bytes, replayed: false).map { .decided($0) }
+      self =
+        OperationRecord.decode(bytes, replayed: false).map { .decided($0) }
         ?? .error("undecodable record")
     case .array:
       self = Self.array(reply)

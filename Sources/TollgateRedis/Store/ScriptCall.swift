@@ -107,7 +107,11 @@ extension OperationID {
     guard bytes.count == 16 else { return nil }
     var words: (UInt64, UInt64) = (0, 0)
     for (position, byte) in bytes.enumerated() {
-      if position < 8 { words.0 = words.0 << 8 | UInt64(byte) } else { words.1 = words.1 << 8 | UInt64(byte) }
+      if position < 8 {
+        words.0 = words.0 << 8 | UInt64(byte)
+      } else {
+        words.1 = words.1 << 8 | UInt64(byte)
+      }
     }
     self.init(high: words.0, low: words.1)
   }

@@ -330,9 +330,13 @@ private struct ConfigurationReader {
       }
     }
     if let outbox = fields["outbox"]?.object(["entries", "tail", "batch"]) {
-      if let n = outbox["entries"]?.integer(10...100_000_000) { configuration.outbox.entriesMax = n }
+      if let n = outbox["entries"]?.integer(10...100_000_000) {
+        configuration.outbox.entriesMax = n
+      }
       if let n = outbox["tail"]?.integer(0...1_000_000) { configuration.outbox.tailEntries = n }
-      if let n = outbox["batch"]?.integer(1...5000) { configuration.outbox.batchEntriesMax = Int(n) }
+      if let n = outbox["batch"]?.integer(1...5000) {
+        configuration.outbox.batchEntriesMax = Int(n)
+      }
     }
   }
 }

@@ -222,7 +222,9 @@ actor Healer {
         let epoch = meta.fence.epoch
       else { continue }
       let seen = await seenPosition(bucket)
-      guard StreamPosition(epoch: epoch, sequence: meta.fence.sequence ?? 0) >= seen else { continue }
+      guard StreamPosition(epoch: epoch, sequence: meta.fence.sequence ?? 0) >= seen else {
+        continue
+      }
       adopt(bucket, epoch: epoch, sequence: meta.fence.sequence ?? 0)
     }
   }
@@ -314,9 +316,11 @@ actor Healer {
         await recover(bucket: bucket, knownEpoch: notice.previousEpoch)
       }
     case .refused(let code, let text):
-      logger.critical("the ledger refuses this sidecar", metadata: [
-        "code": "\(code.name)", "reason": "\(text)",
-      ])
+      logger.critical(
+        "the ledger refuses this sidecar",
+        metadata: [
+          "code": "\(code.name)", "reason": "\(text)",
+        ])
     }
   }
 

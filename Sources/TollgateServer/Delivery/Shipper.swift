@@ -165,17 +165,21 @@ struct Shipper: Sendable {
       progress.cursor = reply.cursor
       progress.gaps += 1
       guard progress.gaps > 1 else { return 0 }
-      logger.warning("entries are missing in the outbox", metadata: [
-        "bucket": "\(bucket)", "cursor": "\(reply.cursor)", "first": "\(first)",
-      ])
+      logger.warning(
+        "entries are missing in the outbox",
+        metadata: [
+          "bucket": "\(bucket)", "cursor": "\(reply.cursor)", "first": "\(first)",
+        ])
       progress.gaps = 0
       await healer.rebuildEpoch(bucket: bucket, epoch: epoch)
       return 50
     case .forked:
       metrics.forks.add()
-      logger.warning("the outbox forked", metadata: [
-        "bucket": "\(bucket)", "sequence": "\(reply.lastSequence)",
-      ])
+      logger.warning(
+        "the outbox forked",
+        metadata: [
+          "bucket": "\(bucket)", "sequence": "\(reply.lastSequence)",
+        ])
       await healer.rebuildEpoch(bucket: bucket, epoch: epoch)
       return 50
     case .fenced:

@@ -45,7 +45,8 @@ private final class HealthHandler: ChannelInboundHandler {
   private let metrics: @Sendable () -> String
   private var head: HTTPRequestHead?
 
-  init(report: @escaping @Sendable () -> ReadinessReport, metrics: @escaping @Sendable () -> String) {
+  init(report: @escaping @Sendable () -> ReadinessReport, metrics: @escaping @Sendable () -> String)
+  {
     self.report = report
     self.metrics = metrics
   }
@@ -91,7 +92,9 @@ private final class HealthHandler: ChannelInboundHandler {
     if !head.isKeepAlive { headers.add(name: "connection", value: "close") }
     let response = HTTPResponseHead(version: head.version, status: status, headers: headers)
     context.write(wrapOutboundOut(.head(response)), promise: nil)
-    if head.method != .HEAD { context.write(wrapOutboundOut(.body(.byteBuffer(buffer))), promise: nil) }
+    if head.method != .HEAD {
+      context.write(wrapOutboundOut(.body(.byteBuffer(buffer))), promise: nil)
+    }
     let keepAlive = head.isKeepAlive
     let channel = context.channel
     context.writeAndFlush(wrapOutboundOut(.end(nil))).whenComplete { _ in

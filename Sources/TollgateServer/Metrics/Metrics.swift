@@ -168,7 +168,8 @@ struct Metrics: Sendable {
     gauge("tollgate_connections", "Client connections open.", connections)
     gauge("tollgate_in_flight", "Records accepted and not yet answered.", inFlight)
     counter("tollgate_frames_total", "Frames received.", frames)
-    counter("tollgate_protocol_errors_total", "Connections ended for breaking the protocol.",
+    counter(
+      "tollgate_protocol_errors_total", "Connections ended for breaking the protocol.",
       protocolErrors)
     counter("tollgate_overloaded_total", "Records refused early as OVERLOADED.", overloaded)
     counter("tollgate_replayed_total", "Operations answered from their record.", replayed)
@@ -176,44 +177,58 @@ struct Metrics: Sendable {
     counter("tollgate_period_total", "Calls repeated because a period had ended.", retriedPeriod)
     counter("tollgate_rebuilds_total", "Accounts seeded from the ledger.", rebuilds)
     counter("tollgate_fences_total", "Script calls refused by the fence.", fences)
-    counter("tollgate_recoveries_total", "Buckets opened under a new epoch by this sidecar.",
+    counter(
+      "tollgate_recoveries_total", "Buckets opened under a new epoch by this sidecar.",
       recoveries)
     gauge("tollgate_redis_up", "Redis connections ready.", redisUp)
     counter("tollgate_redis_reconnects_total", "Redis connections opened.", redisReconnects)
     gauge("tollgate_breaker_open", "Event loops whose breaker is open.", breakerOpen)
     counter("tollgate_breaker_trips_total", "Times a breaker opened.", breakerTrips)
-    counter("tollgate_redis_commands_total", "Script calls sent on the request path.",
+    counter(
+      "tollgate_redis_commands_total", "Script calls sent on the request path.",
       redisCommands)
-    counter("tollgate_timeouts_total", "Operations whose deadline passed before Redis answered.",
+    counter(
+      "tollgate_timeouts_total", "Operations whose deadline passed before Redis answered.",
       timeouts)
-    counter("tollgate_late_replies_total", "Redis replies after the operation's deadline.",
+    counter(
+      "tollgate_late_replies_total", "Redis replies after the operation's deadline.",
       lateReplies)
     gauge("tollgate_ledger_up", "1 while the ledger link is up.", ledgerUp)
-    counter("tollgate_deltas_delivered_total", "Deltas the ledger acknowledged to this shipper.",
+    counter(
+      "tollgate_deltas_delivered_total", "Deltas the ledger acknowledged to this shipper.",
       deltasDelivered)
-    counter("tollgate_duplicates_absorbed_total", "Deltas the ledger already knew; reversed once.",
+    counter(
+      "tollgate_duplicates_absorbed_total", "Deltas the ledger already knew; reversed once.",
       duplicatesAbsorbed)
     counter("tollgate_gaps_total", "GAP answers of the ledger.", gaps)
     counter("tollgate_forks_total", "FORKED answers of the ledger.", forks)
-    gauge("tollgate_outbox_entries", "Entries in owned buckets not yet acknowledged.",
+    gauge(
+      "tollgate_outbox_entries", "Entries in owned buckets not yet acknowledged.",
       outboxEntries)
     gauge("tollgate_outbox_lag_milliseconds", "Age of the oldest of them.", outboxLagMilliseconds)
-    gauge("tollgate_metering_lag_milliseconds",
+    gauge(
+      "tollgate_metering_lag_milliseconds",
       "Age of the oldest unit this sidecar let through that the ledger has not posted.",
       meteringLagMilliseconds)
     gauge("tollgate_retained_deltas", "Deltas kept in memory until acknowledged.", retainedDeltas)
-    counter("tollgate_retained_dropped_total", "Retained deltas given up at the bound.",
+    counter(
+      "tollgate_retained_dropped_total", "Retained deltas given up at the bound.",
       retainedDropped)
-    counter("tollgate_fallback_units_total", "Units let through by an open failure policy.",
+    counter(
+      "tollgate_fallback_units_total", "Units let through by an open failure policy.",
       fallbackUnits)
-    gauge("tollgate_fallback_pending", "Operations let through and not yet posted.",
+    gauge(
+      "tollgate_fallback_pending", "Operations let through and not yet posted.",
       fallbackPending)
     counter("tollgate_fallback_posted_total", "Operations posted afterwards.", fallbackPosted)
-    counter("tollgate_fallback_expired_total",
+    counter(
+      "tollgate_fallback_expired_total",
       "Posts refused because the operation is older than the dedupe window.", fallbackExpired)
-    gauge("tollgate_config_version", "Version of the global configuration in force.",
+    gauge(
+      "tollgate_config_version", "Version of the global configuration in force.",
       configVersion)
-    counter("tollgate_config_refreshes_total", "Times the global configuration was read.",
+    counter(
+      "tollgate_config_refreshes_total", "Times the global configuration was read.",
       configRefreshes)
     gauge("tollgate_buckets_owned", "Buckets whose outbox this sidecar ships.", bucketsOwned)
     gauge("tollgate_buckets_fenced", "Buckets waiting for recovery.", bucketsFenced)

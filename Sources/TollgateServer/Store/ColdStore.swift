@@ -94,9 +94,11 @@ struct ColdStore: Sendable {
 
   /// Why this Redis must not be used at all; nil where it may.
   func refusal() async -> String? {
-    guard let reply = try? await reply({
-      RESPWriter.write(["CONFIG", "GET", "maxmemory-policy"], to: &$0)
-    }) else { return nil }
+    guard
+      let reply = try? await reply({
+        RESPWriter.write(["CONFIG", "GET", "maxmemory-policy"], to: &$0)
+      })
+    else { return nil }
     // A user without the right to read the setting cannot be told; `doctor` says so.
     guard let policy = reply.array?.last?.text, reply.array?.count == 2 else { return nil }
     guard policy == "noeviction" else {

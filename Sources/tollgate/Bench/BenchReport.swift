@@ -63,14 +63,17 @@ struct BenchReport {
     ]
     for row in audit.rows {
       lines.append(
-        "  " + row.feature.padding(toLength: max(24, row.feature.count), withPad: " ", startingAt: 0)
+        "  "
+          + row.feature.padding(toLength: max(24, row.feature.count), withPad: " ", startingAt: 0)
           + pad("\(row.accounts)", 9) + column(row.client) + column(row.redis)
           + column(row.sidecar) + column(row.ledger) + column(row.difference))
     }
     lines.append(
-      "  counters compared \(audit.cellsCompared), too short a window \(audit.cellsTooShort); limits "
-        + "checked \(audit.limits.checked), exceeded \(audit.limits.exceeded.count); let through by "
-        + "policy \(audit.failOpen); undelivered \(audit.undelivered); unknown \(audit.unresolved)")
+      "  counters compared \(audit.cellsCompared), too short a window \(audit.cellsTooShort); "
+        + "limits checked \(audit.limits.checked), exceeded \(audit.limits.exceeded.count); "
+        + "let through by policy \(audit.failOpen); "
+        + "undelivered \(audit.undelivered); unknown \(audit.unresolved)"
+    )
     lines += audit.limits.exceeded.prefix(20).map { "  exceeded: \($0)" }
     lines += audit.problems.map { "  problem: \($0)" }
     lines.append("difference \(audit.difference)")

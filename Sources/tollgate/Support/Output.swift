@@ -73,7 +73,8 @@ enum Output {
     if !reply.detail.isEmpty { text += ": \(reply.detail)" }
     switch reply.result {
     case .applied, .replayed:
-      text += " (version \(reply.version), durable: \(reply.durable.rawValue), id \(reply.operation))"
+      text +=
+        " (version \(reply.version), durable: \(reply.durable.rawValue), id \(reply.operation))"
     case .unchanged, .ignored: break
     case .dryRun: text += ": nothing was changed"
     }
