@@ -26,7 +26,7 @@ test: setup
 	@.ci/test
 
 bench: setup
-	@.ci/bench
+	@Benchmarks/run
 
 lint:
 	swift format lint --strict --recursive Sources Tests Package.swift
