@@ -29,7 +29,7 @@ bench: setup
 	@Benchmarks/run
 
 lint:
-	swift format lint --strict --recursive Sources Tests Package.swift
+	swift format lint --strict --recursive Sources Tests Benchmarks Package.swift
 
 clean:
 	rm -rf .build .build-tsan

@@ -13,7 +13,9 @@ import TollgateWire
     try SubjectNames(prefix: "acct-", accounts: 1000, members: members)
   }
 
-  private func features() throws -> [Name] { [try Name("chat.requests"), try Name("tokens.total")] }
+  private func features() throws -> [Name] {
+    [try Name("chat.requests"), try Name("tokens.total")]
+  }
 
   @Test("A patched frame is what the codec would have written")
   func patchedFrame() throws {

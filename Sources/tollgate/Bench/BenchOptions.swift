@@ -104,7 +104,8 @@ struct BenchShape: ParsableArguments {
       valueName: "name=amount"))
   var features: [String] = []
 
-  @Option(help: ArgumentHelp("Replay TIMESTAMP,ContextTokens,GeneratedTokens rows.", valueName: "file"))
+  @Option(
+    help: ArgumentHelp("Replay TIMESTAMP,ContextTokens,GeneratedTokens rows.", valueName: "file"))
   var trace: String?
 
   @Option(help: ArgumentHelp("Replay a generated trace of so many rows.", valueName: "rows"))
@@ -167,7 +168,8 @@ struct BenchShape: ParsableArguments {
     try require(
       !isTrace || rate == nil, "a trace has its own times: use --speed instead of --rate.")
     try require(
-      speed == "max" || Double(speed).map { $0 > 0 } ?? false, "--speed \(speed): a factor, or max.")
+      speed == "max" || Double(speed).map { $0 > 0 } ?? false, "--speed \(speed): a factor, or max."
+    )
   }
 
   var isTrace: Bool { trace != nil || syntheticTrace != nil }

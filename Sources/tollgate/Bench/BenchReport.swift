@@ -63,7 +63,8 @@ struct BenchReport {
     ]
     for row in audit.rows {
       lines.append(
-        "  " + row.feature.padding(toLength: max(24, row.feature.count), withPad: " ", startingAt: 0)
+        "  "
+          + row.feature.padding(toLength: max(24, row.feature.count), withPad: " ", startingAt: 0)
           + pad("\(row.accounts)", 9) + column(row.client) + column(row.redis)
           + column(row.sidecar) + column(row.ledger) + column(row.difference))
     }

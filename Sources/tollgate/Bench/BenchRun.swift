@@ -1,8 +1,8 @@
 // `tollgate bench run`: one run, its figures, its audit.
 
-import Synchronization
 import ArgumentParser
 import Foundation
+import Synchronization
 import TollgateBench
 import TollgateCore
 import TollgateWire
@@ -53,7 +53,8 @@ struct BenchRun: ParsableCommand {
 
   private func runRedis() throws {
     let address = try Target(targets.resp ?? "")
-    let password = try targets.secret(targets.redisPasswordFile, variable: "TOLLGATE_REDIS_PASSWORD")
+    let password = try targets.secret(
+      targets.redisPasswordFile, variable: "TOLLGATE_REDIS_PASSWORD")
     let workload = try shape.workload()
     let command: RedisDialect.Command
     switch targets.command {
