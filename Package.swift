@@ -123,8 +123,8 @@ let package = Package(
     .testTarget(
       name: "TollgateProcessTests",
       dependencies: [
-        "TollgateClient", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateBench", "TollgateTesting", nioCore,
-        nioPosix, logging,
+        "TollgateClient", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateBench",
+        "TollgateTesting", nioCore, nioPosix, logging,
       ],
       swiftSettings: settings),
   ]

@@ -29,8 +29,8 @@ import Testing
       ]),
       "TollgateClient": wire.union(nio).union(system).union(collections),
       "tollgate": wire.union(redis).union(nio).union(system).union([
-        "TollgateServer", "TollgateLedger", "TollgateClient", "ArgumentParser", "Logging", "Yams",
-        "Histogram",
+        "TollgateServer", "TollgateLedger", "TollgateClient", "TollgateBench", "ArgumentParser",
+        "Logging", "Yams", "Histogram",
       ]),
       "TollgateTesting": system,
     ]

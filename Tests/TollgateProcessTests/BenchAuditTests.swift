@@ -33,6 +33,31 @@ import TollgateTesting
     #expect(features[0]["client"] == report["allowed"])
   }
 
+  @Test(
+    "A trace and an open loop end with difference 0 too",
+    arguments: [
+      ["--synthetic-trace", "1500", "--speed", "max"],
+      ["--synthetic-trace", "300", "--speed", "3000"],
+      ["--rate", "2000", "--requests", "2000"],
+    ])
+  func arrivals(options: [String]) throws {
+    let stack = try BenchStack()
+    let done = try stack.tool(
+      [
+        "bench", "--target", "unix:" + stack.socket(0), "--token-file",
+        stack.directory.file("check.token"), "--admin-token-file",
+        stack.directory.file("admin.token"), "--redis", "unix:" + stack.redis.socketPath,
+        "--subjects", "50", "--members", "5", "--distribution", "zipf", "--connections", "3",
+        "--in-flight", "8", "--feature", "units=1", "--feature",
+        options[0] == "--rate" ? "pings=1" : "pings=total", "--json",
+      ] + options)
+    #expect(done.status == .exited(0), "\(done.error) \(done.output)")
+    let report = try Document(json: done.output)
+    #expect(report["audit"]?["difference"] == .integer(0))
+    #expect(report["completed"] == .integer(Int64(options[options[0] == "--rate" ? 3 : 1]) ?? 0))
+    #expect(report["audit"]?["countersCompared"] != .integer(0))
+  }
+
   @Test("A hard limit is hard, and the audit has checked it")
   func limits() throws {
     let stack = try BenchStack()
