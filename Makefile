@@ -26,10 +26,10 @@ test: setup
 	@.ci/test
 
 bench: setup
-	@.ci/bench
+	@Benchmarks/run
 
 lint:
-	swift format lint --strict --recursive Sources Tests Package.swift
+	swift format lint --strict --recursive Sources Tests Benchmarks Package.swift
 
 clean:
 	rm -rf .build .build-tsan

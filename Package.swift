@@ -133,8 +133,7 @@ let package = Package(
       name: "TollgateProcessTests",
       dependencies: [
         "TollgateClient", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateBench",
-        "TollgateTesting", nioCore,
-        nioPosix, logging,
+        "TollgateTesting", nioCore, nioPosix, logging,
       ],
       swiftSettings: settings),
   ]

@@ -46,7 +46,8 @@ package struct DecideCommands: DecideSource {
       "HGET", keySpace.subject(keySpace.bucket(of: names.subject(0)), names.subject(0).account),
       "cfg",
     ])
-    account = try header.text.flatMap { $0.isEmpty ? nil : $0 }
+    account =
+      try header.text.flatMap { $0.isEmpty ? nil : $0 }
       .map { try AccountConfig(document: Document(json: $0)) } ?? AccountConfig()
     fences = try (0..<count).map { bucket in
       guard case .list(let meta) = try redis.command(["HMGET", keySpace.meta(bucket), "f", "seq"]),

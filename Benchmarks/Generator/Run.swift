@@ -131,14 +131,16 @@ final class WorkerThread: Sendable {
     job = Job(body)
     var thread = pthread_t()
     let argument = unsafe Unmanaged.passRetained(job).toOpaque()
-    let code = unsafe pthread_create(&thread, nil, { argument in
-      // The only reader of the reference that init retained.
-      guard let argument = unsafe argument else { return nil }
-      let job = unsafe Unmanaged<Job>.fromOpaque(argument).takeRetainedValue()
-      let result = Result { try job.body() }
-      job.result.withLock { $0 = result }
-      return nil
-    }, argument)
+    let code = unsafe pthread_create(
+      &thread, nil,
+      { argument in
+        // The only reader of the reference that init retained.
+        guard let argument = unsafe argument else { return nil }
+        let job = unsafe Unmanaged<Job>.fromOpaque(argument).takeRetainedValue()
+        let result = Result { try job.body() }
+        job.result.withLock { $0 = result }
+        return nil
+      }, argument)
     guard code == 0 else { throw BenchError.system("pthread_create", code) }
     self.thread = thread
   }

@@ -53,7 +53,8 @@ package enum Target: Hashable, Sendable, CustomStringConvertible {
 
   /// A connected socket, or one that is still connecting (TCP, non-blocking).
   func connect(blocking: Bool) throws -> Int32 {
-    let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
+    let kind =
+      Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
       | (blocking ? 0 : Int32(SOCK_NONBLOCK.rawValue))
     let descriptor = socket(family, kind, 0)
     guard descriptor >= 0 else { throw BenchError.system("socket", errno) }

@@ -50,7 +50,9 @@ package struct SubjectNames: Sendable, Hashable {
 
   /// A subject whose digits are unlikely to stand in a request by accident.
   var sentinel: Int {
-    func odd(_ width: Int) -> Int { "9473826150".prefix(width).reduce(0) { $0 * 10 + ($1.wholeNumberValue ?? 0) } }
+    func odd(_ width: Int) -> Int {
+      "9473826150".prefix(width).reduce(0) { $0 * 10 + ($1.wholeNumberValue ?? 0) }
+    }
     return members == 0
       ? odd(accountWidth) : odd(accountWidth) * members + odd(memberWidth) % members
   }

@@ -91,13 +91,15 @@ import TollgateTesting
     behaviour.stallMilliseconds = 300
     let responder = try BenchResponder(behaviour)
     defer { responder.stop() }
-    // The stall hits the welcome of a connection; the first operations wait behind one more.
     let result = try run(
       responder,
-      Load(connections: 1, inFlight: 1, arrival: .rate(500), end: .requests(400)))
+      Load(connections: 1, inFlight: 4, arrival: .rate(500), end: .requests(400)))
     #expect(result.tally.completed == 400)
     // 400 operations at 500/s take 0.8 s, however fast the answers are.
     #expect(result.seconds > 0.75)
+    // 150 were due while nothing was answered; a closed loop would have seen four slow ones.
+    #expect(result.percentile(80) > 100_000)
+    #expect(result.percentile(50) < 300_000)
     expectExact(result, responder)
   }
 

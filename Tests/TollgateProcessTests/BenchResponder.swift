@@ -18,7 +18,7 @@ final class BenchResponder: Sendable {
     var unknownEvery = 0
     /// Units of each subject that are admitted; then QUOTA_EXCEEDED.
     var allowance = Int64.max
-    /// Milliseconds to wait before the first answer of each connection.
+    /// Milliseconds for which the 50th request, and all behind it, wait for their answer.
     var stallMilliseconds = 0
   }
 
@@ -26,7 +26,6 @@ final class BenchResponder: Sendable {
     var records: [OperationID: Bool] = [:]
     var settled: [String: Int64] = [:]
     var requests = 0
-    var lastCut = 0
   }
 
   let directory: TemporaryDirectory
@@ -67,7 +66,7 @@ final class BenchResponder: Sendable {
   private func serve(_ socket: Int32) {
     var decoder = FrameDecoder(frameBytesMax: WireLimits.dataFrameBytesMax)
     var chunk = [UInt8](repeating: 0, count: 1 << 16)
-    var isFirst = true
+    var hasStalled = false
     while true {
       let n = unsafe read(socket, &chunk, chunk.count)
       guard n > 0 else { return }
@@ -80,8 +79,8 @@ final class BenchResponder: Sendable {
       } catch {
         return
       }
-      if isFirst && behaviour.stallMilliseconds > 0 && out.readableBytes > 0 {
-        isFirst = false
+      if !hasStalled && behaviour.stallMilliseconds > 0 && state.withLock({ $0.requests >= 50 }) {
+        hasStalled = true
         usleep(UInt32(behaviour.stallMilliseconds) * 1000)
       }
       var bytes = Array(out.readableBytesView)

@@ -224,7 +224,8 @@ package final class Auditor {
       }
       if added != units {
         report.difference += abs(added - units)
-        report.problem("\(source): \(key.account) \(key.feature): \(added) added, \(units) admitted")
+        report.problem(
+          "\(source): \(key.account) \(key.feature): \(added) added, \(units) admitted")
       }
     }
   }
