@@ -67,7 +67,6 @@ final class Enforcer {
   private var ticking = false
   private(set) var clock = RedisClock()
   private var breaker: BreakerMachine
-  private var allowances: AllowanceBook
   private(set) var retained: RetainedDeltas
   let fallback: FallbackQueue
   private var outstanding = 0
@@ -97,7 +96,6 @@ final class Enforcer {
     wheel = DeadlineWheel(now: .now())
     breaker = BreakerMachine(
       limits: Self.breakerLimits(configuration), seed: UInt64.random(in: .min ... .max))
-    allowances = AllowanceBook(entriesMax: configuration.limits.fallbackOperationsMax)
     retained = RetainedDeltas(entriesMax: configuration.limits.retainedDeltasMax)
   }
 
@@ -354,8 +352,7 @@ final class Enforcer {
 
   private func answerByPolicy(_ request: Request) {
     let verdict = PolicyAnswer.verdict(
-      for: request, global: global, account: accounts[request.account], now: redisNow,
-      allowances: &allowances)
+      for: request, global: global, account: accounts[request.account], now: redisNow)
     switch verdict {
     case .deny(let reason, let binding, let item):
       if request.inDoubt {
@@ -371,15 +368,33 @@ final class Enforcer {
             reason: reason, source: .policy, binding: binding, bindingItem: item,
             time: redisNow, globalVersion: global?.version ?? 0,
             accountVersion: accounts[request.account]?.version ?? 0)))
-    case .allow(let units):
-      if request.mode == .consume {
-        guard fallback.add(FallbackOperation(request)) else {
-          return finish(
-            request,
-            .decision(Decision(reason: .fallbackExhausted, source: .policy, time: redisNow)))
+    case .allow(let units, let claims):
+      var refused = false
+      var binding: Name?
+      switch request.mode {
+      case .check, .post, .cancel:
+        binding = fallback.refusal(of: claims)
+        refused = binding != nil
+      case .consume:
+        switch fallback.admit(FallbackOperation(request), claims: claims) {
+        case .kept:
+          metrics.fallbackUnits.add(units)
+          metrics.fallbackPending.set(Int64(fallback.count))
+        case .known: break
+        case .exhausted(let limit):
+          binding = limit
+          refused = true
+        case .full: refused = true
         }
-        metrics.fallbackUnits.add(units)
-        metrics.fallbackPending.set(Int64(fallback.count))
+      }
+      if refused {
+        return finish(
+          request,
+          .decision(
+            Decision(
+              reason: .fallbackExhausted, source: .policy, binding: binding, time: redisNow,
+              globalVersion: global?.version ?? 0,
+              accountVersion: accounts[request.account]?.version ?? 0)))
       }
       finish(
         request,
@@ -528,9 +543,6 @@ final class Enforcer {
   func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
     retained.acknowledged(bucket: bucket, epoch: epoch, through: sequence)
   }
-
-  /// The store answers again: the allowances of the outage are whole.
-  func outageEnded() { allowances.outageEnded() }
 }
 
 extension RequestMode {
