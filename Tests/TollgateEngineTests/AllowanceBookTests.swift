@@ -7,7 +7,7 @@ import TollgateTesting
 
 struct AllowanceBookTests {
   private func claim(
-    _ subject: String = "acme", _ limit: String = "rpm", _ amount: Int64, of allowance: Int64 = 10
+    _ amount: Int64, _ subject: String = "acme", _ limit: String = "rpm", of allowance: Int64 = 10
   ) throws -> AllowanceBook.Claim {
     AllowanceBook.Claim(
       subject: subject, limit: try Name(limit), amount: amount, allowance: allowance)
@@ -25,9 +25,9 @@ struct AllowanceBookTests {
 
   @Test func allClaimsAreGrantedOrNone() throws {
     var book = AllowanceBook(entriesMax: 10)
-    #expect(book.take([try claim("acme", "a", 5), try claim("acme", "b", 11)])?.limit.text == "b")
+    #expect(book.take([try claim(5, "acme", "a"), try claim(11, "acme", "b")])?.limit.text == "b")
     #expect(book.count == 0)
-    #expect(book.take([try claim("acme", "a", 10)]) == nil)
+    #expect(book.take([try claim(10, "acme", "a")]) == nil)
   }
 
   @Test func claimsOnOneAllowanceInOneRequestAddUp() throws {
@@ -38,19 +38,19 @@ struct AllowanceBookTests {
 
   @Test func eachSubjectHasItsOwnAllowance() throws {
     var book = AllowanceBook(entriesMax: 10)
-    #expect(book.take([try claim("acme", "a", 10)]) == nil)
-    #expect(book.take([try claim("acme/ann", "a", 10)]) == nil)
-    #expect(book.take([try claim("acme", "b", 10)]) == nil)
+    #expect(book.take([try claim(10, "acme", "a")]) == nil)
+    #expect(book.take([try claim(10, "acme/ann", "a")]) == nil)
+    #expect(book.take([try claim(10, "acme", "b")]) == nil)
   }
 
   /// PITFALL 42: a fallback map without a bound.
   @Test func aFullBookGrantsNothingNewButServesWhatItKnows() throws {
     var book = AllowanceBook(entriesMax: 2)
-    #expect(book.take([try claim("a", "l", 1)]) == nil)
-    #expect(book.take([try claim("b", "l", 1), try claim("c", "l", 1)]) != nil)
-    #expect(book.take([try claim("b", "l", 1)]) == nil)
-    #expect(book.take([try claim("c", "l", 1)]) != nil)
-    #expect(book.take([try claim("a", "l", 1)]) == nil)
+    #expect(book.take([try claim(1, "a", "l")]) == nil)
+    #expect(book.take([try claim(1, "b", "l"), try claim(1, "c", "l")]) != nil)
+    #expect(book.take([try claim(1, "b", "l")]) == nil)
+    #expect(book.take([try claim(1, "c", "l")]) != nil)
+    #expect(book.take([try claim(1, "a", "l")]) == nil)
     #expect(book.count == 2)
   }
 
@@ -65,9 +65,9 @@ struct AllowanceBookTests {
   @Test func extremesAndNonsenseAreRefused() throws {
     var book = AllowanceBook(entriesMax: 2)
     let all = Quantity.maximum
-    #expect(book.take([try claim("a", "l", all, of: all)]) == nil)
-    #expect(book.take([try claim("a", "l", 1, of: all)]) != nil)
-    #expect(book.take([try claim("a", "l", -1, of: all)]) != nil)
+    #expect(book.take([try claim(all, "a", "l", of: all)]) == nil)
+    #expect(book.take([try claim(1, "a", "l", of: all)]) != nil)
+    #expect(book.take([try claim(-1, "a", "l", of: all)]) != nil)
   }
 
   @Test func asAQuestionItTakesNothing() throws {
@@ -84,8 +84,8 @@ struct AllowanceBookTests {
     for _ in 0..<5_000 {
       let claims = try (0..<Int.random(in: 0...3, using: &random)).map { _ in
         try claim(
-          "s\(Int.random(in: 0...3, using: &random))", "l\(Int.random(in: 0...1, using: &random))",
-          Int64.random(in: 0...4, using: &random), of: 50)
+          Int64.random(in: 0...4, using: &random), "s\(Int.random(in: 0...3, using: &random))",
+          "l\(Int.random(in: 0...1, using: &random))", of: 50)
       }
       if random.chance(0.002) {
         book.outageEnded()

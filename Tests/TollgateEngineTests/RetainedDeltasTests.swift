@@ -13,10 +13,8 @@ struct RetainedDeltasTests {
       time: WallTime(milliseconds: 1_000 + sequence), actual: 1, charged: 1, absorbed: 0, body: [])
   }
 
-  private func retained(_ entriesMax: Int = 100, _ range: ClosedRange<Int64>, epoch: Int64 = 1)
-    -> RetainedDeltas
-  {
-    var retained = RetainedDeltas(entriesMax: entriesMax)
+  private func retained(_ range: ClosedRange<Int64>, epoch: Int64 = 1) -> RetainedDeltas {
+    var retained = RetainedDeltas(entriesMax: 100)
     for sequence in range { retained.add(entry(sequence), bucket: 3, epoch: epoch) }
     return retained
   }
