@@ -111,7 +111,13 @@ final class LedgerLink: Sendable {
     }
     logger.notice("ledger connected", metadata: ["endpoint": "\(address)"])
     onPush(.connected(linked))
-    try? await channel.closeFuture.get()
+    // A future knows nothing of cancellation: without the close a drained sidecar would wait here
+    // for the ledger to leave first.
+    await withTaskCancellationHandler {
+      try? await channel.closeFuture.get()
+    } onCancel: {
+      channel.close(promise: nil)
+    }
     state.withLock {
       $0.connection = nil
       $0.eventLoop = nil

@@ -307,6 +307,7 @@ final class Enforcer {
       if var config = AccountConfig(stored: text ?? "") {
         config.version = accountVersion
         accounts[request.account] = config
+        fallback.learned(request.account, config)
       } else {
         logger.error("account configuration in the store cannot be read")
         return finish(request, .error(.internalError, "account configuration cannot be read"))
@@ -351,8 +352,9 @@ final class Enforcer {
   }
 
   private func answerByPolicy(_ request: Request) {
+    let account = accounts[request.account] ?? fallback.configuration(of: request.account)
     let verdict = PolicyAnswer.verdict(
-      for: request, global: global, account: accounts[request.account], now: redisNow)
+      for: request, global: global, account: account, now: redisNow)
     switch verdict {
     case .deny(let reason, let binding, let item):
       if request.inDoubt {
@@ -367,7 +369,7 @@ final class Enforcer {
           Decision(
             reason: reason, source: .policy, binding: binding, bindingItem: item,
             time: redisNow, globalVersion: global?.version ?? 0,
-            accountVersion: accounts[request.account]?.version ?? 0)))
+            accountVersion: account?.version ?? 0)))
     case .allow(let units, let claims):
       var refused = false
       var binding: Name?
@@ -394,7 +396,7 @@ final class Enforcer {
             Decision(
               reason: .fallbackExhausted, source: .policy, binding: binding, time: redisNow,
               globalVersion: global?.version ?? 0,
-              accountVersion: accounts[request.account]?.version ?? 0)))
+              accountVersion: account?.version ?? 0)))
       }
       finish(
         request,
@@ -402,7 +404,7 @@ final class Enforcer {
           Decision(
             reason: .allowedFailOpen, source: .policy, time: redisNow,
             globalVersion: global?.version ?? 0,
-            accountVersion: accounts[request.account]?.version ?? 0)))
+            accountVersion: account?.version ?? 0)))
     }
   }
 
@@ -447,6 +449,26 @@ final class Enforcer {
     if !open { resume(.link) }
   }
 
+  /// Asks Redis for a sign of life while the breaker is open. Requests probe as well, but what
+  /// waits to be posted or resolved must not depend on new ones coming.
+  func probeStore() {
+    guard isBreakerOpen, let connection = link?.connection,
+      case .allowed(let ticket) = breaker.admit(now: monotonicNow())
+    else { return }
+    let sentAt = NIODeadline.now()
+    connection.send(
+      { RESPWriter.write(["PING"], to: &$0) },
+      completion: { [self] result in
+        let now = NIODeadline.now()
+        switch result {
+        case .success:
+          noteBreaker(
+            breaker.answered(ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
+        case .failure: noteBreaker(breaker.failed(ticket, now: monotonic(now)))
+        }
+      })
+  }
+
   private func scheduleTick() {
     eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(1)) { self.tick() }
   }
@@ -470,6 +492,7 @@ final class Enforcer {
 
   func accountChanged(_ account: String, _ config: AccountConfig?) {
     accounts[account] = config
+    fallback.learned(account, config)
   }
 
   func rebuildFinished(account: String) { resume(.account(account)) }

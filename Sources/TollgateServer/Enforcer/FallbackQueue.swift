@@ -44,6 +44,7 @@ final class FallbackQueue: Sendable {
     var taken: Set<OperationID> = []
     var journal: FallbackJournal?
     var allowances: AllowanceBook
+    var accounts: AccountCache
   }
 
   enum Admission: Equatable {
@@ -61,9 +62,11 @@ final class FallbackQueue: Sendable {
   let operationsMax: Int
 
   /// Entries that the journal still holds are pending again.
-  init(operationsMax: Int, journal: consuming FallbackJournal?) {
+  init(operationsMax: Int, journal: consuming FallbackJournal?, accountsMax: Int = 100_000) {
     self.operationsMax = operationsMax
-    var state = State(allowances: AllowanceBook(entriesMax: operationsMax))
+    var state = State(
+      allowances: AllowanceBook(entriesMax: operationsMax),
+      accounts: AccountCache(capacity: accountsMax))
     if var journal {
       for operation in journal.recovered { state.pending[operation.id] = operation }
       journal.recovered = []
@@ -89,6 +92,16 @@ final class FallbackQueue: Sendable {
       state.pending[operation.id] = operation
       return .kept
     }
+  }
+
+  /// An account's configuration, as one of the loops heard it: in an outage each of them answers
+  /// by what the sidecar knows, not by what it happened to hear itself.
+  func learned(_ account: String, _ config: AccountConfig?) {
+    state.withLock { $0.accounts[account] = config }
+  }
+
+  func configuration(of account: String) -> AccountConfig? {
+    state.withLock { $0.accounts[account] }
   }
 
   /// What `admit` would say of a check: the limit whose allowance does not cover it.
