@@ -36,20 +36,39 @@ package struct AllowanceBook: Sendable {
 
   /// Grants all claims, or answers the first that its allowance does not cover and grants none.
   package mutating func take(_ claims: [Claim]) -> Claim? {
+    switch sums(after: claims) {
+    case .refused(let claim): return claim
+    case .granted(let sums):
+      for (key, sum) in sums { used[key] = sum }
+      for claim in claims { granted = Quantity.adding(granted, claim.amount) ?? granted }
+      return nil
+    }
+  }
+
+  /// What `take` would answer, taking nothing.
+  package func refusal(of claims: [Claim]) -> Claim? {
+    if case .refused(let claim) = sums(after: claims) { return claim }
+    return nil
+  }
+
+  private enum Sums {
+    case granted([Key: Int64])
+    case refused(Claim)
+  }
+
+  private func sums(after claims: [Claim]) -> Sums {
     var sums: [Key: Int64] = [:]
     for claim in claims {
       let key = Key(subject: claim.subject, limit: claim.limit)
       let before = sums[key] ?? used[key] ?? 0
-      guard let after = Quantity.adding(before, claim.amount), after <= claim.allowance else {
-        return claim
-      }
+      guard claim.amount >= 0, let after = Quantity.adding(before, claim.amount),
+        after <= claim.allowance
+      else { return .refused(claim) }
       sums[key] = after
     }
     let new = sums.keys.count { used[$0] == nil }
-    if used.count + new > entriesMax { return claims.first }
-    for (key, sum) in sums { used[key] = sum }
-    for claim in claims { granted = Quantity.adding(granted, claim.amount) ?? granted }
-    return nil
+    if let first = claims.first, used.count + new > entriesMax { return .refused(first) }
+    return .granted(sums)
   }
 
   package mutating func outageEnded() {

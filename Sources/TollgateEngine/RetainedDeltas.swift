@@ -23,12 +23,19 @@ package struct RetainedDeltas: Sendable {
   package mutating func add(_ entry: OutboxEntry, bucket: Int, epoch: Int64) {
     buckets[bucket, default: []].append(Held(epoch: epoch, entry: entry))
     count += 1
-    guard count > entriesMax,
-      let longest = buckets.max(by: { $0.value.count < $1.value.count })?.key
+    if count > entriesMax { shed() }
+  }
+
+  /// Lets an eighth of the longest bucket go at once, so that the search for it is rare: at the
+  /// bound every decision would pay for it otherwise.
+  private mutating func shed() {
+    guard let longest = buckets.max(by: { $0.value.count < $1.value.count })?.key,
+      let entries = buckets[longest]?.count
     else { return }
-    buckets[longest]?.removeFirst()
-    count -= 1
-    dropped += 1
+    let excess = max(1, entries / 8)
+    buckets[longest]?.removeFirst(excess)
+    count -= excess
+    dropped += Int64(excess)
   }
 
   /// The ledger's cursor of this bucket and epoch reached `sequence`: older epochs are closed, and

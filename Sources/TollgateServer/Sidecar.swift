@@ -53,7 +53,8 @@ final class Sidecar: Sendable {
       try FallbackJournal(path: path)
     }
     fallback = FallbackQueue(
-      operationsMax: configuration.limits.fallbackOperationsMax, journal: journal)
+      operationsMax: configuration.limits.fallbackOperationsMax, journal: journal,
+      accountsMax: configuration.limits.accountsCachedMax)
     let late = LateBound<AdminHandler>()
     let built = try await Self.buildLoops(
       group, configuration, keys, buckets, metrics, fallback, logger,
@@ -159,6 +160,7 @@ final class Sidecar: Sendable {
       await healer.beat()
       await healer.reopen()
       for unit in sessions { unit.onLoop { $0.timePassed() } }
+      for loop in loops { loop.onLoop { $0.probeStore() } }
       await refreshGauges()
       try? await Task.sleep(for: .milliseconds(Self.beatMilliseconds))
     }

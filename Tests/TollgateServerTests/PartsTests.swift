@@ -6,6 +6,7 @@ import NIOCore
 import NIOEmbedded
 import Testing
 import TollgateCore
+import TollgateEngine
 import TollgateRedis
 import TollgateTesting
 
@@ -98,15 +99,39 @@ struct FallbackQueueTests {
 
   @Test func aFullQueueLetsNothingMoreThrough() throws {
     let queue = FallbackQueue(operationsMax: 2, journal: nil)
-    #expect(queue.add(try operation(1)))
-    #expect(queue.add(try operation(2)))
-    #expect(!queue.add(try operation(3)))
-    #expect(queue.add(try operation(2)), "the same operation is not a new one")
+    #expect(queue.admit(try operation(1), claims: []) == .kept)
+    #expect(queue.admit(try operation(2), claims: []) == .kept)
+    #expect(queue.admit(try operation(3), claims: []) == .full)
+    #expect(queue.admit(try operation(2), claims: []) == .known)
+  }
+
+  private func claim(_ amount: Int64) throws -> AllowanceBook.Claim {
+    AllowanceBook.Claim(subject: "acme", limit: try Name("rpm"), amount: amount, allowance: 5)
+  }
+
+  @Test func aRetryOfWhatWasLetThroughDrawsOnNoAllowance() throws {
+    let queue = FallbackQueue(operationsMax: 10, journal: nil)
+    #expect(queue.admit(try operation(1), claims: [try claim(5)]) == .kept)
+    #expect(queue.admit(try operation(1), claims: [try claim(5)]) == .known)
+    #expect(queue.admit(try operation(2), claims: [try claim(1)]) == .exhausted(try Name("rpm")))
+    #expect(queue.refusal(of: [try claim(1)]) == (try Name("rpm")))
+    #expect(queue.count == 1)
+  }
+
+  @Test func allowancesAreWholeWhenAllIsPosted() throws {
+    let queue = FallbackQueue(operationsMax: 10, journal: nil)
+    for n: UInt64 in 1...2 {
+      #expect(queue.admit(try operation(n), claims: [try claim(2)]) == .kept)
+    }
+    queue.posted(try operation(1).id)
+    #expect(queue.admit(try operation(3), claims: [try claim(2)]) == .exhausted(try Name("rpm")))
+    queue.posted(try operation(2).id)
+    #expect(queue.admit(try operation(3), claims: [try claim(5)]) == .kept)
   }
 
   @Test func anEntryIsPostedByOneAtATime() throws {
     let queue = FallbackQueue(operationsMax: 10, journal: nil)
-    #expect(queue.add(try operation(1)))
+    #expect(queue.admit(try operation(1), claims: []) == .kept)
     #expect(queue.take(5).count == 1)
     #expect(queue.take(5).isEmpty)
     queue.failed(try operation(1).id)
@@ -120,8 +145,8 @@ struct FallbackQueueTests {
     let path = directory.path + "/journal"
     do {
       let queue = FallbackQueue(operationsMax: 10, journal: try FallbackJournal(path: path))
-      #expect(queue.add(try operation(1)))
-      #expect(queue.add(try operation(2)))
+      #expect(queue.admit(try operation(1), claims: []) == .kept)
+      #expect(queue.admit(try operation(2), claims: []) == .kept)
     }
     // What a torn write leaves: half a line.
     let handle = try #require(FileHandle(forWritingAtPath: path))

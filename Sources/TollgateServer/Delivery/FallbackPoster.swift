@@ -31,8 +31,6 @@ struct FallbackPoster: Sendable {
         group.addTask { await post(operation) }
       }
     }
-    // The outage is over when nothing waits any more: allowances are whole again.
-    if queue.count == 0 { loop.onLoop { $0.outageEnded() } }
   }
 
   private func post(_ operation: FallbackOperation) async {

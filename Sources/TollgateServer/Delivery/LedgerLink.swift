@@ -111,7 +111,8 @@ final class LedgerLink: Sendable {
     }
     logger.notice("ledger connected", metadata: ["endpoint": "\(address)"])
     onPush(.connected(linked))
-    // A cancelled task must not wait for the peer to hang up.
+    // A future knows nothing of cancellation: without the close a drained sidecar would wait here
+    // for the ledger to leave first.
     await withTaskCancellationHandler {
       try? await channel.closeFuture.get()
     } onCancel: {
@@ -300,9 +301,8 @@ final class LedgerHandler: ChannelInboundHandler {
       fail(.refused(error.code), error.message)
       context.close(promise: nil)
     case .goAway?: context.close(promise: nil)
-    case .ping?:
-      send(
-        Pong(nonce: try Ping.decode(frame).nonce), correlation: 0, flags: [], context: context)
+    case .ping?: send(
+      Pong(nonce: try Ping.decode(frame).nonce), correlation: 0, flags: [], context: context)
     default: throw WireError.fatal(.badFrame, "unexpected push")
     }
   }

@@ -7,7 +7,8 @@
 //
 // Ownership only saves work: two shippers at once post nothing twice, because the ledger skips what
 // it knows. Progress is kept at the destination, so a shipper that is killed anywhere loses
-// nothing. A failure of any kind ends one round, never the task (PITFALL 46).
+// nothing. A failure of any kind ends one round, never the task (PITFALL 46). What a round decides
+// is `ShipperMachine`'s; this is its shell.
 
 import Logging
 import NIOCore
@@ -26,8 +27,6 @@ struct Shipper: Sendable {
   let buckets: BucketMap
   let lag: LagBoard
 
-  /// Idle rounds back off between these.
-  static let idleMilliseconds: (first: Int64, max: Int64) = (5, 150)
   /// An ownership not renewed for this long is free to take.
   static let ownershipMilliseconds: Int64 = 5_000
   static let renewMilliseconds: Int64 = 1_500
@@ -39,17 +38,25 @@ struct Shipper: Sendable {
     }
   }
 
+  /// A batch leaves this much of a frame to the message around its entries.
+  static let frameReserveBytes = 1024
+
+  static func limits(entriesMax: Int) -> ShipperMachine.Limits {
+    ShipperMachine.Limits(
+      entriesMax: min(entriesMax, WireLimits.entriesMax),
+      bytesMax: WireLimits.frameBytesMax - frameReserveBytes, entryBytes: 96)
+  }
+
   private struct Progress {
-    var epoch: Int64 = -1
-    var cursor: Int64 = 0
-    var gaps = 0
+    var machine: ShipperMachine
     var ownedUntil = NIODeadline.uptimeNanoseconds(0)
     var owned = false
-    var idle = Shipper.idleMilliseconds.first
   }
 
   private func ship(_ bucket: Int) async {
-    var progress = Progress()
+    var progress = Progress(
+      machine: ShipperMachine(
+        limits: Self.limits(entriesMax: configuration.outbox.batchEntriesMax)))
     while !Task.isCancelled {
       let rest = await round(bucket, &progress)
       if rest > 0 { try? await Task.sleep(for: .milliseconds(rest)) }
@@ -62,38 +69,37 @@ struct Shipper: Sendable {
   /// Ships what is there; answers how long to rest before the next round, in milliseconds.
   private func round(_ bucket: Int, _ progress: inout Progress) async -> Int64 {
     guard ledger.isUp, let epoch = await healer.epoch(of: bucket) else { return 100 }
-    if progress.epoch != epoch {
-      progress.epoch = epoch
-      progress.cursor = 0
-      progress.gaps = 0
-    }
+    progress.machine.entered(epoch: epoch)
     do {
       guard try await own(bucket, &progress) else {
         // Somebody else ships it; what they delivered lets our retained copies go.
         if let meta = try await store.meta(bucket: bucket), meta.fence.epoch == epoch,
-          case let acked = meta.acknowledged, acked > progress.cursor
+          case let acked = meta.acknowledged, progress.machine.learned(cursor: acked)
         {
-          progress.cursor = acked
           await healer.acknowledged(bucket: bucket, epoch: epoch, sequence: acked)
         }
         return 400
       }
+      let after = progress.machine.cursor
       let entries = try await store.outbox(
-        bucket: bucket, epoch: epoch, after: progress.cursor,
+        bucket: bucket, epoch: epoch, after: after,
         limit: configuration.outbox.batchEntriesMax)
-      guard let first = entries.first, let last = entries.last else {
-        lag.set(bucket: bucket, entries: 0, oldest: nil)
-        progress.idle = min(progress.idle * 2, Self.idleMilliseconds.max)
-        return progress.idle
-      }
-      progress.idle = Self.idleMilliseconds.first
       lag.set(
-        bucket: bucket, entries: last.sequence - progress.cursor, oldest: first.time)
-      let reply = try await ledger.request(
-        DeltaBatch(
-          bucket: UInt32(bucket), epoch: epoch, previous: first.sequence - 1,
-          entries: Self.fitting(entries)), as: BatchReply.self)
-      return await received(reply, bucket, entries, &progress)
+        bucket: bucket, entries: entries.last.map { $0.sequence - after } ?? 0,
+        oldest: entries.first?.time)
+      switch progress.machine.entriesRead(entries) {
+      case .rest(let milliseconds): return milliseconds
+      case .send(let previous, let batch):
+        do {
+          let reply = try await ledger.request(
+            DeltaBatch(bucket: UInt32(bucket), epoch: epoch, previous: previous, entries: batch),
+            as: BatchReply.self)
+          return await received(reply, bucket, &progress)
+        } catch {
+          progress.machine.sendFailed()
+          throw error
+        }
+      }
     } catch {
       logger.debug("shipping paused", metadata: ["bucket": "\(bucket)", "error": "\(error)"])
       return 100
@@ -116,18 +122,6 @@ struct Shipper: Sendable {
     }
   }
 
-  /// The longest prefix that fits one frame.
-  static func fitting(_ entries: [OutboxEntry]) -> [OutboxEntry] {
-    var bytes = 1024
-    var count = 0
-    for entry in entries {
-      bytes += entry.body.count + 96
-      guard bytes <= WireLimits.frameBytesMax, count < WireLimits.entriesMax else { break }
-      count += 1
-    }
-    return Array(entries.prefix(max(1, count)))
-  }
-
   private func own(_ bucket: Int, _ progress: inout Progress) async throws -> Bool {
     let now = NIODeadline.now()
     if progress.owned, now < progress.ownedUntil { return true }
@@ -140,51 +134,45 @@ struct Shipper: Sendable {
   }
 
   private func received(
-    _ reply: BatchReply, _ bucket: Int, _ entries: [OutboxEntry], _ progress: inout Progress
+    _ reply: BatchReply, _ bucket: Int, _ progress: inout Progress
   ) async -> Int64 {
-    let epoch = progress.epoch
-    let first = entries.first?.sequence ?? 0
-    switch reply.status {
-    case .ack:
-      progress.gaps = 0
-      metrics.deltasDelivered.add(max(0, reply.cursor - max(progress.cursor, first - 1)))
-      for id in reply.duplicates {
-        metrics.duplicatesAbsorbed.add()
-        if let entry = entries.first(where: { $0.id == id && $0.kind != .config }) {
-          await takeBack(entry, bucket, epoch)
-        }
-      }
-      progress.cursor = max(progress.cursor, reply.cursor)
+    let epoch = progress.machine.epoch
+    switch progress.machine.replied(reply.verdict) {
+    case .posted(let delivered, let duplicates):
+      metrics.deltasDelivered.add(delivered)
+      metrics.duplicatesAbsorbed.add(Int64(duplicates.count))
+      for entry in duplicates { await takeBack(entry, bucket, epoch) }
+      let cursor = progress.machine.cursor
       try? await store.trim(
-        bucket: bucket, epoch: epoch, through: progress.cursor,
+        bucket: bucket, epoch: epoch, through: cursor,
         keeping: configuration.outbox.tailEntries)
-      await healer.acknowledged(bucket: bucket, epoch: epoch, sequence: progress.cursor)
+      await healer.acknowledged(bucket: bucket, epoch: epoch, sequence: cursor)
       return 0
-    case .gap:
+    case .readAgain:
       metrics.gaps.add()
-      progress.cursor = reply.cursor
-      progress.gaps += 1
-      guard progress.gaps > 1 else { return 0 }
+      return 0
+    case .rebuild(let trouble):
+      switch trouble {
+      case .gap: metrics.gaps.add()
+      case .forked: metrics.forks.add()
+      case .fenced: break
+      }
       logger.warning(
-        "entries are missing in the outbox",
-        metadata: [
-          "bucket": "\(bucket)", "cursor": "\(reply.cursor)", "first": "\(first)",
-        ])
-      progress.gaps = 0
+        "the outbox cannot be delivered as it is",
+        metadata: ["bucket": "\(bucket)", "epoch": "\(epoch)", "trouble": "\(trouble)"])
       await healer.rebuildEpoch(bucket: bucket, epoch: epoch)
       return 50
-    case .forked:
-      metrics.forks.add()
-      logger.warning(
-        "the outbox forked",
-        metadata: [
-          "bucket": "\(bucket)", "sequence": "\(reply.lastSequence)",
-        ])
-      await healer.rebuildEpoch(bucket: bucket, epoch: epoch)
-      return 50
-    case .fenced:
-      await healer.rebuildEpoch(bucket: bucket, epoch: epoch)
-      return 50
+    }
+  }
+}
+
+extension BatchReply {
+  fileprivate var verdict: ShipperMachine.Reply {
+    switch status {
+    case .ack: .acknowledged(cursor: cursor, duplicates: duplicates)
+    case .gap: .gap(cursor: cursor)
+    case .fenced: .fenced
+    case .forked: .forked(sequence: lastSequence)
     }
   }
 }

@@ -67,7 +67,6 @@ final class Enforcer {
   private var ticking = false
   private(set) var clock = RedisClock()
   private var breaker: BreakerMachine
-  private var allowances: AllowanceBook
   private(set) var retained: RetainedDeltas
   let fallback: FallbackQueue
   private var outstanding = 0
@@ -97,7 +96,6 @@ final class Enforcer {
     wheel = DeadlineWheel(now: .now())
     breaker = BreakerMachine(
       limits: Self.breakerLimits(configuration), seed: UInt64.random(in: .min ... .max))
-    allowances = AllowanceBook(entriesMax: configuration.limits.fallbackOperationsMax)
     retained = RetainedDeltas(entriesMax: configuration.limits.retainedDeltasMax)
   }
 
@@ -309,6 +307,7 @@ final class Enforcer {
       if var config = AccountConfig(stored: text ?? "") {
         config.version = accountVersion
         accounts[request.account] = config
+        fallback.learned(request.account, config)
       } else {
         logger.error("account configuration in the store cannot be read")
         return finish(request, .error(.internalError, "account configuration cannot be read"))
@@ -353,9 +352,9 @@ final class Enforcer {
   }
 
   private func answerByPolicy(_ request: Request) {
+    let account = accounts[request.account] ?? fallback.configuration(of: request.account)
     let verdict = PolicyAnswer.verdict(
-      for: request, global: global, account: accounts[request.account], now: redisNow,
-      allowances: &allowances)
+      for: request, global: global, account: account, now: redisNow)
     switch verdict {
     case .deny(let reason, let binding, let item):
       if request.inDoubt {
@@ -370,16 +369,34 @@ final class Enforcer {
           Decision(
             reason: reason, source: .policy, binding: binding, bindingItem: item,
             time: redisNow, globalVersion: global?.version ?? 0,
-            accountVersion: accounts[request.account]?.version ?? 0)))
-    case .allow(let units):
-      if request.mode == .consume {
-        guard fallback.add(FallbackOperation(request)) else {
-          return finish(
-            request,
-            .decision(Decision(reason: .fallbackExhausted, source: .policy, time: redisNow)))
+            accountVersion: account?.version ?? 0)))
+    case .allow(let units, let claims):
+      var refused = false
+      var binding: Name?
+      switch request.mode {
+      case .check, .post, .cancel:
+        binding = fallback.refusal(of: claims)
+        refused = binding != nil
+      case .consume:
+        switch fallback.admit(FallbackOperation(request), claims: claims) {
+        case .kept:
+          metrics.fallbackUnits.add(units)
+          metrics.fallbackPending.set(Int64(fallback.count))
+        case .known: break
+        case .exhausted(let limit):
+          binding = limit
+          refused = true
+        case .full: refused = true
         }
-        metrics.fallbackUnits.add(units)
-        metrics.fallbackPending.set(Int64(fallback.count))
+      }
+      if refused {
+        return finish(
+          request,
+          .decision(
+            Decision(
+              reason: .fallbackExhausted, source: .policy, binding: binding, time: redisNow,
+              globalVersion: global?.version ?? 0,
+              accountVersion: account?.version ?? 0)))
       }
       finish(
         request,
@@ -387,7 +404,7 @@ final class Enforcer {
           Decision(
             reason: .allowedFailOpen, source: .policy, time: redisNow,
             globalVersion: global?.version ?? 0,
-            accountVersion: accounts[request.account]?.version ?? 0)))
+            accountVersion: account?.version ?? 0)))
     }
   }
 
@@ -432,6 +449,26 @@ final class Enforcer {
     if !open { resume(.link) }
   }
 
+  /// Asks Redis for a sign of life while the breaker is open. Requests probe as well, but what
+  /// waits to be posted or resolved must not depend on new ones coming.
+  func probeStore() {
+    guard isBreakerOpen, let connection = link?.connection,
+      case .allowed(let ticket) = breaker.admit(now: monotonicNow())
+    else { return }
+    let sentAt = NIODeadline.now()
+    connection.send(
+      { RESPWriter.write(["PING"], to: &$0) },
+      completion: { [self] result in
+        let now = NIODeadline.now()
+        switch result {
+        case .success:
+          noteBreaker(
+            breaker.answered(ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
+        case .failure: noteBreaker(breaker.failed(ticket, now: monotonic(now)))
+        }
+      })
+  }
+
   private func scheduleTick() {
     eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(1)) { self.tick() }
   }
@@ -455,6 +492,7 @@ final class Enforcer {
 
   func accountChanged(_ account: String, _ config: AccountConfig?) {
     accounts[account] = config
+    fallback.learned(account, config)
   }
 
   func rebuildFinished(account: String) { resume(.account(account)) }
@@ -528,9 +566,6 @@ final class Enforcer {
   func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
     retained.acknowledged(bucket: bucket, epoch: epoch, through: sequence)
   }
-
-  /// The store answers again: the allowances of the outage are whole.
-  func outageEnded() { allowances.outageEnded() }
 }
 
 extension RequestMode {

@@ -4,9 +4,14 @@
 // file does not survive the host, and without it the entries live as long as the process. Shared
 // by all event loops of a sidecar; posting is idempotent by operation id, so an entry posted twice
 // (a crash between the post and the note of it) charges once.
+//
+// The allowances of the outage stand beside the queue, under the same lock: they hold for the
+// sidecar and not for each of its event loops, a retry of what was let through draws on none of
+// them again, and they are whole again when the last entry is posted.
 
 import Synchronization
 import TollgateCore
+import TollgateEngine
 
 struct FallbackOperation: Sendable, Hashable {
   var id: OperationID
@@ -38,15 +43,30 @@ final class FallbackQueue: Sendable {
     var pending: [OperationID: FallbackOperation] = [:]
     var taken: Set<OperationID> = []
     var journal: FallbackJournal?
+    var allowances: AllowanceBook
+    var accounts: AccountCache
+  }
+
+  enum Admission: Equatable {
+    /// Kept: it may be let through, and will be posted.
+    case kept
+    /// It was let through before under this id.
+    case known
+    /// An allowance does not cover it.
+    case exhausted(Name)
+    /// The queue is full or the journal cannot be written.
+    case full
   }
 
   private let state: Mutex<State>
   let operationsMax: Int
 
   /// Entries that the journal still holds are pending again.
-  init(operationsMax: Int, journal: consuming FallbackJournal?) {
+  init(operationsMax: Int, journal: consuming FallbackJournal?, accountsMax: Int = 100_000) {
     self.operationsMax = operationsMax
-    var state = State()
+    var state = State(
+      allowances: AllowanceBook(entriesMax: operationsMax),
+      accounts: AccountCache(capacity: accountsMax))
     if var journal {
       for operation in journal.recovered { state.pending[operation.id] = operation }
       journal.recovered = []
@@ -61,16 +81,32 @@ final class FallbackQueue: Sendable {
     state.withLock { $0.pending[id] != nil }
   }
 
-  /// False where the queue is full or the journal cannot be written: then nothing may be let
-  /// through.
-  func add(_ operation: FallbackOperation) -> Bool {
+  /// Takes the claims and keeps the operation, or does neither.
+  func admit(_ operation: FallbackOperation, claims: [AllowanceBook.Claim]) -> Admission {
     state.withLock { state in
-      if state.pending[operation.id] != nil { return true }
-      guard state.pending.count < operationsMax else { return false }
-      if state.journal != nil, state.journal?.append(operation) != true { return false }
+      if state.pending[operation.id] != nil { return .known }
+      guard state.pending.count < operationsMax else { return .full }
+      if let refused = state.allowances.refusal(of: claims) { return .exhausted(refused.limit) }
+      if state.journal != nil, state.journal?.append(operation) != true { return .full }
+      _ = state.allowances.take(claims)
       state.pending[operation.id] = operation
-      return true
+      return .kept
     }
+  }
+
+  /// An account's configuration, as one of the loops heard it: in an outage each of them answers
+  /// by what the sidecar knows, not by what it happened to hear itself.
+  func learned(_ account: String, _ config: AccountConfig?) {
+    state.withLock { $0.accounts[account] = config }
+  }
+
+  func configuration(of account: String) -> AccountConfig? {
+    state.withLock { $0.accounts[account] }
+  }
+
+  /// What `admit` would say of a check: the limit whose allowance does not cover it.
+  func refusal(of claims: [AllowanceBook.Claim]) -> Name? {
+    state.withLock { $0.allowances.refusal(of: claims)?.limit }
   }
 
   /// Up to `limit` entries that nobody is posting.
@@ -91,7 +127,9 @@ final class FallbackQueue: Sendable {
     state.withLock { state in
       state.taken.remove(id)
       guard state.pending.removeValue(forKey: id) != nil else { return }
-      if state.pending.isEmpty { state.journal?.reset() }
+      guard state.pending.isEmpty else { return }
+      state.journal?.reset()
+      state.allowances.outageEnded()
     }
   }
 

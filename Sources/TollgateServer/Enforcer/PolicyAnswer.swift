@@ -9,12 +9,12 @@ import TollgateEngine
 enum PolicyAnswer {
   enum Verdict {
     case deny(Reason, binding: Name?, item: Int?)
-    case allow(units: Int64)
+    /// Let through as far as the allowances cover these claims.
+    case allow(units: Int64, claims: [AllowanceBook.Claim])
   }
 
   static func verdict(
-    for request: Request, global: GlobalConfig?, account: AccountConfig?, now: WallTime,
-    allowances: inout AllowanceBook
+    for request: Request, global: GlobalConfig?, account: AccountConfig?, now: WallTime
   ) -> Verdict {
     guard let global, let account else {
       return .deny(.storeUnavailable, binding: nil, item: nil)
@@ -45,10 +45,6 @@ enum PolicyAnswer {
       return .deny(.storeUnavailable, binding: nil, item: item)
     }
     let units = request.items.reduce(Int64(0)) { $0 &+ $1.amount }
-    if request.mode == .check { return .allow(units: units) }
-    if let refused = allowances.take(claims) {
-      return .deny(.fallbackExhausted, binding: refused.limit, item: nil)
-    }
-    return .allow(units: units)
+    return .allow(units: units, claims: claims)
   }
 }
