@@ -11,7 +11,7 @@ import TollgateTesting
   @Test func `the Python client passes every vector`() async throws {
     let script = Repository.path("proto/clients/python/test_vectors.py")
     let process = try ChildProcess("python3", ["-B", script])
-    let status = try await process.waitAsync(within: .seconds(60))
+    let status = try await process.waitAsync(within: .seconds(300))
     #expect(status == .exited(0), "\(process.standardOutput) \(process.standardError)")
     let count = try Repository.vectors().count
     #expect(process.standardOutput.contains("ran \(count) vectors"))
@@ -20,7 +20,7 @@ import TollgateTesting
   @Test func `the Python client keeps its failures apart against a model server`() async throws {
     let script = Repository.path("proto/clients/python/test_client.py")
     let process = try ChildProcess("python3", ["-B", script])
-    let status = try await process.waitAsync(within: .seconds(120))
+    let status = try await process.waitAsync(within: .seconds(600))
     #expect(status == .exited(0), "\(process.standardOutput) \(process.standardError)")
     #expect(process.standardError.contains("Ran 13 tests"))
   }
@@ -34,7 +34,7 @@ import TollgateTesting
       """
     let folder = Repository.path("proto/clients/python")
     let process = try ChildProcess("python3", ["-B", "-c", program, folder])
-    let status = try await process.waitAsync(within: .seconds(60))
+    let status = try await process.waitAsync(within: .seconds(300))
     #expect(status == .exited(0), "\(process.standardError)")
     let expected = [
       Opcode.allCases.map { "\($0.rawValue)=\($0.name)" },

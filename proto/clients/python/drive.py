@@ -5,7 +5,9 @@
 
 The feature must be metered by a quota (or nothing but unlimited) for the subject, with room for a
 few hundred units, and `--subject` an account that may use it: the script compares `settled`
-before and after. It sends every hostile vector, so run it against a test's sidecar.
+before and after. It sends every hostile vector, so run it against a test's sidecar. On a busy
+machine give that sidecar a `limits.redis_slow_ms` of seconds: a breaker that opens meanwhile answers
+by policy, which is right and not what is asserted here.
 """
 
 import argparse
@@ -47,6 +49,8 @@ class Drive:
 
     def connect(self, token=None, **options):
         token = self.options.token if token is None else token
+        # The way back may be slow on a busy machine; what the server does in time is its own test.
+        options = {"slack": 10.0, "hello_timeout": 30.0, **options}
         if self.options.unix:
             return t.Client.unix(self.options.unix, token, **options)
         host, port = self.options.tcp.rsplit(":", 1)
@@ -59,42 +63,61 @@ class Drive:
         else:
             host, port = self.options.tcp.rsplit(":", 1)
             connection = socket.create_connection((host, int(port)))
-        connection.settimeout(5)
+        connection.settimeout(30)
         return connection
 
-    def exchange(self, data, hello=True, wait=5.0):
+    def exchange(self, data, hello=True, until=None, wait=30.0):
         """Sends bytes on a connection of its own. Returns the messages that came back, and
-        whether the server closed it. Ends a good connection by a ping behind the bytes."""
-        connection, decoder, messages, closed = self.raw(), t.FrameDecoder(), [], False
+        whether the server closed it. A connection that goes on is left after the answer to
+        `until`, or, since answers overtake each other, after the pong to a ping sent behind."""
+        connection, decoder, messages = self.raw(), t.FrameDecoder(), []
         greeting = {"versionMin": 1, "versionMax": 1, "role": "check", "features": 0,
                     "client": "drive", "token": self.options.token}
         last = (1 << 63) + 1
+
+        def send(raw):
+            try:
+                connection.sendall(raw)
+            except ConnectionError:
+                pass  # The server closed while this was still writing; what it said is read below.
+
+        send(t.encode_frame("HELLO", greeting, 1 << 63) if hello else data)
         try:
-            if hello:
-                connection.sendall(t.encode_frame("HELLO", greeting, 1 << 63))
-            connection.sendall(data)
-            connection.sendall(t.encode_frame("PING", {"nonce": 7}, last))
             end = time.monotonic() + wait
             while time.monotonic() < end:
                 received = connection.recv(65536)
                 if not received:
-                    closed = True
-                    break
+                    return messages, True
                 decoder.feed(received)
                 while (frame := decoder.next()) is not None:
                     header, payload = frame
                     if header.correlation == last:
-                        return messages, closed
+                        return messages, False
                     messages.append((header, t.decode_payload(header.name, payload)))
-        except (ConnectionError, BrokenPipeError):
-            closed = True
+                    if header.name == "WELCOME":
+                        ping = b"" if until else t.encode_frame("PING", {"nonce": 7}, last)
+                        send(data + ping)
+                    elif until and header.correlation == until:
+                        return messages, False
+        except ConnectionError:
+            return messages, True
+        except TimeoutError:
+            return messages, False
         finally:
             connection.close()
-        return messages, closed
+        return messages, False
 
     def settled(self, client):
         decision = client.check(self.subject, {self.feature: 0})
         return decision.items[0]["settled"] if decision.items else None
+
+    def counted(self, client, wanted, what, wait=10.0):
+        """`settled` becomes `wanted`: at once, unless an operation of unknown outcome is still
+        being annulled."""
+        end = time.monotonic() + wait
+        while (found := self.settled(client)) != wanted and time.monotonic() < end:
+            time.sleep(0.05)
+        self.expect(found == wanted, f"{what}: settled {found}, {wanted} wanted")
 
     # --------------------------------------------------------------------------- the session
 
@@ -109,7 +132,7 @@ class Drive:
             self.hostile_frames()
             self.expect(client.check(self.subject, {self.feature: 0}) is not None,
                         "the good client is still served")
-            client.ping()
+            client.ping(30)
         finally:
             client.close()
 
@@ -119,14 +142,14 @@ class Drive:
         self.expect(welcome["frameBytesMax"] >= 4096 and welcome["inFlightMax"] >= 1, "limits")
         self.expect(abs(welcome["time"] - time.time() * 1000) < 60_000, "the server's clock")
         self.expect(self.feature in client.policies, "the feature has a failure policy")
-        client.ping()
+        client.ping(30)
         before = self.settled(client)
         decision = client.check(self.subject, {self.feature: self.amount})
         self.expect(decision.allowed and not decision.replayed, f"check: {decision}")
-        self.expect(self.settled(client) == before, "check changes nothing")
-        decision = client.consume(self.subject, {self.feature: self.amount}, deadline=2.0)
+        self.counted(client, before, "check changes nothing")
+        decision = client.consume(self.subject, {self.feature: self.amount}, deadline=5.0)
         self.expect(decision.allowed and decision.source == "redis", f"consume: {decision}")
-        self.expect(self.settled(client) == before + self.amount, "consume counts once")
+        self.counted(client, before + self.amount, "consume counts once")
 
     def replays(self, client):
         first = client.consume(self.subject, {self.feature: self.amount})
@@ -142,7 +165,7 @@ class Drive:
                      {self.feature: self.amount + 1}, id=first.id)
         self.refused("IDEMPOTENCY_MISMATCH", "other subject", client.consume,
                      self.subject + "/else", {self.feature: self.amount}, id=first.id)
-        self.expect(self.settled(client) == count, "replays and mismatches count nothing")
+        self.counted(client, count, "replays and mismatches count nothing")
 
     def ids(self, client):
         now = int(time.time() * 1000)
@@ -158,11 +181,11 @@ class Drive:
         late = client.consume(self.subject, {self.feature: self.amount}, id=tombstone)
         self.expect(late.reason == "CANCELLED", f"consume after cancel: {late}")
         done = client.consume(self.subject, {self.feature: self.amount})
-        self.expect(self.settled(client) == count + self.amount, "consumed")
+        self.counted(client, count + self.amount, "consumed")
         back = client.cancel(self.subject, {self.feature: self.amount}, id=done.id)
         self.expect(back.reason == "CANCELLED", f"cancel after consume: {back}")
         client.cancel(self.subject, {self.feature: self.amount}, id=done.id)
-        self.expect(self.settled(client) == count, "cancel takes back once")
+        self.counted(client, count, "cancel takes back once")
 
     def posts(self, client):
         count, id = self.settled(client), t.new_id()
@@ -170,13 +193,13 @@ class Drive:
         self.expect(first.reason == "ALLOWED_POSTED", f"post: {first}")
         again = client.post(self.subject, {self.feature: self.amount}, id=id)
         self.expect(again.replayed and again.allowed, f"post again: {again}")
-        self.expect(self.settled(client) == count + self.amount, "post counts once")
+        self.counted(client, count + self.amount, "post counts once")
 
     def all_or_nothing(self, client):
         count = self.settled(client)
         decision = client.consume(self.subject, {self.feature: self.amount, "no.such.feature": 1})
         self.expect(decision.reason == "UNKNOWN_FEATURE", f"unknown feature: {decision}")
-        self.expect(self.settled(client) == count, "a denial counts nothing")
+        self.counted(client, count, "a denial counts nothing")
         self.refused("AMOUNT_OUT_OF_RANGE", "a negative amount", client.consume, self.subject,
                      {self.feature: -1})
         self.refused("INVALID_NAME", "a bad subject", client.consume, "a//b", {self.feature: 1})
@@ -186,11 +209,11 @@ class Drive:
         room = max(1, min(200, client.welcome["inFlightMax"] // 2))
         sent = [client.submit("CONSUME", self.subject, {self.feature: 1}, deadline=5.0)
                 for _ in range(room)]
-        records = [future.result(10)["records"][0] for _, future in sent]
+        records = [future.result(30)["records"][0] for _, future in sent]
         decided = [r for r in records if "reason" in r]
         self.expect(len(decided) == room, f"{len(decided)} of {room} decided")
         allowed = sum(t.REASON_NUMBERS[r["reason"]] < 16 for r in decided)
-        self.expect(self.settled(client) == count + allowed, "pipelined units are counted")
+        self.counted(client, count + allowed, f"{allowed} pipelined units are counted")
 
     def records(self, client):
         good = [client._record(self.subject, {self.feature: 0}) for _ in range(3)]
@@ -234,7 +257,8 @@ class Drive:
                 connection.sendall(data)
                 connection.close()
                 continue
-            messages, closed = self.exchange(data)
+            until = None if "error" in vector else vector["header"]["correlation"]
+            messages, closed = self.exchange(data, until=until)
             messages = [m for m in messages if m[0].name not in ("WELCOME", "PONG")]
             self.judge(vector, data, messages, closed)
 

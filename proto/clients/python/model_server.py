@@ -113,7 +113,7 @@ class ModelServer:
         self._send(connection, "WELCOME", {
             "version": 1, "role": hello["role"], "features": 0, "deployment": "model",
             "server": "model-1", "frameBytesMax": t.FRAME_BYTES_MAX, "inFlightMax": 1024,
-            "recordsMax": 1024, "defaultDeadline": 1000, "maxDeadline": 10_000, "idleTimeout": 0,
+            "recordsMax": 1024, "defaultDeadline": 30_000, "maxDeadline": 60_000, "idleTimeout": 0,
             "time": int(time.time() * 1000), "globalVersion": 1, "policies": [
                 {"feature": FEATURE, "policy": "open", "allowance": 5}]}, header.correlation)
 

@@ -58,11 +58,16 @@ class ClientTests(unittest.TestCase):
         self.assertEqual(caught.exception.id, id)
 
     def test_silence_is_outcome_unknown_and_a_late_answer_disturbs_nobody(self):
-        client, held = self.client(slack=0.05), []
-        self.server.behaviour["CONSUME"] = lambda connection, header: held.append(
-            (connection, header.correlation))
+        client, held, arrived = self.client(slack=0.05), [], threading.Event()
+
+        def hold(connection, header):
+            held.append((connection, header.correlation))
+            arrived.set()
+
+        self.server.behaviour["CONSUME"] = hold
         with self.assertRaises(t.OutcomeUnknown):
             client.consume("acme", {model.FEATURE: 1}, deadline=0.05)
+        self.assertTrue(arrived.wait(30))
         connection, correlation = held[0]
         self.server._send(connection, "DECISIONS", {"records": []}, correlation)
         del self.server.behaviour["CONSUME"]
@@ -113,12 +118,12 @@ class ClientTests(unittest.TestCase):
 
         self.server.behaviour["CHECK"] = hold
         sent = [client.submit("CHECK", f"s{n}", {model.FEATURE: 1}) for n in range(3)]
-        self.assertTrue(enough.wait(5))
+        self.assertTrue(enough.wait(30))
         for connection, correlation in reversed(held):
             answer = {"error": "CONFLICT", "message": str(correlation)}
             self.server._send(connection, "DECISIONS", {"records": [answer]}, correlation)
         for (connection, correlation), (_, future) in zip(held, sent):
-            self.assertEqual(future.result(5)["records"][0]["message"], str(correlation))
+            self.assertEqual(future.result(30)["records"][0]["message"], str(correlation))
 
     def test_a_document_in_pieces_is_put_together(self):
         client = t.Client.unix(self.path, model.ADMIN_TOKEN, role="admin")
@@ -129,7 +134,7 @@ class ClientTests(unittest.TestCase):
         done = subprocess.run(
             [sys.executable, "-B", os.path.join(HERE, "drive.py"), "--unix", self.path, "--token",
              model.TOKEN, "--admin-token", model.ADMIN_TOKEN], capture_output=True, text=True,
-            timeout=60, check=False)
+            timeout=300, check=False)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_the_driver_fails_where_a_replay_counts_twice(self):
@@ -138,7 +143,7 @@ class ClientTests(unittest.TestCase):
             else self.server._fresh(mode, record)[0])
         done = subprocess.run(
             [sys.executable, "-B", os.path.join(HERE, "drive.py"), "--unix", self.path, "--token",
-             model.TOKEN], capture_output=True, text=True, timeout=60, check=False)
+             model.TOKEN], capture_output=True, text=True, timeout=300, check=False)
         self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
         self.assertIn("replay", done.stdout)
 
