@@ -9,7 +9,8 @@ import TollgateServer
 struct Tollgate: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "tollgate",
-    abstract: "Entitlement enforcement beside your backend: limits, metering, exactly-once billing.",
+    abstract:
+      "Entitlement enforcement beside your backend: limits, metering, exactly-once billing.",
     discussion: """
       Exit codes: 0 ok or allowed, 1 denied or a difference found, 2 usage error, 3 unavailable, \
       4 refused (conflict, not found, invalid document), 5 not permitted, 6 outcome unknown \

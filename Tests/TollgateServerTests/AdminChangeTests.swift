@@ -341,8 +341,9 @@ import TollgateWire
       as: CatalogChangeReply.self)
     #expect(reply.catalogVersion == 3)
     #expect(
-      fixture.backend.read { $0.global?.catalog } == (try AdminFixture.catalog(
-        AdminFixture.catalogYAML)))
+      fixture.backend.read { $0.global?.catalog }
+        == (try AdminFixture.catalog(
+          AdminFixture.catalogYAML)))
   }
 
   @Test func aDryRunOfACatalogCountsAccounts() async throws {

@@ -63,7 +63,9 @@ final class FakeBackend: AdminBackend {
   func writeGlobal(
     _ config: GlobalConfig, before: GlobalConfig?, expecting: Int64, change: ChangeRecord
   ) async throws(AdminFailure) -> WriteOutcome {
-    try write(bucket: 4, change, expecting: expecting) { $0.global?.version ?? 0 } apply: { state in
+    try write(bucket: 4, change, expecting: expecting) {
+      $0.global?.version ?? 0
+    } apply: { state in
       state.global = config
       state.catalogs[config.catalogVersion] = config.catalog
       return config.version

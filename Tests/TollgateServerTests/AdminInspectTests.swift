@@ -220,7 +220,11 @@ import TollgateWire
     let fixture = try AdminFixture()
     let reply = try await reconcile(
       fixture, [try ledger(cursor: 5, 50)],
-      [try store(fixture, last: 7, first: 3, 65, [try delta(1, 5, 9), try delta(2, 6, 5), try delta(3, 7, 10)])])
+      [
+        try store(
+          fixture, last: 7, first: 3, 65,
+          [try delta(1, 5, 9), try delta(2, 6, 5), try delta(3, 7, 10)])
+      ])
     #expect(reply.difference == 0)
     #expect(reply.undelivered == 15)
     #expect(reply.rows.isEmpty)

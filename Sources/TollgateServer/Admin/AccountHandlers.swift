@@ -163,7 +163,8 @@ extension AdminService {
     let results = await Self.inParallel(prepared) { prepared in
       do throws(AdminFailure) {
         let (set, record) = try prepared.get()
-        return Result<ChangeReply, AdminFailure>.success(try await accountSet(set, record, global: global))
+        return Result<ChangeReply, AdminFailure>.success(
+          try await accountSet(set, record, global: global))
       } catch {
         return .failure(error)
       }

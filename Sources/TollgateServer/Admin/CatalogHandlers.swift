@@ -20,7 +20,8 @@ extension AdminService {
     let catalog = try read(request.document)
     let before = try await backend.globalConfig()
     let diff = CatalogDiff(from: before?.catalog, to: catalog)
-    var after = before ?? GlobalConfig(version: 0, catalogVersion: 0, catalog: catalog, bypasses: [])
+    var after =
+      before ?? GlobalConfig(version: 0, catalogVersion: 0, catalog: catalog, bypasses: [])
     after.catalog = catalog
     return CatalogDiffReply(
       catalogVersion: before?.catalogVersion ?? 0, changes: diff.lines(of: diff.changes),

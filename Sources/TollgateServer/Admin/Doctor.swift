@@ -156,7 +156,9 @@ package enum Doctor {
   }
 
   private static func clocks(_ facts: DoctorFacts) -> [Finding] {
-    let clocks = [("redis clock", facts.redisClockOffset), ("ledger clock", facts.ledgerClockOffset)]
+    let clocks = [
+      ("redis clock", facts.redisClockOffset), ("ledger clock", facts.ledgerClockOffset),
+    ]
     return clocks.compactMap { name, offset in
       guard let offset else { return nil }
       let text = "\(offset) ms from this sidecar"

@@ -136,7 +136,8 @@ private struct KeyedEncoding<Key: CodingKey>: KeyedEncodingContainerProtocol {
   mutating func nestedContainer<Nested: CodingKey>(
     keyedBy _: Nested.Type, forKey key: Key
   ) -> KeyedEncodingContainer<Nested> {
-    DocumentEncoder(codingPath: codingPath + [key], sink: member(key)).container(keyedBy: Nested.self)
+    DocumentEncoder(codingPath: codingPath + [key], sink: member(key)).container(
+      keyedBy: Nested.self)
   }
 
   mutating func nestedUnkeyedContainer(forKey key: Key) -> any UnkeyedEncodingContainer {

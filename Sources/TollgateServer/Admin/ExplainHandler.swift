@@ -22,8 +22,9 @@ extension AdminService {
     repeat {
       let resolution = Resolution.resolve(
         subject: subject, items: items, global: global, account: state.config, now: now)
-      guard let answer = try await judge(subject, [Question(items: items, resolution: resolution)])
-        .first
+      guard
+        let answer = try await judge(subject, [Question(items: items, resolution: resolution)])
+          .first
       else { throw AdminFailure(.internalError, "no judgement") }
       judged = answer
       let again = Resolution.resolve(
@@ -63,8 +64,11 @@ extension AdminService {
     let now = snapshot.time
     let outcome = judged.outcome
     let plan = global.plan(of: state.config)
-    var source = state.config.plan != nil ? "account" : plan != nil ? "unknown-account rule" : "none"
-    if let name = state.config.plan, plan == nil { source = "account, but \(name) left the catalog" }
+    var source =
+      state.config.plan != nil ? "account" : plan != nil ? "unknown-account rule" : "none"
+    if let name = state.config.plan, plan == nil {
+      source = "account, but \(name) left the catalog"
+    }
     let steps = judged.resolution.limits.indices.map { index in
       step(index, judged, global, state.config, plan)
     }

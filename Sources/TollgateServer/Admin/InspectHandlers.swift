@@ -75,7 +75,8 @@ extension AdminService {
 
   // MARK: Reset
 
-  func reset(_ request: ResetRequest, _ caller: AdminCaller) async throws(AdminFailure) -> ResetReply
+  func reset(_ request: ResetRequest, _ caller: AdminCaller) async throws(AdminFailure)
+    -> ResetReply
   {
     let record = try begin(
       request.change, action: "reset", request: request, caller: caller, reasonRequired: true)

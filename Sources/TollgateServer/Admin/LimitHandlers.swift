@@ -91,7 +91,8 @@ extension AdminService {
       after.overrides.append(wanted)
       let was = old.map { OverrideReport($0).text } ?? "as in the plan"
       let until = wanted.expires.map { " until \(CivilDate.text($0))" } ?? ""
-      lines.append("\(wanted.subject) \(wanted.limit): \(was) → \(OverrideReport(wanted).text)\(until)")
+      lines.append(
+        "\(wanted.subject) \(wanted.limit): \(was) → \(OverrideReport(wanted).text)\(until)")
     }
     guard !lines.isEmpty else { return .unchanged("the override is already as asked") }
     guard after.overrides.count <= AccountConfig.overridesMax else {

@@ -72,7 +72,8 @@ extension AdminService {
       let ledger = try await backend.ledgerBilling(account: account)
       let store = try await backend.storeBilling(account: account, after: ledger.cursor)
       if store.bucketState != .ready {
-        return .skipped("bucket is \(store.bucketState.rawValue); its counters are not in force", idle: false)
+        return .skipped(
+          "bucket is \(store.bucketState.rawValue); its counters are not in force", idle: false)
       }
       if !store.isLoaded {
         let pending = store.undelivered.count

@@ -105,7 +105,8 @@ struct AccountList: AsyncParsableCommand {
     repeat {
       let (reply, _) = try await server.admin(
         .accountList,
-        AccountListRequest(after: cursor, limit: all ? AccountListRequest.limitMax : limit, plan: plan),
+        AccountListRequest(
+          after: cursor, limit: all ? AccountListRequest.limitMax : limit, plan: plan),
         as: AccountListReply.self)
       rows += reply.accounts
       cursor = reply.next

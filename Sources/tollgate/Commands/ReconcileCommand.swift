@@ -56,7 +56,9 @@ struct ReconcileCommand: AsyncParsableCommand {
         lines += row.explanation.map { "  \($0)" }
       }
     }
-    for skipped in reply.unsettled { lines.append("not compared: \(skipped.account): \(skipped.why)") }
+    for skipped in reply.unsettled {
+      lines.append("not compared: \(skipped.account): \(skipped.why)")
+    }
     let idle = reply.skipped.count - reply.unsettled.count
     if idle > 0 {
       lines.append("\(idle) accounts are not loaded in Redis: the ledger alone has their numbers")

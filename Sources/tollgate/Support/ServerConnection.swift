@@ -77,7 +77,8 @@ final class ServerConnection: Sendable {
       try? await channel.close().get()
       guard error.status == .notPermitted else { throw error }
       throw CommandFailure(
-        .notPermitted, "\(endpoint) refused the hello for role \(role.name): "
+        .notPermitted,
+        "\(endpoint) refused the hello for role \(role.name): "
           + error.failure.message,
         fix: "give the credential with --token-file FILE or TOLLGATE_TOKEN; on the Unix socket a "
           + "user listed under credentials.peer_uids needs none for the role check")
@@ -172,7 +173,8 @@ final class ServerConnection: Sendable {
     case let error as IOError: systemText(error.errnoCode)
     case let error as NIOConnectionError:
       error.connectionErrors.first.map { words(for: $0.error) } ?? "\(error)"
-    case ChannelError.connectTimeout(let time): "no connection within \(time.nanoseconds / 1_000_000) ms"
+    case ChannelError.connectTimeout(let time):
+      "no connection within \(time.nanoseconds / 1_000_000) ms"
     default: "\(error)"
     }
   }
