@@ -12,7 +12,7 @@ package enum ServeEntry {
   package static func configuration(
     yaml: String, environment: [String: String]
   ) throws -> ServerConfiguration {
-    let document = try YAMLReader.document(yaml)
+    let document = try YAMLDocument(yaml: yaml).document
     return try ServerConfiguration.read(
       document, environment: environment, readFile: { Self.firstLine(of: $0) }
     ).get()

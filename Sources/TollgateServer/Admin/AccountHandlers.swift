@@ -18,9 +18,9 @@ extension AdminService {
   }
 
   private func accountSet(
-    _ request: AccountSetRequest, _ record: ChangeRecord
+    _ request: AccountSetRequest, _ record: ChangeRecord, global: GlobalConfig? = nil
   ) async throws(AdminFailure) -> ChangeReply {
-    try await changeAccount(request.account, request.change, record) {
+    try await changeAccount(request.account, request.change, record, global: global) {
       (before, global) throws(AdminFailure) in
       try Self.edit(before, global, request, now: clock())
     } impact: { (global, before, after) throws(AdminFailure) in
@@ -159,10 +159,12 @@ extension AdminService {
     for (offset, row) in request.rows.enumerated() {
       prepared.append(prepare(row, at: request.firstRow + offset, request, single, base))
     }
+    let global = try await backend.globalConfig()
     let results = await Self.inParallel(prepared) { prepared in
       do throws(AdminFailure) {
         let (set, record) = try prepared.get()
-        return Result<ChangeReply, AdminFailure>.success(try await accountSet(set, record))
+        return Result<ChangeReply, AdminFailure>.success(
+          try await accountSet(set, record, global: global))
       } catch {
         return .failure(error)
       }

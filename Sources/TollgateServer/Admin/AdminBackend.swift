@@ -188,12 +188,13 @@ package struct AccountPage: Hashable, Sendable {
 
 package struct AuditEntry: Hashable, Sendable {
   package var time: WallTime
-  package var operation: OperationID
+  /// nil: the source does not hold it.
+  package var operation: OperationID?
   package var change: ConfigDelta
   /// Whether the ledger has it.
   package var delivered: Bool
 
-  package init(time: WallTime, operation: OperationID, change: ConfigDelta, delivered: Bool) {
+  package init(time: WallTime, operation: OperationID?, change: ConfigDelta, delivered: Bool) {
     self.time = time
     self.operation = operation
     self.change = change

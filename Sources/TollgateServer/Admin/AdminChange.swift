@@ -88,13 +88,16 @@ extension AdminService {
     return hash.value
   }
 
+  /// `global`: already read by the caller for many accounts at once; nil: read it here.
   func changeAccount(
     _ account: Subject, _ options: ChangeOptions, _ record: ChangeRecord,
+    global known: GlobalConfig? = nil,
     edit: (AccountConfig, GlobalConfig?) throws(AdminFailure) -> Edit<AccountConfig>,
     impact: (GlobalConfig?, AccountConfig, AccountConfig) async throws(AdminFailure) -> Impact
   ) async throws(AdminFailure) -> ChangeReply {
     for _ in 0..<AdminLimits.attemptsMax {
-      let global = try await backend.globalConfig()
+      var global = known
+      if global == nil { global = try await backend.globalConfig() }
       let before = try await backend.account(account).config
       switch try edit(before, global) {
       case .unchanged(let detail):

@@ -233,7 +233,7 @@ struct LiveBackend: AdminBackend {
         let sequence = Self.sequence(ofAudit: entry.streamID)
         entries.append(
           AuditEntry(
-            time: entry.time, operation: OperationID(high: 0, low: 0), change: change,
+            time: entry.time, operation: nil, change: change,
             delivered: sequence.map { $0 <= (meta?.acknowledged ?? 0) } ?? false))
       }
     }

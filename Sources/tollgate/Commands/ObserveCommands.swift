@@ -24,6 +24,7 @@ struct StatusCommand: AsyncParsableCommand {
     !report.redis.connected || report.redis.breaker != "closed"
       || (report.ledger.address != nil && !report.ledger.connected)
       || report.buckets.ready < report.buckets.total || report.sidecar.draining
+      || !report.sidecar.ready
   }
 
   static func text(of report: HealthReport) -> String {
@@ -154,7 +155,7 @@ struct AuditLogCommand: AsyncParsableCommand {
         """
         \(CivilDate.text(row.time)) \(row.action) \(row.key) version \(row.version) by \(row.actor)\
         \(row.reason.isEmpty ? "" : ": \(row.reason)")
-          id      \(row.operation)\(row.delivered ? "" : " (not in the ledger yet)")
+          id      \(row.operation?.hex ?? "-")\(row.delivered ? "" : " (not in the ledger yet)")
           before  \(row.before)
           after   \(row.after)
         """

@@ -73,8 +73,9 @@ enum Output {
     if !reply.detail.isEmpty { text += ": \(reply.detail)" }
     switch reply.result {
     case .applied, .replayed:
-      text +=
-        " (version \(reply.version), durable: \(reply.durable.rawValue), id \(reply.operation))"
+      // A reset has no version: it changes a counter, not a configuration.
+      let version = reply.version > 0 ? "version \(reply.version), " : ""
+      text += " (\(version)durable: \(reply.durable.rawValue), id \(reply.operation))"
     case .unchanged, .ignored: break
     case .dryRun: text += ": nothing was changed"
     }

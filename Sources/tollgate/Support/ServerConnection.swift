@@ -81,7 +81,7 @@ final class ServerConnection: Sendable {
         "\(endpoint) refused the hello for role \(role.name): "
           + error.failure.message,
         fix: "give the credential with --token-file FILE or TOLLGATE_TOKEN; on the Unix socket a "
-          + "user id listed under auth.peer_uids is enough")
+          + "user listed under credentials.peer_uids needs none for the role check")
     }
   }
 

@@ -121,6 +121,15 @@ package struct BypassListReply: Hashable, Sendable, Codable {
   package var bypasses: [Row]
 }
 
+/// `{}`. It opens a container all the same, so that a key too many is noticed.
 package struct EmptyRequest: Hashable, Sendable, Codable {
+  private enum NoKey: String, CodingKey { case none }
+
   package init() {}
+
+  package init(from decoder: any Decoder) throws { _ = try decoder.container(keyedBy: NoKey.self) }
+
+  package func encode(to encoder: any Encoder) throws {
+    _ = encoder.container(keyedBy: NoKey.self)
+  }
 }

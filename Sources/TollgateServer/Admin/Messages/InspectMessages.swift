@@ -149,7 +149,7 @@ package struct AuditRequest: Hashable, Sendable, Codable {
 package struct AuditReply: Hashable, Sendable, Codable {
   package struct Row: Hashable, Sendable, Codable {
     package var time: WallTime
-    package var operation: OperationID
+    package var operation: OperationID?
     package var action: String
     package var scope: String
     package var key: String

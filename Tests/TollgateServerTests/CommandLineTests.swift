@@ -1,0 +1,341 @@
+// The built `tollgate` binary: exit codes, tables, JSON. Each test runs it as a process against a
+// mini sidecar whose state and clock are fixed, so that output can be compared as a whole.
+
+import Foundation
+import Testing
+import TollgateCore
+import TollgateServer
+import TollgateTesting
+import TollgateWire
+
+private struct Run {
+  var code: Int32
+  var out: String
+  var error: String
+}
+
+private struct Harness {
+  let directory: TemporaryDirectory
+  let fixture: AdminFixture
+  let sidecar: MiniSidecar
+
+  init(
+    decision: @escaping @Sendable (TollgateWire.OperationRecord) -> DecisionRecord = { _ in
+      .error(.unavailable, message: "no decision prepared")
+    }
+  ) async throws {
+    directory = try TemporaryDirectory("cli")
+    fixture = try AdminFixture()
+    sidecar = try await MiniSidecar(fixture, directory: directory, decision: decision)
+  }
+
+  func run(_ arguments: String..., environment: [String: String] = [:]) async throws -> Run {
+    try await Harness.run(
+      arguments, directory, environment.merging(["TOLLGATE_UNIX": sidecar.path]) { a, _ in a })
+  }
+
+  static func run(
+    _ arguments: [String], _ directory: TemporaryDirectory, _ environment: [String: String] = [:]
+  ) async throws -> Run {
+    var all = ["PATH": "/usr/bin:/bin", "USER": "ann"]
+    for (key, value) in environment { all[key] = value }
+    let process = try ChildProcess(
+      ChildProcess.tollgateBinary(), arguments, environment: all)
+    let status = try await process.waitAsync()
+    guard case .exited(let code) = status else {
+      throw AdminFailure(.internalError, "tollgate \(arguments) ended by \(status)")
+    }
+    return Run(code: code, out: process.standardOutput, error: process.standardError)
+  }
+}
+
+@Suite(.serialized) struct CommandLineTests {
+  // MARK: Exit codes
+
+  @Test(arguments: [
+    ["nosuch"], ["check", "acme"], ["check", "bad subject", "x"], ["check", "acme", "x=-1"],
+    ["limit", "set", "acme", "x"], ["limit", "set", "acme", "x", "--amount", "1", "--unlimited"],
+    ["limit", "set", "acme", "x", "--amount", "1", "--expires", "soon"],
+    ["bypass", "--for", "30m", "--reason", "r"], ["bypass", "x", "--for", "1", "--reason", "r"],
+    ["account", "set", "acme"], ["account", "set", "acme", "--plan", "p", "--source-id", "s"],
+    ["status", "--timeout", "soon"], ["status", "--tcp", "nohost"],
+    ["consume", "acme", "x", "--id", "zz"], ["reset", "acme", "x"],
+    ["catalog", "validate", "/nonexistent/file"], ["status", "--token-file", "/nonexistent/file"],
+  ])
+  func aUsageErrorIsTwo(_ arguments: [String]) async throws {
+    let directory = try TemporaryDirectory("cli")
+    let run = try await Harness.run(arguments, directory)
+    #expect(run.code == 2, "\(arguments): \(run.error)")
+    #expect(run.error.hasPrefix("Error: "))
+    #expect(run.out.isEmpty)
+  }
+
+  @Test func helpAndVersionAreZero() async throws {
+    let directory = try TemporaryDirectory("cli")
+    let help = try await Harness.run(["--help"], directory)
+    #expect(help.code == 0)
+    #expect(help.out.contains("Exit codes: 0 ok or allowed, 1 denied"))
+    #expect(try await Harness.run(["--version"], directory).code == 0)
+    let script = try await Harness.run(["--generate-completion-script", "bash"], directory)
+    #expect(script.code == 0)
+    #expect(script.out.contains("_tollgate"))
+  }
+
+  @Test func noSidecarIsThreeAndSaysHowToNameOne() async throws {
+    let directory = try TemporaryDirectory("cli")
+    let run = try await Harness.run(["status", "--unix", directory.file("none")], directory)
+    #expect(run.code == 3)
+    #expect(run.error.contains("No such file or directory"))
+    #expect(run.error.contains("→ start one (tollgate serve --config FILE)"))
+  }
+
+  @Test func aWrongCredentialIsFive() async throws {
+    let harness = try await Harness()
+    let run = try await harness.run("status", "--token", "wrong")
+    #expect(run.code == 5)
+    #expect(run.error.contains("--token-file FILE or TOLLGATE_TOKEN"))
+  }
+
+  @Test func aRefusalIsFourAndJSONOnRequest() async throws {
+    let harness = try await Harness()
+    let run = try await harness.run("account", "set", "acme", "--plan", "gold", "--json")
+    #expect(run.code == 4)
+    #expect(run.error.contains("→ use one of: free, pro"))
+    let document = try Document(json: run.out)
+    #expect(document["name"] == "NOT_FOUND")
+  }
+
+  @Test func anUnsoundCatalogNamesFileAndLine() async throws {
+    let directory = try TemporaryDirectory("cli")
+    let file = try directory.write(
+      "c.yaml", AdminFixture.catalogYAML.replacing("quota: 100,", with: "quota: -1,"))
+    let run = try await Harness.run(["catalog", "validate", file], directory)
+    #expect(run.code == 4)
+    #expect(run.error.contains("\(file):9: plans/free/chat.requests/0/quota: -1: "))
+  }
+
+  @Test func anAnswerThatDoesNotComeIsSixWithTheID() async throws {
+    let harness = try await Harness()
+    harness.fixture.backend.edit { $0.failing = AdminFailure(.outcomeUnknown, "cut off") }
+    let id = AdminFixture.id(7).hex
+    let run = try await harness.run("account", "set", "acme", "--plan", "pro", "--id", id)
+    #expect(run.code == 6)
+    #expect(run.error.contains("→ run it again with --id \(id): it is applied once"))
+  }
+
+  // MARK: Data path
+
+  @Test func consumeTellsTheDecisionAndItsExitCode() async throws {
+    let harness = try await Harness { record in
+      var decision = Decision(
+        reason: record.items[0].amount > 5 ? .quotaExceeded : .allowed, source: .redis,
+        time: WallTime(milliseconds: 1_763_700_000_000))
+      if record.items[0].amount > 5 {
+        decision.binding = try? Name("chat.month")
+        decision.retryAfter = 90_000
+      }
+      decision.items = [
+        .init(
+          limit: try? Name("chat.month"), remaining: 4, settled: 96, held: 0,
+          reset: WallTime(milliseconds: 1_764_547_200_000))
+      ]
+      return .decision(decision)
+    }
+    let id = AdminFixture.id(1).hex
+    let denied = try await harness.run("consume", "acme", "chat.requests=6", "--id", id)
+    #expect(denied.code == 1)
+    #expect(
+      denied.out == """
+        denied (QUOTA_EXCEEDED) by limit chat.month
+        can succeed in 1 m 30 s
+        FEATURE        ASKED  LIMIT       SETTLED  HELD  REMAINING  RESET
+        chat.requests      6  chat.month       96     0          4  2025-12-01T00:00:00Z
+        id \(id)
+
+        """)
+    let allowed = try await harness.run("check", "acme", "chat.requests", "--json")
+    #expect(allowed.code == 0)
+    #expect(try Document(json: allowed.out)["allowed"] == true)
+  }
+
+  // MARK: Tables
+
+  @Test func explainIsATable() async throws {
+    let harness = try await Harness()
+    try harness.fixture.use(harness.fixture.acme, "chat.requests", .month, settled: 99)
+    let run = try await harness.run("explain", "acme", "chat.requests=2")
+    #expect(run.code == 1)
+    #expect(
+      run.out == """
+        acme: denied by chat.month; can succeed in 9 d 19 h (QUOTA_EXCEEDED)
+
+        plan      free (account)
+        versions  catalog 1, global 1, account 1
+        bucket    0, ready, epoch 1
+        at        2025-11-21T04:40:00Z
+
+           #  FEATURE        LIMIT       OF    RULE                  ENFORCEMENT  VERDICT         WHY
+        →  1  chat.requests  chat.month  acme  100 per month         hard         QUOTA_EXCEEDED  99 of 100 used; 2 asked, 1 left
+           2  chat.requests  chat.rpm    acme  10 per 1 m, burst 10  hard         passes          2 asked, 10 available now
+
+        """)
+  }
+
+  @Test func usageIsATable() async throws {
+    let harness = try await Harness()
+    try harness.fixture.use(harness.fixture.acme, "chat.requests", .month, settled: 40)
+    let run = try await harness.run("usage", "acme")
+    #expect(run.code == 0)
+    #expect(
+      run.out == """
+        acme, plan free, at 2025-11-21T04:40:00Z
+        FEATURE        LIMIT       OF    WINDOW  SETTLED  HELD  AMOUNT  REMAINING  RESET                 UNIT
+        chat.requests  chat.month  acme  month        40     0     100         60  2025-12-01T00:00:00Z  request
+        chat.requests  chat.rpm    acme  rate          0     0      10         10  2025-11-21T04:40:00Z  request
+        tokens.output  (billed)    acme  month         0     0       -          -  2025-12-01T00:00:00Z  token
+
+        """)
+  }
+
+  @Test func aChangeTellsBeforeAfterAndTheID() async throws {
+    let harness = try await Harness()
+    let id = AdminFixture.id(9).hex
+    let run = try await harness.run(
+      "limit", "set", "acme", "chat.month", "--amount", "5", "--reason", "abuse", "--id", id)
+    #expect(run.code == 0)
+    #expect(
+      run.out == """
+          acme chat.month: as in the plan → amount=5
+        applied (version 2, durable: redis, id \(id))
+
+        """)
+    #expect(harness.fixture.account()?.overrides.first?.author == "ann (test)")
+    let again = try await harness.run(
+      "limit", "set", "acme", "chat.month", "--amount", "5", "--reason", "abuse", "--id", id)
+    #expect(again.out == "unchanged: the override is already as asked\n")
+  }
+
+  @Test func aDryRunSaysSo() async throws {
+    let harness = try await Harness()
+    try harness.fixture.use(harness.fixture.acme, "chat.requests", .month, settled: 60)
+    let run = try await harness.run(
+      "limit", "set", "acme", "chat.month", "--amount", "60", "--reason", "r", "--dry-run")
+    #expect(
+      run.out == """
+          acme chat.month: as in the plan → amount=60
+        dry-run: nothing was changed
+        1 accounts affected, 1 denied at once
+          denied at once: acme
+
+        """)
+  }
+
+  @Test func catalogDiffAndApply() async throws {
+    let harness = try await Harness()
+    let file = try harness.directory.write(
+      "c.yaml", AdminFixture.catalogYAML.replacing("quota: 100,", with: "quota: 120,"))
+    let diff = try await harness.run("catalog", "diff", file)
+    #expect(diff.code == 1)
+    #expect(diff.out.contains("~ plans/free/chat.requests/chat.month quota: 100 → 120"))
+    #expect(try await harness.run("catalog", "apply", file).code == 0)
+    #expect(try await harness.run("catalog", "diff", file).code == 0)
+    let shown = try await harness.run("catalog", "show")
+    let back = try harness.directory.write("back.json", shown.out)
+    #expect(try await harness.run("catalog", "diff", back).code == 0)
+  }
+
+  @Test func theDefaultOfBypassIsToSetOne() async throws {
+    let harness = try await Harness()
+    #expect(
+      try await harness.run("bypass", "chat.requests", "--for", "30m", "--reason", "r").code == 0)
+    let list = try await harness.run("bypass", "list")
+    #expect(list.out.contains("chat.requests  2025-11-21T05:10:00Z  30 m  ann (test)  r"))
+    #expect(try await harness.run("bypass", "clear", "--all").code == 0)
+    #expect(try await harness.run("bypass", "list").out == "no bypass is in force\n")
+  }
+
+  @Test func statusOfADegradedSidecarIsOne() async throws {
+    let harness = try await Harness()
+    #expect(try await harness.run("status").code == 0)
+    harness.fixture.backend.edit { $0.health.redis.breaker = "open" }
+    let run = try await harness.run("status")
+    #expect(run.code == 1)
+    #expect(run.out.hasPrefix("sidecar     sidecar-1 0.1.0, ready, degraded, up 1 h 2 m\n"))
+  }
+
+  @Test func reconcileEndsWithTheDifference() async throws {
+    let harness = try await Harness()
+    let month = Window.month.period(containing: harness.fixture.backend.read(\.now))
+    let acme = harness.fixture.acme
+    let total = { (settled: Int64) in
+      BillingTotal(feature: try Name("chat.requests"), period: month, settled: settled)
+    }
+    let ledger = LedgerBilling(
+      cursor: StreamPosition(epoch: 1, sequence: 3), totals: [try total(7)])
+    var store = StoreBilling(
+      time: harness.fixture.backend.read(\.now), bucketState: .ready, isLoaded: true,
+      last: StreamPosition(epoch: 1, sequence: 3), firstSequence: 1, totals: [try total(7)],
+      undelivered: [])
+    let equal = store
+    harness.fixture.backend.edit {
+      $0.ledger[acme] = [ledger]
+      $0.store[acme] = [equal]
+    }
+    let good = try await harness.run("reconcile")
+    #expect(good.code == 0)
+    #expect(
+      good.out == """
+        1 accounts, 1 totals: redis 7 = ledger 7 + undelivered 0
+        difference 0
+
+        """)
+    store.totals = [try total(9)]
+    let unequal = store
+    harness.fixture.backend.edit { $0.store[acme] = [unequal] }
+    let bad = try await harness.run("reconcile")
+    #expect(bad.code == 1)
+    #expect(bad.out.hasSuffix("difference 2\n"))
+  }
+
+  // MARK: Import
+
+  @Test func anImportGoesOnWhereItWasStopped() async throws {
+    let harness = try await Harness()
+    let rows = (1...250).map { "b\($0),free" }.joined(separator: "\n")
+    let file = try harness.directory.write("rows.csv", "account,plan\n" + rows)
+    let size = Int64(rows.utf8.count + "account,plan\n".utf8.count)
+    let progress = #"{"file":"\#(file)","bytes":\#(size),"rows":200}"#
+    _ = try harness.directory.write("rows.csv.progress", progress)
+    let run = try await harness.run("account", "import", file, "--batch", "20")
+    #expect(run.code == 0, "\(run.error)")
+    #expect(run.out.contains("50 applied, 0 unchanged"))
+    #expect(run.out.contains("200 rows were done before"))
+    #expect(!FileManager.default.fileExists(atPath: file + ".progress"))
+    let again = try await harness.run("account", "import", file, "--batch", "20")
+    #expect(again.out.contains("200 applied, 50 unchanged"))
+  }
+
+  @Test func anImportReadsJSONLinesAndReportsBadRows() async throws {
+    let harness = try await Harness()
+    let file = try harness.directory.write(
+      "rows.jsonl",
+      """
+      {"account":"x","plan":"free"}
+      {"account":"y","paln":"free"}
+      {"account":"z","plan":"gold"}
+      """)
+    let run = try await harness.run("account", "import", file)
+    #expect(run.code == 4)
+    #expect(run.out.contains("1 applied"))
+    #expect(run.out.contains("row 2"))
+    #expect(run.out.contains("row 3 z: the catalog (version 1) has no plan gold (NOT_FOUND)"))
+  }
+
+  @Test func aDryRunOfAnImportWritesNothing() async throws {
+    let harness = try await Harness()
+    let file = try harness.directory.write("rows.csv", "x,free\ny,pro\n")
+    let run = try await harness.run("account", "import", file, "--dry-run")
+    #expect(run.out.contains("2 would change"))
+    #expect(harness.fixture.backend.read { $0.accounts.count } == 1)
+  }
+}
