@@ -106,8 +106,9 @@ import TollgateWire
       Issue.record("not rejected: \(twice)")
       return
     }
-    guard case .rejected(.amountOutOfRange, _)? = t.submit(2, record(2, item("a", -1)))
-      .completed[2]?.error
+    guard
+      case .rejected(.amountOutOfRange, _)? = t.submit(2, record(2, item("a", -1)))
+        .completed[2]?.error
     else {
       Issue.record("a negative amount was taken")
       return

@@ -185,7 +185,7 @@ private func open(_ feature: String, _ allowance: Int64) -> FeaturePolicy {
 
   @Test func anIdleConnectionIsKeptByPings() async throws {
     var manners = FakeSidecar.Manners()
-    manners.idleTimeout = 30
+    manners.idleTimeout = 1500
     try await withScene(manners) { scene in
       try await until("pings") { scene.sidecar.pings >= 3 }
       #expect(scene.sidecar.accepted == 1)

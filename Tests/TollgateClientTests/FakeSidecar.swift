@@ -189,7 +189,9 @@ final class FakeSidecar: Sendable {
       switch frame.header.opcode {
       case .hello:
         let hello = try Hello.decode(frame)
-        if let code = manners.refusesHello ?? (hello.token == manners.credential ? nil : .unauthenticated) {
+        if let code = manners.refusesHello
+          ?? (hello.token == manners.credential ? nil : .unauthenticated)
+        {
           let error = ErrorReply(code: code, message: "no")
           write(channel) { $0.writeFrame(error, correlation: frame.header.correlation) }
           channel.close(promise: nil)

@@ -54,7 +54,8 @@ import TollgateWire
   /// PROTOCOL 7.4: these, and no others, say that the request may have been applied, or that the
   /// same id may be sent again.
   @Test func verdictsFollowTheProtocol() {
-    #expect(ErrorCode.allCases.filter { Verdict($0) == .unknown } == [.outcomeUnknown, .internalError])
+    #expect(
+      ErrorCode.allCases.filter { Verdict($0) == .unknown } == [.outcomeUnknown, .internalError])
     #expect(
       ErrorCode.allCases.filter { Verdict($0) == .retry }
         == [.overloaded, .unavailable, .draining, .notReady])

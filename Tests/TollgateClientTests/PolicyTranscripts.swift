@@ -113,8 +113,9 @@ private func cutOff(
     }
     #expect(again.reason == .allowedFailOpen)
     #expect(again.replayed)
-    guard case .rejected(.idempotencyMismatch, _)? = t.submit(3, record(7, item("a", 2)))
-      .completed[3]?.error
+    guard
+      case .rejected(.idempotencyMismatch, _)? = t.submit(3, record(7, item("a", 2)))
+        .completed[3]?.error
     else {
       Issue.record("another body was taken")
       return
