@@ -28,8 +28,8 @@ public struct ClientConfiguration: Sendable {
   public var retryDelay: ClosedRange<Duration> = .milliseconds(2) ... .milliseconds(250)
 
   /// How often an idle connection is probed. The sidecar's idle timeout, which comes in its
-  /// welcome, shortens it to a third of that. A probe unanswered at the next one ends the
-  /// connection. 10 ms … 10 min.
+  /// welcome, shortens it to a third of that. Two intervals of silence after a probe end
+  /// the connection. 10 ms … 10 min.
   public var keepAlive: Duration = .seconds(10)
 
   /// Frames that may await their answer; the sidecar's own bound may lower it. At least 1.
@@ -60,8 +60,8 @@ public struct ClientConfiguration: Sendable {
   public var dedupeWindow: Duration = .seconds(3600)
 
   /// Called when a sidecar finally refuses to record what the client let through (its id is too
-  /// old, its feature is gone, …): the last chance to keep it. Called on the
-  /// client's event loop; must not block.
+  /// old, its feature is gone, …): the last chance to keep it. Called on the client's event loop;
+  /// must not block.
   public var onRefusedPost: (@Sendable (_ refused: RefusedPost) -> Void)?
 
   /// A configuration with defaults.

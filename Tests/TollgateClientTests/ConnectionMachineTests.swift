@@ -183,6 +183,7 @@ private func isFailure(_ action: Machine.Action) -> Bool {
   @Test func silenceAfterAProbeEndsTheConnection() throws {
     var machine = try opened()
     _ = machine.probeDue()
+    #expect(machine.probeDue() == .none)
     #expect(machine.probeDue() == .fail)
   }
 
@@ -190,8 +191,10 @@ private func isFailure(_ action: Machine.Action) -> Bool {
     var machine = try opened()
     let slot = machine.open(Parcel(number: 1))
     _ = machine.probeDue()
+    #expect(machine.probeDue() == .none)
     _ = machine.received(try frame(answer, slot))
     #expect(machine.probeDue() == .none)
+    #expect(machine.probeDue() == .fail)
   }
 
   @Test func aPongThatAnswersNothingIsFatal() throws {

@@ -42,6 +42,11 @@ func withScene(
   for sidecar in sidecars { try? await sidecar.kill() }
 }
 
+/// Waits without holding a thread: the calls under test need it.
+func until(_ what: String, _ condition: () throws -> Bool) async throws {
+  try await eventually(what) { () async throws -> Bool in try condition() }
+}
+
 /// The result of a call, as a value.
 func outcome(
   _ body: () async throws(TollgateError) -> Decision

@@ -50,13 +50,17 @@ struct ConnectionMachine<Slot: SlotContent> {
     case none
   }
 
+  /// With a probe every third of the sidecar's idle timeout, a dead connection is left before the
+  /// sidecar would leave it, and one late pong is no reason to.
+  static var silentIntervalsMax: Int { 2 }
+
   private(set) var state = State.greeting
   private var slots: [UInt64: Slot] = [:]
   private var lastCorrelation: UInt64
   private let helloCorrelation: UInt64 = 1
   private var probe: UInt64?
-  /// Whether anything arrived since the probe went out.
-  private var heardSinceProbe = false
+  /// Intervals in a row in which nothing arrived though a probe is out.
+  private var silentIntervals = 0
 
   init() { lastCorrelation = helloCorrelation }
 
@@ -72,7 +76,7 @@ struct ConnectionMachine<Slot: SlotContent> {
   }
 
   mutating func received(_ frame: Frame) -> Action {
-    heardSinceProbe = true
+    silentIntervals = 0
     guard let opcode = frame.header.opcode else {
       // Without a correlation id of ours it can only be a push of a later release.
       if frame.header.correlation == 0 { return .none }
@@ -163,11 +167,13 @@ struct ConnectionMachine<Slot: SlotContent> {
     switch state {
     case .greeting, .closed: return .none
     case .open, .draining:
-      if probe != nil, !heardSinceProbe { return .fail }
-      if probe != nil { return .none }
+      if probe != nil {
+        silentIntervals += 1
+        return silentIntervals >= Self.silentIntervalsMax ? .fail : .none
+      }
       lastCorrelation += 1
       probe = lastCorrelation
-      heardSinceProbe = false
+      silentIntervals = 0
       return .send(correlation: lastCorrelation)
     }
   }

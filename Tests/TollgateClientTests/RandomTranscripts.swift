@@ -1,0 +1,231 @@
+// Random events against the client machine, beside a naive sidecar, with the promises as oracle:
+// every call completes exactly once; no allowance is exceeded; everything let through is posted;
+// the charge of every id is what its caller was told.
+
+import Testing
+import TollgateTesting
+import TollgateWire
+
+@testable import TollgateClient
+
+/// What a sidecar knows: one verdict per id, given once, taken back by CANCEL.
+private struct Register {
+  private enum Entry { case allowed, denied, cancelled }
+  private var entries: [OperationID: Entry] = [:]
+
+  func isCharged(_ id: OperationID) -> Bool { entries[id] == .allowed }
+
+  mutating func receive(_ opcode: Opcode, _ record: Record, allows: Bool) -> DecisionRecord {
+    switch opcode {
+    case .consume:
+      let entry = entries[record.id] ?? (allows ? .allowed : .denied)
+      entries[record.id] = entry
+      switch entry {
+      case .allowed: return .decision(decision())
+      case .denied: return .decision(decision(.quotaExceeded))
+      case .cancelled: return .decision(decision(.cancelled))
+      }
+    case .post:
+      entries[record.id] = .allowed
+      return .decision(decision(.allowedPosted))
+    case .cancel:
+      entries[record.id] = .cancelled
+      return .decision(decision(.cancelled))
+    default: return .decision(decision())
+    }
+  }
+}
+
+private struct World {
+  struct Flight {
+    var connection: UInt64
+    var outgoing: ClientMachine.Outgoing
+    /// The sidecar has dealt with it; only the way back is left.
+    var answers: [DecisionRecord]?
+  }
+
+  var machine: ClientMachine
+  var random: SeededRandom
+  var register = Register()
+  var time: Int64 = 0
+  var dialling: [UInt64] = []
+  var open: [UInt64] = []
+  var flights: [Flight] = []
+  var completed: [UInt64: Result<Decision, TollgateError>] = [:]
+  var consumed: [UInt64: OperationID] = [:]
+  var lastToken: UInt64 = 0
+
+  let allowance: Int64 = 6
+
+  init(seed: SeededRandom) {
+    random = seed
+    machine = ClientMachine(
+      settings: ClientMachine.Settings(
+        endpoints: 2, inFlightMax: 4, recordsPerFrameMax: 3, unpostedMax: 8, uncancelledMax: 4,
+        connectTimeout: 20_000_000, owedTimeout: 30_000_000,
+        reconnect: Pause(first: 1_000_000, longest: 8_000_000),
+        retry: Pause(first: 1_000_000, longest: 4_000_000), seed: random.next()))
+  }
+
+  var now: ClientMachine.Now { .at(time) }
+
+  mutating func settle() {
+    while true {
+      machine.pump(now)
+      let effects = machine.takeEffects()
+      if effects.isEmpty { return }
+      for effect in effects { perform(effect) }
+    }
+  }
+
+  mutating func perform(_ effect: ClientMachine.Effect) {
+    switch effect {
+    case .connect(let id, _): dialling.append(id)
+    case .send(let id, let outgoing):
+      if open.contains(id) {
+        flights.append(Flight(connection: id, outgoing: outgoing))
+      } else {
+        machine.undelivered(outgoing.shipment)
+      }
+    case .close(let id): end(id)
+    case .complete(let token, let result):
+      #expect(completed[token] == nil, "call \(token) completed twice")
+      completed[token] = result
+    case .ready, .refusedPost, .idle: break
+    }
+  }
+
+  mutating func end(_ id: UInt64) {
+    guard dialling.contains(id) || open.contains(id) else { return }
+    dialling.removeAll { $0 == id }
+    open.removeAll { $0 == id }
+    let orphans = flights.filter { $0.connection == id }.map(\.outgoing.shipment)
+    flights.removeAll { $0.connection == id }
+    machine.closed(id, orphans: orphans, trouble: "cut", now)
+  }
+
+  mutating func arrive(_ index: Int, healthy: Bool) {
+    guard flights[index].answers == nil else { return }
+    let outgoing = flights[index].outgoing
+    flights[index].answers = outgoing.records.map { record in
+      if !healthy, random.chance(0.15) { return refusal(.overloaded) }
+      let answer = register.receive(
+        outgoing.opcode, record, allows: healthy || random.chance(0.8))
+      if !healthy, random.chance(0.1) { return refusal(.outcomeUnknown) }
+      return answer
+    }
+  }
+
+  mutating func reply(_ index: Int) {
+    guard let answers = flights[index].answers else { return }
+    let flight = flights.remove(at: index)
+    machine.answered(flight.connection, flight.outgoing.shipment, answers, now)
+  }
+
+  mutating func welcome(_ id: UInt64) {
+    dialling.removeAll { $0 == id }
+    open.append(id)
+    machine.welcomed(
+      id, makeWelcome(inFlightMax: 3, ["a": .open(allowance: allowance), "b": .closed]), now)
+  }
+
+  mutating func submit() {
+    let group = lastToken + 1
+    let deadline = now.monotonic + Int64.random(in: 1...30, using: &random) * 1_000_000
+    for _ in 0..<Int.random(in: 1...4, using: &random) {
+      lastToken += 1
+      let consumes = random.chance(0.8)
+      let record = Record(
+        id: OperationID(high: UInt64(now.wall.milliseconds) << 16, low: lastToken),
+        subject: subject("acme"),
+        items: [item(random.chance(0.6) ? "a" : "b", Int64.random(in: 1...2, using: &random))])
+      if consumes { consumed[lastToken] = record.id }
+      machine.submit(
+        ClientMachine.Call(
+          token: lastToken, consumes: consumes, record: record, group: group, deadline: deadline),
+        now)
+    }
+  }
+
+  mutating func step() {
+    switch Int.random(in: 0..<100, using: &random) {
+    case 0..<30: submit()
+    case 30..<50:
+      if let index = flights.indices.randomElement(using: &random) { arrive(index, healthy: false) }
+    case 50..<65:
+      if let index = flights.indices.randomElement(using: &random) { reply(index) }
+    case 65..<72: if let id = dialling.randomElement(using: &random) { welcome(id) }
+    case 72..<75: if let id = dialling.randomElement(using: &random) { end(id) }
+    case 75..<78: if let id = open.randomElement(using: &random) { end(id) }
+    case 78..<80:
+      if let id = open.randomElement(using: &random) {
+        machine.wentAway(id, GoAway(code: .draining, graceMilliseconds: 9, message: ""), now)
+      }
+    case 80..<83: machine.cancel(UInt64.random(in: 0...lastToken, using: &random))
+    case 83..<86:
+      if let id = open.randomElement(using: &random) {
+        machine.writabilityChanged(id, random.chance(0.6))
+      }
+    default:
+      time += Int64.random(in: 1...6, using: &random)
+      machine.wake(now)
+    }
+    settle()
+  }
+
+  /// A healthy sidecar from here on, until nothing is outstanding or owed.
+  mutating func heal() {
+    for _ in 0..<10_000 {
+      if machine.calls.isEmpty, machine.book.posts.isEmpty, machine.book.cancels.isEmpty { return }
+      while let id = dialling.first {
+        welcome(id)
+        settle()
+      }
+      for id in open { machine.writabilityChanged(id, true) }
+      while !flights.isEmpty {
+        arrive(0, healthy: true)
+        reply(0)
+        settle()
+      }
+      time += 1
+      machine.wake(now)
+      settle()
+    }
+    Issue.record("never at rest")
+  }
+}
+
+@Suite struct RandomTranscripts {
+  @Test func everyCallEndsOnceAndIsChargedAsItsCallerWasTold() {
+    var random = SeededRandom.fromEnvironment("client machine")
+    for _ in 0..<60 {
+      var world = World(seed: random.fork())
+      world.machine.start(world.now)
+      world.settle()
+      for _ in 0..<1500 {
+        world.step()
+        let machine = world.machine
+        #expect(machine.book.posts.count <= 8)
+        #expect(machine.book.cancels.count <= 4)
+        let owed = machine.book.posts.records.flatMap(\.items).reduce(0) { $0 + $1.amount }
+        #expect(owed <= world.allowance, "more let through than allowed")
+        #expect(machine.queue.count <= 2 * machine.calls.count + 64)
+        #expect(machine.alarms.count <= 4 * machine.calls.count + 64)
+        #expect(machine.connections.values.allSatisfy { $0.framesInFlight >= 0 })
+      }
+      world.heal()
+      #expect(world.completed.count == Int(world.lastToken))
+      for (token, id) in world.consumed {
+        switch world.completed[token] {
+        case .success(let decision):
+          #expect(
+            world.register.isCharged(id) == decision.isAllowed,
+            "operation \(id): told \(decision.reason.name)")
+        case .failure(.notSent), .failure(.rejected):
+          #expect(!world.register.isCharged(id), "operation \(id): said not to be applied")
+        case .failure(.outcomeUnknown), nil: break
+        }
+      }
+    }
+  }
+}
