@@ -181,7 +181,8 @@ final class StoreRig {
       case "stream":
         value.append("\(try redis.command("XRANGE", key, "-", "+"))")
         let info = try redis.command("XINFO", "STREAM", key).dictionary
-        for name in ["length", "last-generated-id", "entries-added", "max-deleted-entry-id"] {
+        // Not max-deleted-entry-id: Redis cannot set it back to none, and only XINFO shows it.
+        for name in ["length", "last-generated-id", "entries-added"] {
           value.append("\(name)=\(info[name] ?? "")")
         }
       case "zset":

@@ -17,9 +17,9 @@ local version = tonumber(ARGV[3])
 if version <= (tonumber(H[1]) or -1) then
   return {0, H[1]}
 end
+local ms = floor(max(clock(), tonumber(M[5]) or 0) / 1000)
 set(KEYS[2], {'version', int(version), 'cfg', ARGV[4]}, H)
 if version > (tonumber(M[3]) or -1) then
-  local ms = floor(max(clock(), tonumber(M[5]) or 0) / 1000)
   set(KEYS[1], {'gv', int(version), 'ct', int(ms)}, {M[3], M[4]})
 end
 return {0, int(version)}
