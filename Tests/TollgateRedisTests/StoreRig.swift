@@ -22,7 +22,8 @@ final class StoreRig {
   /// Milliseconds; only with a test clock.
   private(set) var now: WallTime
 
-  static let start = WallTime(milliseconds: 1_800_000_000_000)
+  /// 2065: far from the real clock, by which Redis expires keys.
+  static let start = WallTime(milliseconds: 3_000_000_000_000)
   static let clockText = "local t = call('TIME')\nreturn t[1] * 1000000 + t[2]"
   static func testClock(_ text: String) -> String {
     text.replacing(clockText, with: "return tonumber(call('GET', 'test:now'))")

@@ -22,8 +22,8 @@ local CHECK, POST = 1, 2
 local bytesField = class == 'm' and 'om' or 'ov'
 local sliceField = class .. format('%.0f', slice)
 
-local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack', 'nb', 'ct', bytesField, sliceField,
-  'hm', 'hv')
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack', 'nb', bytesField, sliceField,
+  class == 'm' and 'hm' or 'hv')
 local seq = tonumber(M[2]) or 0
 if M[1] ~= ARGV[1] or seq < seen then
   return {2, M[1], M[2]}
@@ -31,24 +31,19 @@ end
 local now = max(clock(), tonumber(M[3]) or 0)
 local ms = floor(now / 1000)
 
--- The age of the id, then its record. A record may lie in the other class where the catalog
--- changed the feature's importance after this id can have been used first.
+-- The age of the id, then its record. It may lie in the other class: another body under this id,
+-- or a catalog that changed the feature's importance since.
 local id = sub(ARGV[2], 1, 16)
 local recordKey, record = KEYS[3], false
 if mode ~= CHECK then
-  local changed = opTime - 60000 <= (tonumber(M[7]) or 0)
-  local horizon = tonumber(class == 'm' and M[10] or M[11]) or 0
-  if changed then
-    horizon = max(horizon, tonumber(class == 'm' and M[11] or M[10]) or 0)
-  end
-  if ms - opTime > window or opTime < horizon then
+  if ms - opTime > window or opTime < (tonumber(M[9]) or 0) then
     return {4}
   end
   if opTime - ms > 60000 then
     return {5}
   end
   record = call('HGET', recordKey, id)
-  if not record and changed then
+  if not record then
     record = call('HGET', KEYS[4], id)
     if record then
       recordKey = KEYS[4]
@@ -197,7 +192,7 @@ if reason < 16 then
 end
 -- Money is denied at the ceiling; volume shortens its window (sweep), and is denied only where
 -- that does not keep up.
-local bytes = tonumber(M[8]) or 0
+local bytes = tonumber(M[7]) or 0
 local full = mode == 0 and bytes >= bytesMax and (class == 'm' or bytes >= bytesMax * 1.25)
 if full then
   reason, binding, retry, mask, births = 25, nil, -1, 0, 0
@@ -309,7 +304,7 @@ end
 -- All text of numbers is made before the first write: `int` may refuse.
 local grown = #answer - (record and #record or -80)
 local metaNow = {int(seq + births), int(now), int(bytes + grown),
-  int((tonumber(M[9]) or 0) + grown)}
+  int((tonumber(M[8]) or 0) + grown)}
 local sliceEnd = int((slice + 1) * 120000 + 90000000)
 local hashKey = function(k) return k == 1 and KEYS[5] or KEYS[k + 5] end
 local done = {}
@@ -328,7 +323,7 @@ local function undo(err)
     end
   end
   if metaDone then
-    restore(KEYS[1], {'seq', 't', bytesField, sliceField}, {M[2], M[3], M[8], M[9]})
+    restore(KEYS[1], {'seq', 't', bytesField, sliceField}, {M[2], M[3], M[7], M[8]})
   end
   if recordDone then
     restore(recordKey, {id}, {record})
@@ -384,7 +379,7 @@ if type(r) == 'table' then
   undo(r)
 end
 recordDone = true
-if not M[9] then
+if not M[8] then
   r = try('PEXPIREAT', KEYS[3], sliceEnd)
   if type(r) == 'table' then
     undo(r)
