@@ -87,6 +87,7 @@ struct OracleRound {
     try rig.open()
     rig.account = AccountConfig(version: 1, plan: Catalog.name("pro"))
     evaluator.state.globalVersion = 1
+    evaluator.state.latest = microseconds
     for name in ["a", "b"] {
       let account = try Subject(name)
       try rig.seed(name)
@@ -132,8 +133,10 @@ struct OracleRound {
 
   private mutating func moveClock() {
     let dice = random.unit()
-    if dice < 0.6 {
-      microseconds += Int64.random(in: 0...400_000, using: &random)
+    if dice < 0.55 {
+      microseconds += Int64.random(in: 0...20_000, using: &random)
+    } else if dice < 0.68 {
+      microseconds += Int64.random(in: 0...2_000_000, using: &random)
     } else if dice < 0.75 {
       microseconds += Int64.random(in: 0...90_000_000, using: &random)
     } else if dice < 0.78 {
@@ -169,7 +172,7 @@ struct OracleRound {
     switch random.unit() {
     case ..<0.06: 0
     case ..<0.85: Int64.random(in: 1...6, using: &random)
-    case ..<0.98: Int64.random(in: 7...60, using: &random)
+    case ..<0.985: Int64.random(in: 7...60, using: &random)
     default: Quantity.maximum - Int64.random(in: 0...1, using: &random)
     }
   }
@@ -204,7 +207,8 @@ struct OracleRound {
 
   private mutating func decide() throws {
     guard let subject = subjects.randomElement(using: &random) else { return }
-    let features = RandomCatalog.features.shuffled(using: &random)
+    let known = random.chance(0.9) ? 5 : 7
+    let features = RandomCatalog.features.prefix(known).shuffled(using: &random)
       .prefix(random.chance(0.7) ? 1 : Int.random(in: 2...4, using: &random))
     let items = features.map { Item(feature: $0, amount: amount()) }
     let dice = random.unit()
@@ -345,7 +349,7 @@ struct OracleRound {
     else { return }
     count("config")
     config.version += 1
-    config.frozen = random.chance(0.08)
+    config.frozen = random.chance(0.04)
     config.overrides = RandomCatalog.overrides(rig.global.catalog, account, resolvedAt, &random)
     accounts[account] = config
     evaluator.state.accountVersions[account] = config.version

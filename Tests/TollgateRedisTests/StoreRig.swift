@@ -62,6 +62,9 @@ final class StoreRig {
     try redis.command("SET", "test:now", "\(time.milliseconds * 1000 + microseconds)")
   }
 
+  /// Resolves at this instant; for rigs on Redis's own clock.
+  func useTime(_ time: WallTime) { now = time }
+
   func advance(_ milliseconds: Int64) throws { try setNow(now + milliseconds) }
 
   /// The bucket open at epoch 1 and the account `acme` seeded with nothing.
