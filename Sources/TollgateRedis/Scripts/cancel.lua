@@ -10,7 +10,7 @@
 --   nothing where that period is no longer held; every delta gets one reversal (index 64 + item,
 --   negative numbers). May run when memory is full: it takes back.
 -- Complexity: O(cells + items).
-local _, seen, epoch, _, _, opTime, _, window, _, _, class, slice = decode(ARGV[3])
+local _, seen, e, epoch, _, _, opTime, _, window, _, _, class, slice = decode(ARGV[3])
 local bytesField = class == 'm' and 'om' or 'ov'
 local sliceField = class .. format('%.0f', slice)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', bytesField, sliceField,
@@ -36,7 +36,6 @@ if not record then
     recordKey = KEYS[4]
   end
 end
-local e = format('%.0f', epoch)
 local births, mask, answer = 0, 0, nil
 local P, cells, itemsAt
 if record then
