@@ -44,8 +44,10 @@ import TollgateTesting
       #expect(DecideReply(RESPReply(replies[0])).reason == .allowed)
     }
     let took = ContinuousClock.now - begun
-    let perSecond = Double(rounds * depth) / (Double(took.components.attoseconds) / 1e18
-      + Double(took.components.seconds))
+    let perSecond =
+      Double(rounds * depth)
+      / (Double(took.components.attoseconds) / 1e18
+        + Double(took.components.seconds))
     let stats = try #require(try rig.redis.command("INFO", "commandstats").string)
     let line = stats.split(whereSeparator: \.isNewline).first { $0.contains("cmdstat_evalsha:") }
     print("decide, 3 limits + delta, depth \(depth): \(Int(perSecond)) ops/s; \(line ?? "")")
