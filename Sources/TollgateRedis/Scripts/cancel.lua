@@ -10,22 +10,18 @@
 --   nothing where that period is no longer held; every delta gets one reversal (index 64 + item,
 --   negative numbers). May run when memory is full: it takes back.
 -- Complexity: O(cells + items).
-local _, seen, epoch, _, _, opTime, _, window, _, _, class, slice = decode(ARGV[3])
+local _, seen, e, epoch, _, _, opTime, _, window, _, _, class, slice = decode(ARGV[3])
 local bytesField = class == 'm' and 'om' or 'ov'
 local sliceField = class .. format('%.0f', slice)
-local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ct', bytesField, sliceField, 'hm', 'hv')
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't', bytesField, sliceField,
+  class == 'm' and 'hm' or 'hv')
 local seq = tonumber(M[2]) or 0
 if M[1] ~= ARGV[1] or seq < seen then
   return {2, M[1], M[2]}
 end
 local now = max(clock(), tonumber(M[3]) or 0)
 local ms = floor(now / 1000)
-local changed = opTime - 60000 <= (tonumber(M[4]) or 0)
-local horizon = tonumber(class == 'm' and M[7] or M[8]) or 0
-if changed then
-  horizon = max(horizon, tonumber(class == 'm' and M[8] or M[7]) or 0)
-end
-if ms - opTime > window or opTime < horizon then
+if ms - opTime > window or opTime < (tonumber(M[6]) or 0) then
   return {4}
 end
 if opTime - ms > 60000 then
@@ -34,13 +30,12 @@ end
 local id, print = sub(ARGV[2], 1, 16), sub(ARGV[2], 17, 32)
 local recordKey = KEYS[3]
 local record = call('HGET', recordKey, id)
-if not record and changed then
+if not record then
   record = call('HGET', KEYS[4], id)
   if record then
     recordKey = KEYS[4]
   end
 end
-local e = format('%.0f', epoch)
 local births, mask, answer = 0, 0, nil
 local P, cells, itemsAt
 if record then
@@ -111,13 +106,13 @@ for i = 1, #changes do
   set(unpack(changes[i]))
 end
 set(recordKey, {id, answer}, {record})
-if not M[6] then
+if not M[5] then
   write(nil, 'PEXPIREAT', KEYS[3], int((slice + 1) * 120000 + 90000000))
 end
 local grown = #answer - (record and #record or -80)
 set(KEYS[1], {'seq', int(seq + births), 't', int(now), bytesField,
-  int((tonumber(M[5]) or 0) + grown), sliceField, int((tonumber(M[6]) or 0) + grown)},
-  {M[2], M[3], M[5], M[6]})
+  int((tonumber(M[4]) or 0) + grown), sliceField, int((tonumber(M[5]) or 0) + grown)},
+  {M[2], M[3], M[4], M[5]})
 local appended = 0
 for i = 1, births > 0 and P[4] or 0 do
   if P[itemsAt + (i - 1) * 3 + 1] == 1 then

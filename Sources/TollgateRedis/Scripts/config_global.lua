@@ -10,7 +10,7 @@
 --
 -- Invariants: the version only grows, and meta.gv of this bucket with it; catalogs are bounded,
 --   because each new one forgets one. The audit entry is the last write. Complexity: O(1).
-local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ct')
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv')
 local stop = fenced(M[1], M[2])
 if stop then
   return stop
@@ -36,8 +36,7 @@ if ARGV[9] ~= '0' then
   end
 end
 set(KEYS[3], {'version', new, 'cfg', ARGV[7], 'op', ARGV[4]}, H)
-set(KEYS[1], {'seq', sequence, 't', int(now), 'gv', new, 'ct', int(ms)},
-  {M[2], M[3], M[4], M[5]})
+set(KEYS[1], {'seq', sequence, 't', int(now), 'gv', new}, {M[2], M[3], M[4]})
 write(nil, 'XADD', KEYS[2], ARGV[3] .. '-' .. sequence, 'd',
   ARGV[4] .. encode(3, 0, ms, 0, 0, 0), 'b', ARGV[8])
 local r = try('XADD', KEYS[4], 'MAXLEN', '~', '10000', '*', 't', int(ms), 'b', ARGV[8])

@@ -5,7 +5,8 @@
 -- KEYS  1 meta · 2 outbox · 3 operation slice · 4 the slice in the other class · 5 account header
 --       6 index of deeper subjects, 7... their hashes (only where the plan reads any)
 -- ARGV  1 fence text · 2 operation id (16 bytes) and fingerprint (4 x 4 bytes)
---       3 MessagePack: mode (0 consume, 1 check, 2 post), seen sequence, epoch, global version,
+--       3 MessagePack: mode (0 consume, 1 check, 2 post), seen sequence, epoch as text
+--         and as number, global version,
 --         account version, operation time ms, not after ms (0: none), dedupe window ms, bytes of
 --         records allowed, outbox entries allowed, class letter, slice number
 --       4 the plan (layout in DecidePlan.swift) · 5... one delta body per metered item
@@ -16,14 +17,14 @@
 --   arrival time; every metered item of an allowed operation bears exactly one delta; meta.seq is
 --   the last sequence in the outbox; of an id at most one record exists.
 -- Complexity: O(cells + limits + items); one call per hash read or written, one per delta.
-local mode, seen, epoch, gv, av, opTime, notAfter, window, bytesMax, outMax, class, slice =
+local mode, seen, e, epoch, gv, av, opTime, notAfter, window, bytesMax, outMax, class, slice =
   decode(ARGV[3])
 local CHECK, POST = 1, 2
 local bytesField = class == 'm' and 'om' or 'ov'
 local sliceField = class .. format('%.0f', slice)
 
-local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack', 'nb', 'ct', bytesField, sliceField,
-  'hm', 'hv')
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack', 'nb', bytesField, sliceField,
+  class == 'm' and 'hm' or 'hv')
 local seq = tonumber(M[2]) or 0
 if M[1] ~= ARGV[1] or seq < seen then
   return {2, M[1], M[2]}
@@ -31,24 +32,19 @@ end
 local now = max(clock(), tonumber(M[3]) or 0)
 local ms = floor(now / 1000)
 
--- The age of the id, then its record. A record may lie in the other class where the catalog
--- changed the feature's importance after this id can have been used first.
+-- The age of the id, then its record. It may lie in the other class: another body under this id,
+-- or a catalog that changed the feature's importance since.
 local id = sub(ARGV[2], 1, 16)
 local recordKey, record = KEYS[3], false
 if mode ~= CHECK then
-  local changed = opTime - 60000 <= (tonumber(M[7]) or 0)
-  local horizon = tonumber(class == 'm' and M[10] or M[11]) or 0
-  if changed then
-    horizon = max(horizon, tonumber(class == 'm' and M[11] or M[10]) or 0)
-  end
-  if ms - opTime > window or opTime < horizon then
+  if ms - opTime > window or opTime < (tonumber(M[9]) or 0) then
     return {4}
   end
   if opTime - ms > 60000 then
     return {5}
   end
   record = call('HGET', recordKey, id)
-  if not record and changed then
+  if not record then
     record = call('HGET', KEYS[4], id)
     if record then
       recordKey = KEYS[4]
@@ -84,7 +80,6 @@ local hashes, cells, limits, items = P[1], P[2], P[3], P[4]
 local at = 6
 local R, F = {}, {at}
 R[1] = call('HMGET', KEYS[5], 'e', 'v', unpack(P, at, at + P[5] - 1))
-local e = format('%.0f', epoch)
 if tonumber(M[4]) ~= gv or (R[1][2] and tonumber(R[1][2]) ~= av) then
   local cfg = tonumber(R[1][2]) ~= av and call('HGET', KEYS[5], 'cfg')
   return {7, M[4] or '0', R[1][2], cfg}
@@ -128,7 +123,7 @@ for c = 1, cells do
 end
 
 -- What each limit says. T: arrival times; D: limits that would deny.
-local T, D = {}, {}
+local T, D, rates = {}, {}, false
 local hardReason, hardLeft, hardLimit, hardRetry
 local softReason, softLeft, softLimit
 for l = 1, limits do
@@ -152,7 +147,7 @@ for l = 1, limits do
       -- Rebuilt: a rate starts without burst at the instant the epoch was opened.
       tat = max(M[6] + P[b + 7], now)
     end
-    T[l] = tat
+    T[l], rates = tat, true
     local wait = tat + P[b + 6] - now - P[b + 7]
     if wait > 0 then
       reason, left = 23, max(0, floor((P[b + 7] - (tat - now)) / P[b + 8]))
@@ -197,7 +192,7 @@ if reason < 16 then
 end
 -- Money is denied at the ceiling; volume shortens its window (sweep), and is denied only where
 -- that does not keep up.
-local bytes = tonumber(M[8]) or 0
+local bytes = tonumber(M[7]) or 0
 local full = mode == 0 and bytes >= bytesMax and (class == 'm' or bytes >= bytesMax * 1.25)
 if full then
   reason, binding, retry, mask, births = 25, nil, -1, 0, 0
@@ -215,22 +210,20 @@ if allowed then
     end
     cell[2] = settled
   end
-  if mode == 0 then
-    for l, tat in pairs(T) do
-      if not D[l] then
-        T[l] = tat + P[limitsAt + (l - 1) * 9 + 6]
+  if mode == 0 and rates then
+    for l = 1, limits do
+      if T[l] and not D[l] then
+        T[l] = T[l] + P[limitsAt + (l - 1) * 9 + 6]
       end
     end
   end
 end
 
 -- The record: the answer, and what a replay gives again.
-local out = {reason, ms, gv, av, epoch, births > 0 and seq + 1 or 0, mask, 0,
-  binding and P[binding + 1] or 0, binding and P[binding + 3] or '', retry, items}
-if mode == CHECK then
-  out[6], out[7] = 0, 0
-end
-local n = 12
+local first = births > 0 and mode ~= CHECK and seq + 1 or 0
+local answer = sub(ARGV[2], 17, 32) .. encode(reason, ms, gv, av, epoch, first,
+  mode == CHECK and 0 or mask, 0, binding and P[binding + 1] or 0,
+  binding and P[binding + 3] or '', retry, items)
 for i = 1, items do
   local least, limit, settled, held, reset
   for l = 1, limits do
@@ -263,95 +256,65 @@ for i = 1, items do
       settled, held = cell[2] - cell[4], cell[3]
     end
   end
-  out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5] = limit, least, settled, held, reset
-  n = n + 5
+  answer = answer .. encode(limit, least, settled, held, reset)
 end
-local answer = sub(ARGV[2], 17, 32) .. encode(unpack(out, 1, n))
 if mode == CHECK or full then
   return answer
 end
 
--- Commit. `step` counts the writes done, so that `undo` takes back exactly those.
-local W, old, expiry = {}, {}, {}
+-- Commit. What each hash gets: W[k] = {field, value, ...}; all text of numbers is made before the
+-- first write, because `int` may refuse.
+local W, expiry = {}, {}
 if allowed then
   for c = 1, cells do
     local b = cellsAt + (c - 1) * 5
-    local k = P[b]
+    local k, cell = P[b], C[c]
+    local field = P[F[k] + P[b + 1] - 1]
+    local packed = encode(cell[1], cell[2], cell[3], cell[4], cell[5], cell[6], cell[7])
     local w = W[k]
-    if not w then
-      w = {}
-      W[k] = w
+    if w then
+      local n = #w
+      w[n + 1], w[n + 2] = field, packed
+    else
+      W[k] = {field, packed}
     end
-    local cell = C[c]
-    w[#w + 1] = P[F[k] + P[b + 1] - 1]
-    w[#w + 1] = encode(cell[1], cell[2], cell[3], cell[4], cell[5], cell[6], cell[7])
     if k > 1 then
       expiry[k] = max(expiry[k] or 0, lifetime(P[b + 3]))
     end
   end
-  for l, tat in pairs(T) do
-    if mode == 0 and not D[l] then
-      local b = limitsAt + (l - 1) * 9
-      local k = P[b + 4]
-      local w = W[k]
-      if not w then
-        w = {}
-        W[k] = w
-      end
-      w[#w + 1] = P[F[k] + P[b + 5] - 1]
-      w[#w + 1] = int(tat)
-      if k > 1 then
-        expiry[k] = max(expiry[k] or 0, (floor((now + P[b + 7]) / 1000 / DAY) + 2) * DAY)
+  if mode == 0 and rates then
+    for l = 1, limits do
+      local tat = T[l]
+      if tat and not D[l] then
+        local b = limitsAt + (l - 1) * 9
+        local k = P[b + 4]
+        local field = P[F[k] + P[b + 5] - 1]
+        local w = W[k]
+        if w then
+          local n = #w
+          w[n + 1], w[n + 2] = field, int(tat)
+        else
+          W[k] = {field, int(tat)}
+        end
+        if k > 1 then
+          expiry[k] = max(expiry[k] or 0, (floor((now + P[b + 7]) / 1000 / DAY) + 2) * DAY)
+        end
       end
     end
   end
 end
--- All text of numbers is made before the first write: `int` may refuse.
 local grown = #answer - (record and #record or -80)
-local metaNow = {int(seq + births), int(now), int(bytes + grown),
-  int((tonumber(M[9]) or 0) + grown)}
-local sliceEnd = int((slice + 1) * 120000 + 90000000)
-local hashKey = function(k) return k == 1 and KEYS[5] or KEYS[k + 5] end
-local done = {}
-local metaDone, recordDone, appended = false, false, 0
-local function undo(err)
-  if appended > 0 then
-    unappend(KEYS[2], e, seq, appended)
-  end
-  local function restore(key, fields, was)
-    for i = 1, #fields do
-      if was[i] then
-        try('HSET', key, fields[i], was[i])
-      else
-        try('HDEL', key, fields[i])
-      end
-    end
-  end
-  if metaDone then
-    restore(KEYS[1], {'seq', 't', bytesField, sliceField}, {M[2], M[3], M[8], M[9]})
-  end
-  if recordDone then
-    restore(recordKey, {id}, {record})
-  end
-  for i = #done, 1, -1 do
-    local k = done[i]
-    local row, fields, was = R[k], {}, {}
-    for f = 1, #row - 2 do
-      fields[f], was[f] = P[F[k] + f - 1], row[f + 2]
-    end
-    restore(hashKey(k), fields, was)
-    if k > 1 then
-      restore(hashKey(k), {'e', 'x'}, {row[1], row[2]})
-    end
-  end
-  abort(err)
-end
+local newSeq, newTime, newBytes = int(seq + births), int(now), int(bytes + grown)
+local newSlice = int((tonumber(M[8]) or 0) + grown)
+local sliceEnd = not M[8] and int((slice + 1) * 120000 + 90000000)
+
 -- Deeper subjects that are new, of an older epoch, or that live longer now: rare, through the
 -- journal of the prelude, before everything else.
 for k = 2, hashes do
   local w = W[k]
   if w then
     local row = R[k]
+    local key = KEYS[k + 5]
     local before = row[1] == e and tonumber(row[2]) or 0
     local later = max(before, expiry[k])
     if row[1] ~= e then
@@ -359,52 +322,102 @@ for k = 2, hashes do
       for i = 1, #w do
         flat[i + 4] = w[i]
       end
-      local stale = row[1] and write(nil, 'PEXPIRETIME', hashKey(k)) or 0
-      replace(hashKey(k), flat)
-      touch(KEYS[6], hashKey(k), max(stale, 0), later, ms)
-      W[k] = nil
+      local stale = row[1] and write(nil, 'PEXPIRETIME', key) or 0
+      replace(key, flat)
+      touch(KEYS[6], key, max(stale, 0), later, ms)
+      W[k] = false
     elseif later > before then
-      set(hashKey(k), {'x', int(later)}, {row[2]})
-      touch(KEYS[6], hashKey(k), before, later, ms)
+      set(key, {'x', int(later)}, {row[2]})
+      touch(KEYS[6], key, before, later, ms)
     end
   end
 end
-for k = 1, hashes do
-  local w = W[k]
-  if w then
-    local r = try('HSET', hashKey(k), unpack(w))
-    if type(r) == 'table' then
-      undo(r)
+
+-- The usual writes, which keep no journal: `hashesDone`, `recordDone`, `metaDone` and `appended`
+-- say what a failure has to take back.
+local failure
+local hashesDone, recordDone, metaDone, appended = 0, false, false, 0
+repeat
+  local r
+  for k = 1, hashes do
+    local w = W[k]
+    if w then
+      r = try('HSET', k == 1 and KEYS[5] or KEYS[k + 5], unpack(w))
+      if type(r) == 'table' then
+        failure = r
+        break
+      end
     end
-    done[#done + 1] = k
+    hashesDone = k
   end
-end
-local r = try('HSET', recordKey, id, answer)
-if type(r) == 'table' then
-  undo(r)
-end
-recordDone = true
-if not M[9] then
-  r = try('PEXPIREAT', KEYS[3], sliceEnd)
+  if failure then
+    break
+  end
+  r = try('HSET', recordKey, id, answer)
   if type(r) == 'table' then
-    undo(r)
+    failure = r
+    break
   end
-end
-r = try('HSET', KEYS[1], 'seq', metaNow[1], 't', metaNow[2], bytesField, metaNow[3],
-  sliceField, metaNow[4])
-if type(r) == 'table' then
-  undo(r)
-end
-metaDone = true
-for i = 1, items do
-  if allowed and P[itemsAt + (i - 1) * 3 + 1] == 1 then
-    local amount = P[itemsAt + (i - 1) * 3]
-    r = try('XADD', KEYS[2], e .. '-' .. format('%.0f', seq + appended + 1), 'd',
-      id .. encode(1, i - 1, ms, amount, amount, 0), 'b', ARGV[5 + appended])
+  recordDone = true
+  if sliceEnd then
+    r = try('PEXPIREAT', KEYS[3], sliceEnd)
     if type(r) == 'table' then
-      undo(r)
+      failure = r
+      break
     end
-    appended = appended + 1
+  end
+  r = try('HSET', KEYS[1], 'seq', newSeq, 't', newTime, bytesField, newBytes, sliceField, newSlice)
+  if type(r) == 'table' then
+    failure = r
+    break
+  end
+  metaDone = true
+  if births > 0 then
+    for i = 1, items do
+      local at = itemsAt + (i - 1) * 3
+      if P[at + 1] == 1 then
+        local amount = P[at]
+        r = try('XADD', KEYS[2], e .. '-' .. format('%.0f', seq + appended + 1), 'd',
+          id .. encode(1, i - 1, ms, amount, amount, 0), 'b', ARGV[5 + appended])
+        if type(r) == 'table' then
+          failure = r
+          break
+        end
+        appended = appended + 1
+      end
+    end
+  end
+until true
+if not failure then
+  return answer
+end
+
+-- Undo, last write first, from the values read at the start.
+local function restore(key, fields, was)
+  for i = 1, #fields do
+    if was[i] then
+      try('HSET', key, fields[i], was[i])
+    else
+      try('HDEL', key, fields[i])
+    end
   end
 end
-return answer
+if appended > 0 then
+  unappend(KEYS[2], e, seq, appended)
+end
+if metaDone then
+  restore(KEYS[1], {'seq', 't', bytesField, sliceField}, {M[2], M[3], M[7], M[8]})
+end
+if recordDone then
+  restore(recordKey, {id}, {record})
+end
+for k = hashesDone, 1, -1 do
+  if W[k] then
+    local row, fields, was = R[k], {}, {}
+    for f = 1, #row - 2 do
+      fields[f], was[f] = P[F[k] + f - 1], row[f + 2]
+    end
+    restore(k == 1 and KEYS[5] or KEYS[k + 5], fields, was)
+  end
+end
+abort(failure)

@@ -10,7 +10,7 @@
 --   the time stay; the previous epoch and its last sequence are noted. Rates start without burst
 --   where there was an earlier epoch. The outbox is dropped last: nothing can fail after it.
 -- Complexity: O(entries dropped), freed in the background.
-local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'ct', 'nb', 't', 'ack', 'pf', 'pfseq')
+local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'nb', 't', 'ack', 'pf', 'pfseq')
 if M[1] == ARGV[1] then
   return {1}
 end
@@ -18,22 +18,22 @@ local standing = M[1] and tonumber(string.match(M[1], '^%S+ (%d+) '))
 if standing and standing >= tonumber(ARGV[2]) then
   return {11, M[1], M[2]}
 end
-local now = max(clock(), tonumber(M[6]) or 0)
-local fields = {'f', ARGV[1], 'seq', '0', 'gv', ARGV[3], 'ct', int(floor(now / 1000))}
-local old = {M[1], M[2], M[3], M[4]}
+local now = max(clock(), tonumber(M[5]) or 0)
+local fields = {'f', ARGV[1], 'seq', '0', 'gv', ARGV[3]}
+local old = {M[1], M[2], M[3]}
 if ARGV[4] == '1' or standing then
   fields[#fields + 1], fields[#fields + 2] = 'nb', int(now)
-  old[#old + 1] = M[5]
+  old[#old + 1] = M[4]
 end
 fields[#fields + 1], fields[#fields + 2] = 't', int(now)
-old[#old + 1] = M[6]
+old[#old + 1] = M[5]
 fields[#fields + 1], fields[#fields + 2] = 'ack', '0'
-old[#old + 1] = M[7]
+old[#old + 1] = M[6]
 if standing then
   fields[#fields + 1], fields[#fields + 2] = 'pf', int(standing)
-  old[#old + 1] = M[8]
+  old[#old + 1] = M[7]
   fields[#fields + 1], fields[#fields + 2] = 'pfseq', M[2] or '0'
-  old[#old + 1] = M[9]
+  old[#old + 1] = M[8]
 end
 set(KEYS[1], fields, old)
 write(nil, 'UNLINK', KEYS[2])

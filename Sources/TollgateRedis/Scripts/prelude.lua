@@ -81,16 +81,17 @@ local function unappend(out, epoch, seq, n)
     return
   end
   local info = try('XINFO', 'STREAM', out)
-  local added, deleted = 0, '0-0'
+  local added = n
   for i = 1, #info, 2 do
-    if info[i] == 'entries-added' then added = info[i + 1] end
-    if info[i] == 'max-deleted-entry-id' then deleted = info[i + 1] end
+    if info[i] == 'entries-added' then
+      added = info[i + 1]
+    end
   end
   for i = 1, n do
     try('XDEL', out, epoch .. '-' .. format('%.0f', seq + i))
   end
   try('XSETID', out, epoch .. '-' .. format('%.0f', seq), 'ENTRIESADDED',
-    format('%.0f', added - n), 'MAXDELETEDID', deleted)
+    format('%.0f', added - n))
 end
 
 -- Replaces a whole hash, keeping the way back.

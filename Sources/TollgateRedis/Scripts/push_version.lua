@@ -6,7 +6,7 @@
 -- Reply {0, version in force} · {2, f, seq}
 --
 -- Invariant: the version only grows. Complexity: O(1).
-local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'ct', 't')
+local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv')
 local stop = fenced(M[1], M[2])
 if stop then
   return stop
@@ -15,6 +15,5 @@ local version = tonumber(ARGV[3])
 if version <= (tonumber(M[3]) or -1) then
   return {0, M[3]}
 end
-local ms = floor(max(clock(), tonumber(M[5]) or 0) / 1000)
-set(KEYS[1], {'gv', int(version), 'ct', int(ms)}, {M[3], M[4]})
+set(KEYS[1], {'gv', int(version)}, {M[3]})
 return {0, int(version)}

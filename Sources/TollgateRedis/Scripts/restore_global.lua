@@ -7,7 +7,7 @@
 -- Reply {0, version in force} · {2, f, seq}
 --
 -- Invariant: never replaces a newer version. Complexity: O(1).
-local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'ct', 't')
+local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv')
 local stop = fenced(M[1], M[2])
 if stop then
   return stop
@@ -19,7 +19,6 @@ if version <= (tonumber(H[1]) or -1) then
 end
 set(KEYS[2], {'version', int(version), 'cfg', ARGV[4]}, H)
 if version > (tonumber(M[3]) or -1) then
-  local ms = floor(max(clock(), tonumber(M[5]) or 0) / 1000)
-  set(KEYS[1], {'gv', int(version), 'ct', int(ms)}, {M[3], M[4]})
+  set(KEYS[1], {'gv', int(version)}, {M[3]})
 end
 return {0, int(version)}

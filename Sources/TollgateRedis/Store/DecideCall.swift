@@ -5,6 +5,7 @@
 // bodies. The reply of the usual case is one bulk string, and that string is also what Redis
 // remembers of the operation, so a replayed answer is the same bytes.
 
+package import NIOCore
 package import TollgateCore
 
 /// The ceilings a call brings along; every sidecar of a deployment should be configured alike.
@@ -94,10 +95,27 @@ package struct DecideCall: ScriptCall {
       + [.bytes(plan.bytes)] + bodies.map { .bytes($0) }
   }
 
+  /// The same command as `keys` and `arguments` make, without the arrays in between.
+  package func write(into buffer: inout ByteBuffer, library: ScriptLibrary = .shared) {
+    let keys = keys
+    var writer = RESPWriter()
+    writer.begin(&buffer, count: 3 + keys.count + 4 + bodies.count)
+    writer.append(literal: "EVALSHA", to: &buffer)
+    writer.append(library.sha(script), to: &buffer)
+    writer.append(integer: Int64(keys.count), to: &buffer)
+    for key in keys { writer.append(key, to: &buffer) }
+    writer.append(fence.text, to: &buffer)
+    writer.append(operation.bytes + fingerprint.bytes, to: &buffer)
+    writer.append(head, to: &buffer)
+    writer.append(plan.bytes, to: &buffer)
+    for body in bodies { writer.append(body, to: &buffer) }
+  }
+
   var head: [UInt8] {
     var writer = MessagePackWriter(capacity: 64)
     writer.append(mode.rawValue)
     writer.append(fence.seenSequence)
+    writer.append(String(fence.epoch))
     writer.append(fence.epoch)
     writer.append(globalVersion)
     writer.append(accountVersion)

@@ -1,0 +1,326 @@
+// An error forced at each call of each script, and a full memory: nothing may have changed.
+
+import Testing
+import TollgateCore
+import TollgateTesting
+
+@testable import TollgateRedis
+
+/// One way to run one script, with the state it needs.
+struct Scenario: CustomTestStringConvertible, Sendable {
+  let name: String
+  let script: ScriptName
+  let prepare: @Sendable (StoreRig) throws -> [[UInt8]]
+  var testDescription: String { name }
+
+  init(
+    _ name: String, _ script: ScriptName,
+    _ prepare: @escaping @Sendable (StoreRig) throws -> [[UInt8]]
+  ) {
+    self.name = name
+    self.script = script
+    self.prepare = prepare
+  }
+
+  static func command(_ rig: StoreRig, _ call: some ScriptCall) -> [[UInt8]] {
+    StoreRig.command(call, rig.library)
+  }
+
+  static let all: [Scenario] = [
+    Scenario("first consume of a member", .decide) {
+      command($0, try $0.call("acme/ann", [("chat", 2), ("tokens", 5), ("spend", 1)]))
+    },
+    Scenario("later consume of a member", .decide) {
+      _ = try $0.consume("acme/ann", ("chat", 1), ("tokens", 5))
+      try $0.advance(90_000_000)
+      return command($0, try $0.call("acme/ann", [("chat", 2), ("tokens", 5), ("spend", 1)]))
+    },
+    Scenario("consume of a member of an older epoch", .decide) {
+      _ = try $0.consume("acme/ann", ("chat", 1))
+      try $0.open(epoch: 2, hadPredecessor: true)
+      try $0.seed()
+      try $0.advance(60_000)
+      return command($0, try $0.call("acme/ann", [("chat", 2), ("tokens", 5)]))
+    },
+    Scenario("consume that prunes the index", .decide) {
+      _ = try $0.consume("acme/ann", ("chat", 1))
+      try $0.setNow($0.now + 200_000_000)
+      return command($0, try $0.call("acme/bob", [("chat", 1), ("free", 1)]))
+    },
+    Scenario("consume after delivery and trim", .decide) {
+      _ = try $0.consume("acme", ("tokens", 1))
+      _ = try $0.consume("acme", ("tokens", 1))
+      _ = try $0.run(
+        TrimCall(keySpace: $0.keySpace, bucket: 0, fence: $0.fence, acknowledged: 2, tail: 0))
+      return command($0, try $0.call("acme", [("tokens", 5), ("free", 1), ("spend", 1)]))
+    },
+    Scenario("denial", .decide) { command($0, try $0.call("acme", [("tokens", 5000)])) },
+    Scenario("post over a denial", .decide) {
+      let denied = try $0.call("acme/ann", [("chat", 50), ("tokens", 1)])
+      _ = try $0.run(denied)
+      return command(
+        $0,
+        try $0.call(
+          "acme/ann", [("chat", 50), ("tokens", 1)], id: denied.operation, mode: .post))
+    },
+    Scenario("check", .check) {
+      command($0, try $0.call("acme/ann", [("chat", 2)], mode: .check))
+    },
+    Scenario("cancel of an allowed operation", .cancel) {
+      let call = try $0.call("acme/ann", [("chat", 2), ("tokens", 5)])
+      _ = try $0.run(call)
+      return command($0, CancelCall(call))
+    },
+    Scenario("cancel of an operation that never came", .cancel) {
+      command($0, CancelCall(try $0.call("acme/ann", [("chat", 2)])))
+    },
+    Scenario("reverse", .reverse) {
+      let call = try $0.call("acme/ann", [("chat", 2)])
+      let decided = try #require(try $0.run(call).decided)
+      return command(
+        $0,
+        ReverseCall(
+          keySpace: $0.keySpace, fence: $0.fence,
+          position: StreamPosition(epoch: 1, sequence: 1), time: decided.bornAt,
+          subject: call.subject, feature: try Name("chat"),
+          cells: call.plan.resolution.cells.map {
+            CellReference(level: $0.level, window: $0.window, period: $0.period)
+          }, amount: 2))
+    },
+    Scenario("seed of deeper subjects", .seed) { command($0, try seeding($0)[0]) },
+    Scenario("seed of an older epoch's subjects", .seed) {
+      _ = try $0.consume("acme/ann", ("chat", 1))
+      try $0.open(epoch: 2, hadPredecessor: true)
+      return command($0, try seeding($0)[0])
+    },
+    Scenario("seed again", .seed) {
+      try $0.open(epoch: 2, hadPredecessor: true)
+      _ = try $0.run(try seeding($0)[0])
+      return command($0, try seeding($0)[0])
+    },
+    Scenario("seed of the account level", .seed) {
+      _ = try $0.consume("acme/ann", ("chat", 1))
+      try $0.open(epoch: 2, hadPredecessor: true)
+      return command($0, try #require(try seeding($0).last))
+    },
+    Scenario("first open", .open) { rig in
+      try rig.redis.command("FLUSHALL")
+      try rig.setNow(rig.now)
+      return command(
+        rig,
+        OpenCall(
+          keySpace: rig.keySpace, bucket: 0, fence: rig.fence, globalVersion: 3,
+          hadPredecessor: false))
+    },
+    Scenario("later open", .open) { rig in
+      _ = try rig.consume("acme", ("tokens", 1))
+      rig.fence.epoch = 2
+      return command(
+        rig,
+        OpenCall(
+          keySpace: rig.keySpace, bucket: 0, fence: rig.fence, globalVersion: 3,
+          hadPredecessor: true))
+    },
+    Scenario("trim", .trim) { rig in
+      for _ in 0..<5 { _ = try rig.consume("acme", ("tokens", 1)) }
+      return command(
+        rig,
+        TrimCall(keySpace: rig.keySpace, bucket: 0, fence: rig.fence, acknowledged: 4, tail: 1))
+    },
+    Scenario("own", .own) {
+      command(
+        $0,
+        OwnCall(keySpace: $0.keySpace, bucket: 0, owner: "me", timeToLiveMilliseconds: 9_000_000))
+    },
+    Scenario("give up ownership", .own) {
+      _ = try $0.run(
+        OwnCall(keySpace: $0.keySpace, bucket: 0, owner: "me", timeToLiveMilliseconds: 9_000_000))
+      return command(
+        $0, OwnCall(keySpace: $0.keySpace, bucket: 0, owner: "me", timeToLiveMilliseconds: 0))
+    },
+    Scenario("sweep", .sweep) { rig in
+      _ = try rig.consume("acme", ("tokens", 1))
+      _ = try rig.consume("acme", ("spend", 1))
+      try rig.advance(10_000_000)
+      let list = SweepCall(
+        keySpace: rig.keySpace, bucket: 0, fence: rig.fence, limits: rig.limits, after: nil)
+      let report = try #require(try rig.run(list).value)
+      return command(
+        rig,
+        SweepCall(
+          keySpace: rig.keySpace, bucket: 0, fence: rig.fence, limits: rig.limits, after: report))
+    },
+    Scenario("deployment", .deployment) {
+      command(
+        $0,
+        DeploymentCall(
+          keySpace: $0.keySpace,
+          deployment: Deployment(id: $0.keySpace.deployment, buckets: 1, mode: .dev)))
+    },
+    Scenario("first account configuration", .configAccount) { rig in
+      try accountChange(rig, "new", expected: 0)
+    },
+    Scenario("later account configuration", .configAccount) { rig in
+      try accountChange(rig, "acme", expected: 1)
+    },
+    Scenario("global configuration", .configGlobal) { rig in
+      try openControl(rig)
+      _ = try rig.run(globalChange(rig, version: 1))
+      return command(rig, globalChange(rig, version: 65))
+    },
+    Scenario("restore of the global configuration", .restoreGlobal) { rig in
+      try openControl(rig)
+      return command(
+        rig,
+        RestoreGlobalCall(keySpace: rig.keySpace, fence: rig.fence, version: 9, config: "{}"))
+    },
+    Scenario("push of a version", .pushVersion) {
+      command(
+        $0, PushVersionCall(keySpace: $0.keySpace, bucket: 0, fence: $0.fence, globalVersion: 8))
+    },
+    Scenario("reset of an account's cell", .counterReset) {
+      _ = try $0.consume("acme", ("tokens", 7))
+      return command($0, try reset($0, "acme", "tokens", .month))
+    },
+    Scenario("reset of a member's cell", .counterReset) {
+      _ = try $0.consume("acme/ann", ("chat", 3))
+      return command($0, try reset($0, "acme/ann", "chat", .day))
+    },
+    Scenario("reset of a member never seen", .counterReset) {
+      command($0, try reset($0, "acme/eve", "chat", .hour))
+    },
+    Scenario("read of an account", .readAccount) {
+      command($0, ReadAccountCall(keySpace: $0.keySpace, account: try Subject("acme")))
+    },
+  ]
+
+  static func seeding(_ rig: StoreRig) throws -> [SeedCall] {
+    func cell(_ subject: String, _ window: Window) throws -> SeedCell {
+      SeedCell(
+        subject: try Subject(subject), feature: try Name("chat"), window: window,
+        start: window.period(containing: rig.now).start, settled: 4)
+    }
+    return SeedCall.chunks(
+      keySpace: rig.keySpace, fence: rig.fence, account: try Subject("acme"),
+      cells: [
+        try cell("acme", .day), try cell("acme/ann", .hour), try cell("acme/ann", .day),
+        try cell("acme/bob", .hour),
+      ], accountVersion: 5, accountConfig: "{\"plan\":1}")
+  }
+
+  static func accountChange(
+    _ rig: StoreRig, _ account: String, expected: Int64
+  ) throws -> [[UInt8]] {
+    command(
+      rig,
+      ConfigAccountCall(
+        keySpace: rig.keySpace, fence: rig.fence, operation: rig.newID(),
+        account: try Subject(account), expectedVersion: expected, newVersion: expected + 1,
+        config: "{}", body: [1, 2, 3]))
+  }
+
+  static func openControl(_ rig: StoreRig) throws {
+    _ = try rig.run(
+      OpenCall(
+        keySpace: rig.keySpace, bucket: 1, fence: rig.fence, globalVersion: 0,
+        hadPredecessor: false))
+  }
+
+  static func globalChange(_ rig: StoreRig, version: Int64) -> ConfigGlobalCall {
+    ConfigGlobalCall(
+      keySpace: rig.keySpace, fence: rig.fence, operation: rig.newID(),
+      expectedVersion: version == 1 ? 0 : 1, newVersion: version, config: "{}",
+      catalog: (version: version, document: "{}"), body: [1])
+  }
+
+  static func reset(
+    _ rig: StoreRig, _ subject: String, _ feature: String, _ window: Window
+  ) throws -> CounterResetCall {
+    CounterResetCall(
+      keySpace: rig.keySpace, fence: rig.fence, operation: rig.newID(),
+      subject: try Subject(subject), feature: try Name(feature), window: window,
+      period: window.period(containing: rig.now), body: [9])
+  }
+}
+
+@Suite struct ScriptsFaultTests {
+  static let binding = "local call, try = redis.call, redis.pcall"
+
+  /// The script with its n-th command failing instead of running.
+  static func failing(_ source: String, at n: Int) -> String {
+    source.replacing(
+      binding,
+      with: """
+        local count = 0
+        local call = function(...)
+        count = count + 1
+        if count == \(n) then error({err = 'FORCED'}) end
+        return redis.call(...)
+        end
+        local try = function(...)
+        count = count + 1
+        if count == \(n) then return {err = 'FORCED'} end
+        return redis.pcall(...)
+        end
+        """)
+  }
+
+  @Test func everyScriptHasAScenario() {
+    #expect(Set(Scenario.all.map(\.script)) == Set(ScriptName.allCases))
+  }
+
+  @Test(arguments: Scenario.all)
+  func anErrorForcedAtEachCallFindsNothingChanged(_ scenario: Scenario) throws {
+    let rig = try StoreRig.ready()
+    let command = try scenario.prepare(rig)
+    let source = String(decoding: rig.library.source(scenario.script), as: UTF8.self)
+    #expect(source.contains(Self.binding))
+    let before = try rig.dump()
+    var forced = 0
+    for n in 1..<200 {
+      var words = command
+      words[0] = Array("EVAL".utf8)
+      words[1] = Array(Self.failing(source, at: n).utf8)
+      let reply = try rig.redis.pipeline([words])[0]
+      guard case .error(let text) = reply else {
+        // The n-th call was never reached: every call has failed once.
+        #expect(forced > 0)
+        return
+      }
+      #expect(text.contains("FORCED"), "call \(n): \(text)")
+      let after = try rig.dump()
+      for key in Set(before.keys).union(after.keys) where before[key] != after[key] {
+        Issue.record("call \(n) changed \(key): \(before[key] ?? []) → \(after[key] ?? [])")
+        return
+      }
+      forced += 1
+    }
+    Issue.record("the script never ended")
+  }
+
+  @Test func pitfall13_aFullMemoryFindsNothingChangedAndTheIdUnclaimed() throws {
+    let rig = try StoreRig.ready()
+    _ = try rig.consume("acme/ann", ("chat", 1))
+    let call = try rig.call("acme/ann", [("chat", 1), ("tokens", 3)])
+    let before = try rig.dump()
+    try rig.redis.command("CONFIG", "SET", "maxmemory", "1mb")
+    guard case .error(let text) = try rig.run(call) else {
+      Issue.record("a full Redis admitted")
+      return
+    }
+    #expect(text.hasPrefix("OOM"))
+    #expect(try rig.dump() == before)
+    #expect(try rig.consume("acme/ann", ("chat", 1), mode: .check).reason == .allowed)
+    try rig.redis.command("CONFIG", "SET", "maxmemory", "0")
+    #expect(try rig.run(call).reason == .allowed)
+  }
+
+  @Test func takingBackWorksWhenMemoryIsFull() throws {
+    let rig = try StoreRig.ready()
+    let call = try rig.call("acme/ann", [("chat", 1)])
+    _ = try rig.run(call)
+    try rig.redis.command("CONFIG", "SET", "maxmemory", "1mb")
+    #expect(try rig.run(CancelCall(call)).reason == .cancelled)
+    #expect(try rig.settled("acme/ann", "chat", .hour) == 0)
+  }
+}
