@@ -146,6 +146,9 @@ final class Sidecar: Sendable {
         }
       }
       group.addTask { await self.beats() }
+      let sweeper = Sweeper(
+        configuration: configuration, store: store, healer: healer, buckets: buckets)
+      group.addTask { await sweeper.run() }
       group.addTask { await self.openBuckets() }
       let poster = FallbackPoster(
         loop: loops[0], queue: fallback, buckets: buckets, metrics: metrics)

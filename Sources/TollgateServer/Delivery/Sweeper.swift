@@ -1,0 +1,29 @@
+// Keeps operation records within their window and their bytes: asks each open bucket's `sweep`
+// every few seconds. Every sidecar does it, with or without a ledger, because a bucket nobody
+// ships must not fill up either; a sweep that finds nothing to drop costs one small script call.
+
+import TollgateCore
+import TollgateRedis
+
+struct Sweeper: Sendable {
+  let configuration: ServerConfiguration
+  let store: ColdStore
+  let healer: Healer
+  let buckets: BucketMap
+
+  /// Far below the length of a slice (two minutes), so that a ceiling is noticed in time.
+  static let roundMilliseconds: Int64 = 2_000
+
+  func run() async {
+    var reports: [Int: SweepCall.Report] = [:]
+    while !Task.isCancelled {
+      for bucket in 0..<buckets.buckets {
+        guard !Task.isCancelled, let epoch = await healer.epoch(of: bucket) else { continue }
+        // A refusal (fence, Redis away) is met again by the next round; nothing depends on this one.
+        reports[bucket] = try? await store.sweep(
+          bucket: bucket, epoch: epoch, limits: configuration.storeLimits, after: reports[bucket])
+      }
+      try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
+    }
+  }
+}
