@@ -118,6 +118,15 @@ struct FallbackQueueTests {
     #expect(queue.count == 1)
   }
 
+  @Test func whatOneLoopHeardOfAnAccountAnotherKnows() throws {
+    let queue = FallbackQueue(operationsMax: 1, journal: nil, accountsMax: 10)
+    #expect(queue.configuration(of: "acme") == nil)
+    queue.learned("acme", AccountConfig(version: 3))
+    #expect(queue.configuration(of: "acme")?.version == 3)
+    queue.learned("acme", nil)
+    #expect(queue.configuration(of: "acme") == nil)
+  }
+
   @Test func allowancesAreWholeWhenAllIsPosted() throws {
     let queue = FallbackQueue(operationsMax: 10, journal: nil)
     for n: UInt64 in 1...2 {

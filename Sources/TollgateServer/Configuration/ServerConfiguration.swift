@@ -182,10 +182,11 @@ private struct ConfigurationReader {
   private func deployment(_ node: DocumentNode) -> Deployment? {
     guard let fields = node.object(["id", "buckets", "mode"], required: ["id", "buckets", "mode"])
     else { return nil }
-    guard let id = fields["id"]?.name(),
-      let buckets = fields["buckets"]?.integer(1...Int64(Deployment.bucketsMax)),
-      let mode = fields["mode"]?.choice(DeploymentMode.self)
-    else { return nil }
+    // Each is read whatever the others are, so that every problem is named at once.
+    let id = fields["id"]?.name()
+    let buckets = fields["buckets"]?.integer(1...Int64(Deployment.bucketsMax))
+    let mode = fields["mode"]?.choice(DeploymentMode.self)
+    guard let id, let buckets, let mode else { return nil }
     return Deployment(id: id, buckets: Int(buckets), mode: mode == .prod ? .prod : .dev)
   }
 

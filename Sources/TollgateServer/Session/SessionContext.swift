@@ -79,7 +79,8 @@ final class SessionContext {
   func role(token: String, peerUID: UInt32?) -> Role? {
     if let admin = configuration.adminToken, equal(token, admin) { return .admin }
     if let check = configuration.checkToken, equal(token, check) { return .check }
-    guard token.isEmpty, let peerUID, peerUID == getuid() || configuration.peerUIDs.contains(peerUID)
+    guard token.isEmpty, let peerUID,
+      peerUID == getuid() || configuration.peerUIDs.contains(peerUID)
     else { return nil }
     return .check
   }

@@ -134,6 +134,9 @@ final class ServerConnection: Sendable {
     return try Self.decode(DecisionBatch.self, frame).records
   }
 
+  /// The sidecar answers *at* the deadline; waiting no longer than that would miss the answer.
+  private static let answerGraceMilliseconds: Int64 = 250
+
   private static func call(
     _ channel: any Channel, _ opcode: Opcode, _ message: some WireMessage,
     timeoutMilliseconds: Int64
@@ -147,7 +150,7 @@ final class ServerConnection: Sendable {
           deadlineMilliseconds: UInt32(
             clamping: opcode == .hello
               ? 0 : min(timeoutMilliseconds, Int64(WireLimits.deadlineMillisecondsMax))))
-      }, promise: promise, timeoutMilliseconds: timeoutMilliseconds)
+      }, promise: promise, timeoutMilliseconds: timeoutMilliseconds + answerGraceMilliseconds)
     channel.writeAndFlush(call, promise: nil)
     do {
       return try await promise.futureResult.get()
