@@ -1,0 +1,128 @@
+// The three numbers that must be one: what callers were told, what Redis counts, what the ledger
+// billed. Read through the tools an operator has: `reconcile`, `ledger verify`, `ledger balances`.
+
+import Foundation
+import Testing
+import TollgateCore
+import TollgateTesting
+import TollgateWire
+
+enum Audit {
+  struct Reconciliation: Decodable {
+    struct Row: Decodable {
+      var account: String
+      var feature: String
+      var redis: Int64
+      var ledger: Int64
+      var undelivered: Int64
+      var difference: Int64
+      var explanation: [String]
+    }
+    struct Skipped: Decodable {
+      var account: String
+      var why: String
+    }
+    var rows: [Row]
+    var difference: Int64
+    var undelivered: Int64
+    var skipped: [Skipped]
+  }
+
+  struct Books: Decodable {
+    var deltas: Int64
+    var duplicates: Int64
+    var parked: Int64
+    var lostSequences: Int64
+    var findings: [String]
+  }
+
+  struct Total: Decodable {
+    var account: String
+    var feature: String
+    var charged: Int64
+  }
+
+  static func reconcile(_ stack: Stack, sidecar: Int = 0) throws -> Reconciliation? {
+    let result = try stack.cli(["reconcile", "--verbose", "--json"], sidecar: sidecar)
+    return try? JSONDecoder().decode(Reconciliation.self, from: Data(result.output.utf8))
+  }
+
+  static func verify(_ stack: Stack) throws -> Books {
+    let result = try stack.books("verify")
+    return try JSONDecoder().decode(Books.self, from: Data(result.output.utf8))
+  }
+
+  static func totals(_ stack: Stack) throws -> [String: Int64] {
+    var sums: [String: Int64] = [:]
+    for line in try stack.books("balances").output.split(separator: "\n") {
+      let total = try JSONDecoder().decode(Total.self, from: Data(line.utf8))
+      sums["\(total.account) \(total.feature)", default: 0] += total.charged
+    }
+    return sums
+  }
+
+  /// Loads each account under the current epoch, so that there are counters to compare.
+  static func touch(_ stack: Stack, _ subjects: [String], feature: String = "calls") throws {
+    let name = try Name(feature)
+    for path in Set(subjects) {
+      let subject = try Subject(path)
+      try eventually(within: .seconds(20), every: .milliseconds(50), "\(path) is loaded") {
+        guard
+          let connection = try? WireConnection(stack.endpoint(0), token: Stack.checkToken),
+          let answer = try? connection.operate(
+            [
+              OperationRecord(
+                id: OperationID(high: 0, low: 0), subject: subject,
+                items: [Item(feature: name, amount: 0)])
+            ], as: .check, deadline: 2000),
+          case .decision(let decision)? = answer.first
+        else { return false }
+        return decision.source == .redis
+      }
+    }
+  }
+
+  /// Waits until everything is delivered, then holds the three numbers against each other.
+  static func check(
+    _ stack: Stack, _ tally: LoadTally, subjects: [String], lossesAllowed: Bool = false,
+    within limit: Duration = .seconds(40), location: SourceLocation = #_sourceLocation
+  ) throws {
+    for violation in tally.violations.prefix(10) {
+      Issue.record(Comment(rawValue: violation), sourceLocation: location)
+    }
+    try touch(stack, subjects)
+    var last: Reconciliation?
+    let settled = Result {
+      try eventually(within: limit, every: .milliseconds(200), "everything is delivered") {
+        guard let found = try reconcile(stack) else { return false }
+        last = found
+        return found.difference == 0 && found.undelivered == 0 && found.skipped.isEmpty
+      }
+    }
+    if case .failure(let error) = settled {
+      Issue.record("\(error): \(String(describing: last))", sourceLocation: location)
+      print(stack.logs)
+    }
+    var redis: [String: Int64] = [:]
+    for row in last?.rows ?? [] { redis["\(row.account) \(row.feature)", default: 0] += row.redis }
+    let ledger = try totals(stack)
+    let books = try verify(stack)
+    let keys = Set(tally.admitted.keys).union(ledger.keys).union(redis.keys).sorted()
+    for key in keys where !key.hasSuffix(" pings") {
+      let counts = [tally.admitted[key] ?? 0, redis[key] ?? 0, ledger[key] ?? 0]
+      if Set(counts).count != 1 {
+        Issue.record(
+          "\(key): clients \(counts[0]), redis \(counts[1]), ledger \(counts[2])",
+          sourceLocation: location)
+      }
+    }
+    #expect(books.findings.isEmpty, sourceLocation: location)
+    #expect(books.parked == 0, sourceLocation: location)
+    if !lossesAllowed { #expect(books.lostSequences == 0, sourceLocation: location) }
+    print(
+      "audit: \(tally.operations) operations, \(tally.repeated) repeated, \(tally.replayed) "
+        + "replayed, admitted \(tally.admitted.values.reduce(0, +)), errors \(tally.errors), "
+        + "denied \(tally.denied), ledger \(books.deltas) deltas, \(books.duplicates) duplicates, "
+        + "\(books.lostSequences) lost")
+  }
+}

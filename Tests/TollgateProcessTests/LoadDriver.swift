@@ -1,0 +1,196 @@
+// Load from many threads, and the count of what was admitted.
+//
+// Every operation has an id of its own, minted once. It is sent again with that id, to any sidecar
+// and over any connection, until it has a definite answer: a decision of the store. A denial by a
+// failure policy is no definite answer where an earlier attempt may have been applied, so it is
+// asked again too. What is counted is what a caller was told; nothing is read from the servers.
+
+import Foundation
+import Synchronization
+import TollgateCore
+import TollgateTesting
+import TollgateWire
+
+struct LoadTally: Sendable {
+  /// "account feature" → units admitted by definite answers.
+  var admitted: [String: Int64] = [:]
+  var denied: [Reason: Int] = [:]
+  var operations = 0
+  /// Attempts beyond the first.
+  var repeated = 0
+  /// Answers that a sidecar gave from a record.
+  var replayed = 0
+  var errors: [ErrorCode: Int] = [:]
+  /// What must never be seen, in words.
+  var violations: [String] = []
+  var latencies: [Double] = []
+
+  func units(_ account: String, _ feature: String) -> Int64 {
+    admitted["\(account) \(feature)"] ?? 0
+  }
+}
+
+final class LoadDriver: Sendable {
+  struct Options: Sendable {
+    var threads = 12
+    var subjects: [String] = ["acme/alice"]
+    var features: [String] = ["calls"]
+    var amounts: ClosedRange<Int64> = 1...3
+    var deadlineMilliseconds: UInt32 = 250
+    /// A definite answer is sent once more at this rate, and must come back the same.
+    var replayRate = 0.05
+    /// Answers of a failure policy are final (a test of the policies), instead of asked again.
+    var policyIsDefinite = false
+    /// Pause between operations of a thread.
+    var pause: Duration = .zero
+    /// How long an operation may go without a definite answer.
+    var patience: Duration = .seconds(60)
+  }
+
+  let options: Options
+  private let endpoints: [TestEndpoint]
+  private let tally = Mutex(LoadTally())
+  private let stopping = Mutex(false)
+  private let running: Mutex<Int>
+
+  init(_ endpoints: [TestEndpoint], _ options: Options, seed: inout SeededRandom) {
+    self.options = options
+    self.endpoints = endpoints
+    running = Mutex(options.threads)
+    for index in 0..<options.threads {
+      let random = seed.fork()
+      let thread = Thread { [self] in
+        Worker(self, index, random).run()
+        running.withLock { $0 -= 1 }
+      }
+      thread.start()
+    }
+  }
+
+  var soFar: LoadTally { tally.withLock { $0 } }
+
+  /// No new operations; waits until each that was begun has its definite answer.
+  func finish(within limit: Duration = .seconds(90)) throws -> LoadTally {
+    stopping.withLock { $0 = true }
+    try eventually(within: limit, "every operation has a definite answer") {
+      running.withLock { $0 } == 0
+    }
+    return soFar
+  }
+
+  fileprivate var isStopping: Bool { stopping.withLock { $0 } }
+  fileprivate var endpointCount: Int { endpoints.count }
+  fileprivate func endpoint(_ index: Int) -> TestEndpoint { endpoints[index] }
+  fileprivate func note(_ body: (inout LoadTally) -> Void) { tally.withLock { body(&$0) } }
+}
+
+private final class Worker {
+  private let driver: LoadDriver
+  private var random: SeededRandom
+  private var target: Int
+  private var connection: WireConnection?
+
+  init(_ driver: LoadDriver, _ index: Int, _ random: SeededRandom) {
+    self.driver = driver
+    self.random = random
+    target = index % driver.endpointCount
+  }
+
+  func run() {
+    while !driver.isStopping {
+      guard let record = makeOperation() else { return }
+      operate(record)
+      if driver.options.pause > .zero {
+        Thread.sleep(forTimeInterval: driver.options.pause.inSeconds)
+      }
+    }
+  }
+
+  private func makeOperation() -> OperationRecord? {
+    let options = driver.options
+    guard let path = options.subjects.randomElement(using: &random),
+      let feature = options.features.randomElement(using: &random),
+      let subject = try? Subject(path), let name = try? Name(feature)
+    else { return nil }
+    let time = WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000))
+    return OperationRecord(
+      id: OperationID(time: time, using: &random), subject: subject,
+      items: [Item(feature: name, amount: Int64.random(in: options.amounts, using: &random))])
+  }
+
+  private func operate(_ record: OperationRecord) {
+    let end = ContinuousClock.now.advanced(by: driver.options.patience)
+    let began = ContinuousClock.now
+    driver.note { $0.operations += 1 }
+    guard let decision = definite(record, until: end) else {
+      return driver.note {
+        $0.violations.append("\(record.id.hex): no definite answer in time")
+      }
+    }
+    let took = (ContinuousClock.now - began).inSeconds
+    let key = "\(record.subject.account) \(record.items[0].feature)"
+    driver.note {
+      $0.latencies.append(took)
+      if decision.isAllowed {
+        $0.admitted[key, default: 0] += record.items[0].amount
+      } else {
+        $0.denied[decision.reason, default: 0] += 1
+      }
+    }
+    guard random.chance(driver.options.replayRate) else { return }
+    guard let again = definite(record, until: end) else { return }
+    if again.isAllowed != decision.isAllowed || !again.replayed {
+      driver.note {
+        $0.violations.append(
+          "\(record.id.hex): \(decision.reason.name), then \(again.reason.name) "
+            + "(replayed \(again.replayed))")
+      }
+    }
+  }
+
+  /// Asks until the answer is one that stays.
+  private func definite(_ record: OperationRecord, until end: ContinuousClock.Instant) -> Decision?
+  {
+    var attempts = 0
+    while ContinuousClock.now < end {
+      attempts += 1
+      if attempts > 1 { driver.note { $0.repeated += 1 } }
+      do {
+        let connection = try connected()
+        let answers = try connection.operate(
+          [record], deadline: driver.options.deadlineMilliseconds)
+        guard answers.count == 1 else { throw WireFailure.malformed("\(answers.count) answers") }
+        switch answers[0] {
+        case .decision(let decision):
+          if decision.replayed { driver.note { $0.replayed += 1 } }
+          if decision.source == .redis || driver.options.policyIsDefinite { return decision }
+        case .error(let code, let message):
+          driver.note { $0.errors[code, default: 0] += 1 }
+          switch code {
+          case .outcomeUnknown, .unavailable, .draining, .overloaded, .deadlineExceeded, .notReady:
+            break
+          default:
+            driver.note { $0.violations.append("\(record.id.hex): \(code.name) \(message)") }
+            return nil
+          }
+        }
+        Thread.sleep(forTimeInterval: 0.005)
+      } catch {
+        if case WireFailure.malformed(let what) = error {
+          driver.note { $0.violations.append("\(record.id.hex): \(what)") }
+        }
+        connection = nil
+        target = (target + 1) % driver.endpointCount
+        Thread.sleep(forTimeInterval: 0.005)
+      }
+    }
+    return nil
+  }
+
+  private func connected() throws -> WireConnection {
+    if let connection { return connection }
+    let opened = try WireConnection(driver.endpoint(target), token: Stack.checkToken)
+    connection = opened
+    return opened
+  }
+}

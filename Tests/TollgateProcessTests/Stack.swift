@@ -1,0 +1,272 @@
+// A whole deployment of real processes in a temporary directory: Redis, the ledger and N sidecars,
+// from the built binary. Tests kill, freeze, restart and cut between its parts by process id; the
+// proxies stand in front of Redis and the ledger only where a test asks for them, so that all other
+// tests measure what users run. Everything ends with the stack.
+
+import Foundation
+import Synchronization
+import Testing
+import TollgateTesting
+
+struct StackFailure: Error, CustomStringConvertible {
+  let description: String
+}
+
+/// All suites that start processes stand below this one: they run one after another, because the
+/// machine's few cores are what the tests' deadlines count on.
+@Suite(.serialized) enum LiveTests {}
+
+final class Stack: Sendable {
+  struct Options: Sendable {
+    var sidecars = 2
+    var buckets = 4
+    var persistence = RedisServerProcess.Persistence.appendAlways
+    /// Between the sidecars and Redis, and the sidecars and the ledger.
+    var proxies = false
+    /// More lines of every sidecar's configuration.
+    var extra = ""
+    var catalog = Stack.catalog
+    /// Account → plan.
+    var accounts: [String: String] = [:]
+  }
+
+  /// Plans for every test: `big` never denies, `small` has room for 500.
+  static let catalog = """
+    levels: [account, member]
+    features:
+      calls: {metered: true, importance: money, unit: call}
+      tokens: {metered: true, importance: money, unit: token}
+      pings: {metered: false, importance: volume, unit: ping}
+    plans:
+      big:
+        calls:
+          - {id: calls.month, quota: 1000000000, per: month}
+          - {id: calls.day, quota: 1000000000, per: day}
+          - {id: calls.member, quota: 1000000000, per: month, level: member}
+        tokens:
+          - {id: tokens.month, quota: 1000000000, per: month}
+        pings:
+          - {id: pings.all, quota: 1000000000, per: month, on_failure: {open: 1000000}}
+      small:
+        calls:
+          - {id: calls.month, quota: 500, per: month}
+          - {id: calls.day, quota: 600, per: day}
+          - {id: calls.member, quota: 550, per: month, level: member}
+        tokens:
+          - {id: tokens.month, quota: 700, per: month}
+        pings:
+          - {id: pings.all, quota: 1000, per: month}
+      open:
+        calls:
+          - {id: calls.month, quota: 1000000000, per: month, on_failure: {open: 40}}
+    """
+
+  static let checkToken = "check-token"
+  static let adminToken = "admin-token"
+
+  let options: Options
+  let directory: TemporaryDirectory
+  let redis: RedisServerProcess
+  let redisProxy: FaultProxy?
+  let ledgerProxy: FaultProxy?
+  let binary: String
+  private let ledgerChild = Mutex<ChildProcess?>(nil)
+  private let children: Mutex<[ChildProcess?]>
+  private let ports: [UInt16]
+
+  init(_ options: Options = Options()) throws {
+    self.options = options
+    directory = try TemporaryDirectory("tg-stack")
+    binary = try ChildProcess.tollgateBinary()
+    redis = try RedisServerProcess(.init(persistence: options.persistence))
+    let ledgerEndpoint = TestEndpoint.unix(directory.file("ledger.sock"))
+    redisProxy = options.proxies ? try FaultProxy(to: redis.unix) : nil
+    ledgerProxy = options.proxies ? try FaultProxy(to: ledgerEndpoint) : nil
+    children = Mutex(Array(repeating: nil, count: options.sidecars))
+    ports = try (0..<options.sidecars).map { _ in try freePort() }
+    do {
+      try startLedger()
+      for index in 0..<options.sidecars {
+        try writeConfiguration(index)
+        try startSidecar(index)
+      }
+      try apply()
+    } catch {
+      print(logs)
+      end()
+      throw error
+    }
+  }
+
+  deinit { end() }
+
+  /// Kills everything; idempotent.
+  func end() {
+    children.withLock { for index in $0.indices { $0[index]?.kill() } }
+    ledgerChild.withLock { $0?.kill() }
+    redis.kill()
+  }
+
+  // MARK: - Parts
+
+  var endpoints: [TestEndpoint] { (0..<options.sidecars).map(endpoint) }
+  func endpoint(_ index: Int) -> TestEndpoint { .unix(directory.file("t\(index).sock")) }
+  var database: String { directory.file("ledger.db") }
+  func sidecar(_ index: Int) -> ChildProcess? { children.withLock { $0[index] } }
+  var ledger: ChildProcess? { ledgerChild.withLock { $0 } }
+
+  func startLedger() throws {
+    var environment = ProcessInfo.processInfo.environment
+    environment["TOLLGATE_LEDGER_TOKEN"] = "ledger-token"
+    let log = directory.file("ledger.log")
+    let socket = directory.file("ledger.sock")
+    let child = try ChildProcess(
+      binary, ["ledger", "--database", database, "--unix", socket], environment: environment,
+      stdout: log, stderr: log)
+    ledgerChild.withLock { $0 = child }
+    try eventually(within: .seconds(20), "the ledger listens") {
+      guard child.isRunning else { throw StackFailure(description: "ledger ended:\n\(logs)") }
+      guard let fd = try? Socket.connect(.unix(socket)) else { return false }
+      Socket.close(fd)
+      return true
+    }
+  }
+
+  func startSidecar(_ index: Int) throws {
+    let log = directory.file("t\(index).log")
+    let child = try ChildProcess(
+      binary, ["serve", "--config", directory.file("t\(index).yaml")], stdout: log, stderr: log)
+    children.withLock { $0[index] = child }
+    try eventually(within: .seconds(20), "sidecar \(index) listens") {
+      guard child.isRunning else {
+        throw StackFailure(description: "sidecar \(index) ended:\n\(logs)")
+      }
+      guard let fd = try? Socket.connect(endpoint(index)) else { return false }
+      Socket.close(fd)
+      return true
+    }
+  }
+
+  func restartSidecar(_ index: Int) throws {
+    sidecar(index)?.kill()
+    try startSidecar(index)
+  }
+
+  func restartLedger() throws {
+    ledger?.kill()
+    try startLedger()
+  }
+
+  private func writeConfiguration(_ index: Int) throws {
+    let redisAddress = redisProxy?.endpoint.description ?? "unix:\(redis.socketPath)"
+    let ledgerAddress =
+      ledgerProxy?.endpoint.description ?? "unix:\(directory.file("ledger.sock"))"
+    try directory.write(
+      "t\(index).yaml",
+      """
+      deployment: {id: live, buckets: \(options.buckets), mode: dev}
+      sidecar_id: side-\(index)
+      listen: {unix: "\(directory.file("t\(index).sock"))"}
+      http: "127.0.0.1:\(ports[index])"
+      credentials: {check: \(Self.checkToken), admin: \(Self.adminToken)}
+      redis: {address: "\(redisAddress)"}
+      ledger: {address: "\(ledgerAddress)", token: ledger-token}
+      log_level: info
+      \(options.extra)
+
+      """)
+  }
+
+  private func apply() throws {
+    let file = try directory.write("catalog.yaml", options.catalog)
+    try eventually(within: .seconds(20), every: .milliseconds(50), "the catalog is applied") {
+      try cli(["catalog", "apply", file, "--reason", "test"]).status == .exited(0)
+    }
+    for (account, plan) in options.accounts.sorted(by: { $0.key < $1.key }) {
+      try command(["account", "set", account, "--plan", plan])
+    }
+    for index in 0..<options.sidecars { try waitReady(index) }
+  }
+
+  // MARK: - Looking and acting
+
+  struct CommandResult {
+    let status: TollgateTesting.ExitStatus
+    let output: String
+    let errors: String
+  }
+
+  /// Runs `tollgate …` against a sidecar, with the admin credential.
+  func cli(_ arguments: [String], sidecar index: Int = 0) throws -> CommandResult {
+    let child = try ChildProcess(
+      binary,
+      arguments + ["--unix", directory.file("t\(index).sock"), "--token", Self.adminToken])
+    let status = try child.wait(within: .seconds(30))
+    return CommandResult(
+      status: status, output: child.standardOutput, errors: child.standardError)
+  }
+
+  /// The same, where anything but success is an error.
+  @discardableResult
+  func command(_ arguments: [String], sidecar index: Int = 0) throws -> String {
+    let result = try cli(arguments, sidecar: index)
+    guard result.status == .exited(0) else {
+      throw StackFailure(
+        description: "\(arguments): \(result.status)\n\(result.output)\(result.errors)")
+    }
+    return result.output
+  }
+
+  /// `tollgate ledger REPORT` on the books.
+  func books(_ report: String, _ arguments: [String] = []) throws -> CommandResult {
+    let child = try ChildProcess(
+      binary, ["ledger", report, "--database", database, "--json"] + arguments)
+    let status = try child.wait(within: .seconds(30))
+    return CommandResult(
+      status: status, output: child.standardOutput, errors: child.standardError)
+  }
+
+  /// The body of one HTTP GET on a sidecar's health port; nil where it does not answer.
+  func http(_ path: String, sidecar index: Int) -> String? {
+    guard let fd = try? Socket.connect(.tcp("127.0.0.1", ports[index])) else { return nil }
+    defer { Socket.close(fd) }
+    let request = "GET \(path) HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    guard (try? Socket.write(fd, Array(request.utf8)[...])) == request.utf8.count else {
+      return nil
+    }
+    var bytes: [UInt8] = []
+    while Socket.wait(fd, for: POLLIN, milliseconds: 2000),
+      let more = try? Socket.read(fd), !more.isEmpty
+    {
+      bytes += more
+    }
+    return String(decoding: bytes, as: UTF8.self)
+  }
+
+  /// Ready, and nothing degraded.
+  func waitReady(_ index: Int, within limit: Duration = .seconds(30)) throws {
+    try eventually(within: limit, every: .milliseconds(20), "sidecar \(index) is ready") {
+      guard let text = http("/readyz", sidecar: index) else { return false }
+      return text.contains(" 200 ") && !text.contains("degraded")
+    }
+  }
+
+  /// One metric of one sidecar, by its exact name and labels.
+  func metric(_ name: String, sidecar index: Int) -> Double? {
+    guard let text = http("/metrics", sidecar: index) else { return nil }
+    for line in text.split(separator: "\n") where line.hasPrefix(name + " ") {
+      return Double(line.dropFirst(name.utf8.count + 1).trimmingCharacters(in: .whitespaces))
+    }
+    return nil
+  }
+
+  /// The end of every log, for a failure to quote.
+  var logs: String {
+    var text = ""
+    for name in ["ledger"] + (0..<options.sidecars).map({ "t\($0)" }) {
+      let log = (try? String(contentsOfFile: directory.file("\(name).log"), encoding: .utf8)) ?? ""
+      text += "--- \(name)\n\(log.suffix(3000))\n"
+    }
+    return text
+  }
+}
