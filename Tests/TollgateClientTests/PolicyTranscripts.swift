@@ -142,7 +142,7 @@ private func cutOff(
     #expect(t.machine.book.posts.records == [record(2)])
     let again = t.pass(50).sent
     #expect(again.map(\.records) == [[record(2)]])
-    _ = t.answer(id, again[0].shipment, .decision(decision(.allowed)))
+    _ = t.answer(id, again.shipment, .decision(decision(.allowed)))
     #expect(t.machine.book.posts.isEmpty)
     #expect(t.machine.statistics.posted == 2)
   }
@@ -153,7 +153,7 @@ private func cutOff(
     _ = t.pass(50)
     let id = t.machine.lastConnection
     let first = t.welcome(id).sent
-    _ = t.close(id, first[0].shipment)
+    _ = t.close(id, first.shipment)
     _ = t.pass(100)
     let second = t.welcome(t.machine.lastConnection).sent
     #expect(second.map(\.records) == [[record(1)]])
@@ -168,8 +168,8 @@ private func cutOff(
     let second = t.pass(100).sent
     #expect(second.map(\.records) == [[record(1)]])
     // The late answer to the first settles it; that to the second finds nothing to settle.
-    _ = t.answer(1, first[0].shipment, .decision(decision(.allowedPosted)))
-    _ = t.answer(1, second[0].shipment, .decision(decision(.allowedPosted)))
+    _ = t.answer(1, first.shipment, .decision(decision(.allowedPosted)))
+    _ = t.answer(1, second.shipment, .decision(decision(.allowedPosted)))
     #expect(t.machine.book.posts.isEmpty)
     #expect(t.machine.statistics.posted == 1)
     #expect(t.pass(1000).sent.isEmpty)
@@ -200,14 +200,14 @@ private func cutOff(
     let id = t.machine.lastConnection
     let post = t.welcome(id, makeWelcome(["a": .open(allowance: 1)])).sent
     // The sidecar flaps: nothing was acknowledged, so the outage goes on.
-    _ = t.close(id, post[0].shipment)
+    _ = t.close(id, post.shipment)
     while !t.machine.isDown { _ = t.pass(10) + t.close(t.machine.lastConnection) }
     #expect(t.submit(2).completed[2]?.reason == .fallbackExhausted)
     var again: [ClientMachine.Effect] = []
     while again.dialled.isEmpty { again = t.pass(10) }
     let next = t.machine.lastConnection
     let sent = t.welcome(next).sent
-    _ = t.answer(next, sent[0].shipment, .decision(decision(.allowedPosted)))
+    _ = t.answer(next, sent.shipment, .decision(decision(.allowedPosted)))
     t.machine.policiesChanged(makeWelcome(["a": .open(allowance: 1)]))
     _ = t.submit(3, within: 10)
     #expect(t.pass(10).completed[3]?.reason == .allowedFailOpen)
@@ -218,7 +218,7 @@ private func cutOff(
     _ = t.submit(1, within: 10)
     let post = t.pass(10).sent
     #expect(
-      t.answer(1, post[0].shipment, refusal(.idTooOld))
+      t.answer(1, post.shipment, refusal(.idTooOld))
         == [.refusedPost(record(1), "ID_TOO_OLD: no")])
     #expect(t.machine.statistics.postsRefused == 1)
     #expect(t.machine.book.posts.isEmpty)
@@ -229,7 +229,7 @@ private func cutOff(
     var t = Transcript.open(makeWelcome(["a": .open(allowance: 1)]))
     _ = t.submit(1, within: 10)
     let post = t.pass(10).sent
-    #expect(t.answer(1, post[0].shipment, .decision(decision(reason))).isEmpty)
+    #expect(t.answer(1, post.shipment, .decision(decision(reason))).isEmpty)
     #expect(t.pass(30).sent.map(\.records) == [[record(1)]])
   }
 
@@ -245,7 +245,7 @@ private func cutOff(
     #expect(end.sent.first?.records == [record(1)])
     // The original answer comes late, then the cancellation's.
     #expect(t.answer(1, calls(1), allowed()).isEmpty)
-    _ = t.answer(1, end.sent[0].shipment, .decision(decision(.cancelled)))
+    _ = t.answer(1, end.sent.shipment, .decision(decision(.cancelled)))
     #expect(t.machine.book.cancels.isEmpty)
     #expect(t.machine.statistics.cancelled == 1)
   }
@@ -267,7 +267,7 @@ private func cutOff(
     var t = Transcript.open(makeWelcome(["a": .closed]))
     _ = t.submit(1, within: 10)
     let first = t.pass(10).sent
-    _ = t.close(1, calls(1), first[0].shipment)
+    _ = t.close(1, calls(1), first.shipment)
     _ = t.pass(50)
     let second = t.welcome(t.machine.lastConnection).sent
     #expect(second.map(\.opcode) == [.cancel])
@@ -301,7 +301,7 @@ private func cutOff(
     t.machine.stop(t.now)
     #expect(t.effects().isEmpty)
     #expect(
-      t.answer(1, post[0].shipment, .decision(decision(.allowedPosted))) == [.close(1), .idle])
+      t.answer(1, post.shipment, .decision(decision(.allowedPosted))) == [.close(1), .idle])
   }
 
   @Test func adoptedWorkIsPaidBack() {

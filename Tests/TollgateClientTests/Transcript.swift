@@ -103,6 +103,15 @@ extension Array where Element == ClientMachine.Effect {
   }
 }
 
+extension Array where Element == ClientMachine.Outgoing {
+  /// The first frame's; an issue, and an empty one, where nothing was sent.
+  var shipment: ClientMachine.Shipment {
+    if let first { return first.shipment }
+    Issue.record("nothing was sent")
+    return .calls([])
+  }
+}
+
 func calls(_ tokens: UInt64...) -> ClientMachine.Shipment { .calls(tokens) }
 
 func allowed() -> DecisionRecord { .decision(decision()) }
