@@ -19,7 +19,7 @@ struct Sweeper: Sendable {
     while !Task.isCancelled {
       for bucket in 0..<buckets.buckets {
         guard !Task.isCancelled, let epoch = await healer.epoch(of: bucket) else { continue }
-        // A refusal (fence, Redis away) is met again by the next round; nothing depends on this one.
+        // A refusal (fence, Redis away) is met again by the next round.
         reports[bucket] = try? await store.sweep(
           bucket: bucket, epoch: epoch, limits: configuration.storeLimits, after: reports[bucket])
       }
