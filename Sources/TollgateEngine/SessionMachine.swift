@@ -74,6 +74,10 @@ package struct SessionMachine: Sendable {
 
   package var isClosed: Bool { state == .closed }
 
+  package var awaitsHello: Bool {
+    if case .awaitingHello = state { true } else { false }
+  }
+
   /// `granted` is the role that the credential or the peer's uid earns, nil where it earns none.
   package mutating func helloReceived(
     versionSupported: Bool, asked: Role, granted: Role?, now: MonotonicTime

@@ -118,6 +118,9 @@ enum Audit {
     }
     #expect(books.findings.isEmpty, sourceLocation: location)
     #expect(books.parked == 0, sourceLocation: location)
+    if books.lostSequences > 0 && ProcessInfo.processInfo.environment["TOLLGATE_LOGS"] != nil {
+      print(stack.logs)
+    }
     if !lossesAllowed { #expect(books.lostSequences == 0, sourceLocation: location) }
     print(
       "audit: \(tally.operations) operations, \(tally.repeated) repeated, \(tally.replayed) "

@@ -324,63 +324,81 @@ actor Healer {
     }
   }
 
-  /// Stops calls to the bucket everywhere, then tells the ledger what is retained here, and what
-  /// survives in the outbox. Without an answer from Redis nothing is presented: the ledger must
-  /// not close an epoch whose outbox nobody could read.
+  /// Stops calls to the bucket everywhere, then tells the ledger what is retained here, at once and
+  /// whatever Redis does, because only this process has it; and then what survives in the outbox,
+  /// which closes the answer. Where Redis stays silent the answer stays open: the ledger must not
+  /// take an outbox that nobody could read for an empty one.
   private func present(_ request: PresentRequest) async {
     guard let ledger else { return }
     let bucket = Int(request.bucket)
     guard bucket <= buckets.control else { return }
     open[bucket] = nil
-    var entries: [Int64: OutboxEntry] = [:]
+    var known: [Int64: DeltaID] = [:]
+    var entries: [OutboxEntry] = []
     if bucket < buckets.control {
       for loop in loops {
-        let retained = await loop.quiesced(bucket) {
-          // After a fork the ledger's cursor says nothing of what this sidecar holds: everything
-          // not acknowledged to it is presented, and known ids are skipped there.
+        entries += await loop.quiesced(bucket) {
+          // After a fork the ledger's cursor says nothing of what is held here: all of it is
+          // presented, and what the ledger knows is skipped there.
           $0.retained.present(bucket: bucket, epoch: request.epoch, after: 0)
         }
-        for entry in retained { entries[entry.sequence] = entry }
       }
     }
-    for item in retainedConfig[bucket] ?? [] where item.epoch == request.epoch {
-      entries[item.entry.sequence] = item.entry
-    }
+    entries += (retainedConfig[bucket] ?? [])
+      .filter { $0.epoch == request.epoch }.map(\.entry)
+    for entry in entries { known[entry.sequence] = entry.id }
     do {
-      var after = request.cursor
-      while true {
-        let page = try await store.outbox(
-          bucket: bucket, epoch: request.epoch, after: after, limit: 1000)
-        for entry in page {
-          if let own = entries[entry.sequence], own.id != entry.id {
-            // Two deltas at one place: the store re-issued a number. Both are real.
-            try await ledger.push(
-              Present(bucket: request.bucket, epoch: request.epoch, entries: [entry]), more: true)
-          } else {
-            entries[entry.sequence] = entry
-          }
-        }
-        guard let last = page.last, page.count == 1000 else { break }
-        after = last.sequence
-      }
-      let sorted = entries.values.sorted { $0.sequence < $1.sequence }
-      var start = 0
-      while sorted.count - start > Self.presentChunk {
-        try await ledger.push(
-          Present(
-            bucket: request.bucket, epoch: request.epoch,
-            entries: Array(sorted[start..<(start + Self.presentChunk)])), more: true)
-        start += Self.presentChunk
-      }
+      try await push(entries, for: request, to: ledger)
+      try await push(await surviving(request, beside: known), for: request, to: ledger)
       try await ledger.push(
-        Present(bucket: request.bucket, epoch: request.epoch, entries: Array(sorted[start...])))
+        Present(bucket: request.bucket, epoch: request.epoch, entries: []))
     } catch {
       logger.warning(
-        "retained deltas not presented",
+        "the outbox was not presented",
         metadata: ["bucket": "\(bucket)", "error": "\(error)"])
     }
   }
 
+  private func push(
+    _ entries: [OutboxEntry], for request: PresentRequest, to ledger: LedgerLink
+  ) async throws {
+    let sorted = entries.sorted { $0.sequence < $1.sequence }
+    for start in stride(from: 0, to: sorted.count, by: Self.presentChunk) {
+      let end = min(start + Self.presentChunk, sorted.count)
+      try await ledger.push(
+        Present(
+          bucket: request.bucket, epoch: request.epoch, entries: Array(sorted[start..<end])),
+        more: true)
+    }
+  }
+
+  /// What the outbox holds beyond what is presented already. An entry whose number another delta
+  /// has here is told too: the store re-issued the number, and both are real. Redis may be just
+  /// starting, so it is asked until the ledger's window is nearly over.
+  private func surviving(
+    _ request: PresentRequest, beside known: [Int64: DeltaID]
+  ) async throws -> [OutboxEntry] {
+    let end = NIODeadline.now() + .milliseconds(Self.presentMilliseconds)
+    while true {
+      do {
+        var found: [OutboxEntry] = []
+        var after = request.cursor
+        while true {
+          let page = try await store.outbox(
+            bucket: Int(request.bucket), epoch: request.epoch, after: after, limit: 1000)
+          found += page.filter { known[$0.sequence] != $0.id }
+          guard let last = page.last, page.count == 1000 else { return found }
+          after = last.sequence
+        }
+      } catch {
+        guard NIODeadline.now() < end else { throw error }
+        try? await Task.sleep(for: .milliseconds(20))
+      }
+    }
+  }
+
+  /// Within the ledger's window of 3 s.
+  static let presentMilliseconds: Int64 = 2_500
   static let presentChunk = 500
 
   func retainConfig(_ entry: OutboxEntry, bucket: Int, epoch: Int64) {

@@ -100,6 +100,17 @@ final class LedgerLink: Sendable {
         try channel.pipeline.syncOperations.handler(type: LedgerHandler.self),
         eventLoop: channel.eventLoop)
     }.get()
+    // Futures know nothing of cancellation: the end of the task ends the connection, and that is
+    // what everything below waits for.
+    try await withTaskCancellationHandler {
+      try await serve(bound, channel)
+    } onCancel: {
+      channel.close(promise: nil)
+    }
+  }
+
+  /// Says hello, links, and returns when the connection is gone.
+  private func serve(_ bound: NIOLoopBound<LedgerHandler>, _ channel: any Channel) async throws {
     defer { channel.close(promise: nil) }
     _ = try await exchange(
       bound, channel.eventLoop,

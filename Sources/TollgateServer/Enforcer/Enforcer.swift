@@ -193,6 +193,7 @@ final class Enforcer {
       globalVersion: global.version, accountVersion: account.version, limits: storeLimits,
       notAfter: request.mode == .post ? nil : redisNow + remaining)
     buckets[bucket].inFlight += 1
+    let wasInDoubt = request.inDoubt
     if request.mode != .check { request.inDoubt = true }
     metrics.redisCommands.add()
     let isCancel = request.mode == .cancel
@@ -205,13 +206,15 @@ final class Enforcer {
         }
       },
       completion: { [self] result in
-        received(result, of: call, request: request, sentAt: sentAt, ticket: ticket)
+        received(
+          result, of: call, request: request, wasInDoubt: wasInDoubt, sentAt: sentAt,
+          ticket: ticket)
       })
   }
 
   private func received(
     _ result: Result<RESPReply, RedisFailure>, of call: DecideCall, request: Request,
-    sentAt: NIODeadline, ticket: BreakerMachine.Ticket
+    wasInDoubt: Bool, sentAt: NIODeadline, ticket: BreakerMachine.Ticket
   ) {
     let now = NIODeadline.now()
     let bucket = request.bucket
@@ -226,8 +229,9 @@ final class Enforcer {
         breaker.answered(
           ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
       if request.isAnswered { metrics.lateReplies.add() }
-      handle(call.decode(reply), of: call, request, at: now)
+      handle(call.decode(reply), of: call, request, wasInDoubt: wasInDoubt, at: now)
     case .failure(.notSent):
+      request.inDoubt = wasInDoubt
       noteBreaker(breaker.failed(ticket, now: monotonic(now)))
       storeIsAway(request)
     case .failure(.outcomeUnknown):
@@ -237,10 +241,17 @@ final class Enforcer {
   }
 
   private func handle(
-    _ reply: DecideReply, of call: DecideCall, _ request: Request, at now: NIODeadline
+    _ reply: DecideReply, of call: DecideCall, _ request: Request, wasInDoubt: Bool,
+    at now: NIODeadline
   ) {
     let epoch = call.fence.epoch
-    request.inDoubt = false
+    // The script looks for the operation's record before it answers anything but a fence: any
+    // other answer settles what became of an earlier attempt. A fence or a server's error only
+    // says that this attempt wrote nothing.
+    switch reply {
+    case .fenced, .error: request.inDoubt = wasInDoubt
+    default: request.inDoubt = false
+    }
     switch reply {
     case .decided(let decided):
       clock.observed(decided.decision.time, at: now)
@@ -263,8 +274,11 @@ final class Enforcer {
       finish(request, .error(.idTooOld, "the id is older than the dedupe window"))
     case .idFromFuture:
       finish(request, .error(.idFromFuture, "the id's time is ahead of the server's"))
-    case .expired:
-      // Redis saw the call after the caller's deadline and wrote nothing.
+    case .expired(let time):
+      // Redis saw the call after the deadline as it was told and wrote nothing. Where the deadline
+      // has not passed, it was our idea of Redis's time that was behind; now it is right.
+      clock.observed(time, at: now)
+      guard now >= request.deadline else { return attempt(request) }
       finish(request, .error(.deadlineExceeded, "not applied: the deadline had passed"))
     case .stale(let globalVersion, let accountVersion, let configuration):
       metrics.retriedStale.add()

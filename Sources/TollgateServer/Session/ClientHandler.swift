@@ -92,6 +92,12 @@ final class ClientHandler: ChannelInboundHandler {
       shared.enforcer.metrics.protocolErrors.add()
       return unknown(frame)
     }
+    // Before the welcome nothing but a hello is even looked at.
+    guard opcode == .hello || !machine.awaitsHello else {
+      shared.enforcer.metrics.protocolErrors.add()
+      return perform(
+        machine.protocolViolated(.helloRequired), correlation: frame.header.correlation)
+    }
     do throws(WireError) {
       switch opcode {
       case .hello: try hello(frame)
@@ -108,7 +114,8 @@ final class ClientHandler: ChannelInboundHandler {
         throw WireError.fatal(.badFrame, "\(opcode.name) has no place on a client connection")
       }
     } catch {
-      if error.isFatal {
+      // A hello that cannot be read leaves nothing to go on with.
+      if error.isFatal || machine.awaitsHello {
         shared.enforcer.metrics.protocolErrors.add()
         perform(
           machine.protocolViolated(error.code), correlation: frame.header.correlation,
