@@ -27,6 +27,9 @@ struct Shipper: Sendable {
   let buckets: BucketMap
   let lag: LagBoard
 
+  /// After a batch that was far from full: what comes meanwhile goes out together. One transaction
+  /// of the ledger and three calls of Redis for each delta would cost more than the decisions.
+  static let lingerMilliseconds: Int64 = 25
   /// An ownership not renewed for this long is free to take.
   static let ownershipMilliseconds: Int64 = 5_000
   static let renewMilliseconds: Int64 = 1_500
@@ -147,7 +150,8 @@ struct Shipper: Sendable {
         bucket: bucket, epoch: epoch, through: cursor,
         keeping: configuration.outbox.tailEntries)
       await healer.acknowledged(bucket: bucket, epoch: epoch, sequence: cursor)
-      return 0
+      return delivered < Int64(configuration.outbox.batchEntriesMax / 2)
+        ? Self.lingerMilliseconds : 0
     case .readAgain:
       metrics.gaps.add()
       return 0
