@@ -312,8 +312,9 @@ final class LedgerHandler: ChannelInboundHandler {
       fail(.refused(error.code), error.message)
       context.close(promise: nil)
     case .goAway?: context.close(promise: nil)
-    case .ping?: send(
-      Pong(nonce: try Ping.decode(frame).nonce), correlation: 0, flags: [], context: context)
+    case .ping?:
+      send(
+        Pong(nonce: try Ping.decode(frame).nonce), correlation: 0, flags: [], context: context)
     default: throw WireError.fatal(.badFrame, "unexpected push")
     }
   }
