@@ -29,12 +29,17 @@ extension LiveTests {
       var completed = 0
       for number in 0..<Self.kills {
         // Load must have passed since the last fault, or the kill would test nothing.
-        try eventually(within: .seconds(40), "load passes before fault \(number)") {
-          driver.soFar.latencies.count > completed + 20
+        do {
+          try eventually(within: .seconds(30), "load passes before fault \(number)") {
+            driver.soFar.decided > completed + 20
+          }
+        } catch {
+          print("\(driver.soFar.errors) \(driver.soFar.denied)\n\(stack.logs)")
+          throw error
         }
         Thread.sleep(forTimeInterval: random.unit() * 0.15)
         try fault(stack, &random)
-        completed = driver.soFar.latencies.count
+        completed = driver.soFar.decided
       }
       try after(stack)
       let tally = try driver.finish()

@@ -1,9 +1,9 @@
 // Load from many threads, and the count of what was admitted.
 //
 // Every operation has an id of its own, minted once. It is sent again with that id, to any sidecar
-// and over any connection, until it has a definite answer: a decision of the store. A denial by a
-// failure policy is no definite answer where an earlier attempt may have been applied, so it is
-// asked again too. What is counted is what a caller was told; nothing is read from the servers.
+// and over any connection, until it has a definite answer: a decision of the store, or of a failure
+// policy where no earlier attempt of this operation was left without an answer. What is counted is
+// what a caller was told; nothing is read from the servers.
 
 import Foundation
 import Synchronization
@@ -16,6 +16,8 @@ struct LoadTally: Sendable {
   var admitted: [String: Int64] = [:]
   var denied: [Reason: Int] = [:]
   var operations = 0
+  /// Definite answers that came from the store.
+  var decided = 0
   /// Attempts beyond the first.
   var repeated = 0
   /// Answers that a sidecar gave from a record.
@@ -39,8 +41,6 @@ final class LoadDriver: Sendable {
     var deadlineMilliseconds: UInt32 = 250
     /// A definite answer is sent once more at this rate, and must come back the same.
     var replayRate = 0.05
-    /// Answers of a failure policy are final (a test of the policies), instead of asked again.
-    var policyIsDefinite = false
     /// Pause between operations of a thread.
     var pause: Duration = .zero
     /// How long an operation may go without a definite answer.
@@ -137,8 +137,8 @@ private final class Worker {
         $0.denied[decision.reason, default: 0] += 1
       }
     }
-    guard random.chance(driver.options.replayRate) else { return }
-    guard let again = definite(record, until: end) else { return }
+    guard decision.source == .redis, random.chance(driver.options.replayRate) else { return }
+    guard let again = definite(record, until: end, isCertain: false) else { return }
     if again.isAllowed != decision.isAllowed || !again.replayed {
       driver.note {
         $0.violations.append(
@@ -148,10 +148,13 @@ private final class Worker {
     }
   }
 
-  /// Asks until the answer is one that stays.
-  private func definite(_ record: OperationRecord, until end: ContinuousClock.Instant) -> Decision?
-  {
+  /// Asks until the answer is one that stays. `isCertain`: nothing of this operation was ever sent
+  /// without being answered, so a policy's word is definite.
+  private func definite(
+    _ record: OperationRecord, until end: ContinuousClock.Instant, isCertain: Bool = true
+  ) -> Decision? {
     var attempts = 0
+    var isCertain = isCertain
     while ContinuousClock.now < end {
       attempts += 1
       if attempts > 1 { driver.note { $0.repeated += 1 } }
@@ -163,9 +166,14 @@ private final class Worker {
         switch answers[0] {
         case .decision(let decision):
           if decision.replayed { driver.note { $0.replayed += 1 } }
-          if decision.source == .redis || driver.options.policyIsDefinite { return decision }
+          if decision.source == .redis {
+            driver.note { $0.decided += 1 }
+            return decision
+          }
+          if isCertain { return decision }
         case .error(let code, let message):
           driver.note { $0.errors[code, default: 0] += 1 }
+          if code == .outcomeUnknown { isCertain = false }
           switch code {
           case .outcomeUnknown, .unavailable, .draining, .overloaded, .deadlineExceeded, .notReady:
             break
@@ -179,6 +187,7 @@ private final class Worker {
         if case WireFailure.malformed(let what) = error {
           driver.note { $0.violations.append("\(record.id.hex): \(what)") }
         }
+        isCertain = false
         connection = nil
         target = (target + 1) % driver.endpointCount
         Thread.sleep(forTimeInterval: 0.005)
