@@ -66,6 +66,10 @@ extension LiveTests {
 
       try stack.redis.start()
       try stack.waitReady(0)
+      // The posts are made in the background, once Redis is believed again.
+      try eventually(within: .seconds(20), "what was let through is posted") {
+        stack.metric("tollgate_fallback_posted_total", sidecar: 0) == 20
+      }
       try Audit.check(stack, tally, subjects: ["shut/m", "ajar/m"])
     }
 
