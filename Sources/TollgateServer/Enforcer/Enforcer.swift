@@ -73,6 +73,7 @@ final class Enforcer {
   private var quiescing: [Int: [() -> Void]] = [:]
   private var breakerWasOpen = false
   private var encoder = UsageBodyCache()
+  private var plans = PlanCache()
   private var linkIsUp = false
 
   /// A request repeats its call at most this often before it is answered UNAVAILABLE.
@@ -149,11 +150,8 @@ final class Enforcer {
     }
     request.attempts += 1
     let account = accounts[request.account] ?? AccountConfig(version: -1)
-    let resolution = Resolution.resolve(
-      subject: request.subject, items: request.items, global: global, account: account,
-      now: redisNow)
-    request.resolution = resolution
-    send(request, resolution, account: account, global: global)
+    let plan = plans.plan(for: request, global: global, account: account, now: redisNow)
+    send(request, plan, account: account, global: global)
   }
 
   private func park(
@@ -172,7 +170,7 @@ final class Enforcer {
   // MARK: - The script call
 
   private func send(
-    _ request: Request, _ resolution: Resolution, account: AccountConfig, global: GlobalConfig
+    _ request: Request, _ plan: DecidePlan, account: AccountConfig, global: GlobalConfig
   ) {
     guard let connection = link?.connection, let identity = connection.identity,
       case .allowed(let ticket) = breaker.admit(now: monotonicNow())
@@ -181,7 +179,6 @@ final class Enforcer {
     let state = buckets[bucket]
     let sentAt = NIODeadline.now()
     let remaining = max(1, (request.deadline - sentAt).nanoseconds / 1_000_000)
-    let plan = DecidePlan(items: request.items, resolution: resolution)
     let fence = Fence(
       deployment: configuration.deployment.id, epoch: state.epoch, runID: identity.runID,
       replicationID: identity.replicationID, seenSequence: state.seenSequence)
@@ -189,7 +186,7 @@ final class Enforcer {
       keySpace: keys, fence: fence, operation: request.id, fingerprint: request.fingerprint,
       mode: request.mode.scriptMode, subject: request.subject, plan: plan,
       bodies: encoder.bodies(
-        of: request, resolution, plan, catalogVersion: global.catalogVersion),
+        of: request, plan.resolution, plan, catalogVersion: global.catalogVersion),
       globalVersion: global.version, accountVersion: account.version, limits: storeLimits,
       notAfter: request.mode == .post ? nil : redisNow + remaining)
     buckets[bucket].inFlight += 1

@@ -41,7 +41,6 @@ final class Request {
   /// A script call with this id was written and its outcome is not known (yet).
   var inDoubt = false
   var attempts = 0
-  var resolution: Resolution?
   /// An intent to post this operation waits in the fallback queue.
   var isPosting = false
 
