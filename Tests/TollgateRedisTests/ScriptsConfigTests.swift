@@ -50,6 +50,23 @@ import TollgateTesting
     #expect(header == AccountHeader(epoch: 2, version: 5, config: "{\"x\":1}"))
   }
 
+  /// A retry that comes after somebody else's change is still the same change: applied once.
+  @Test func aChangeRepeatedAfterLaterOnesIsNotAppliedAgain() throws {
+    let rig = try StoreRig.ready()
+    let first = try change(rig, expected: 1, new: 2, config: "{\"x\":1}")
+    _ = try rig.run(first)
+    for version in Int64(3)...12 {
+      _ = try rig.run(
+        try change(rig, expected: version - 1, new: version, config: "{\"y\":\(version)}"))
+    }
+    var again = first
+    again.expectedVersion = 12
+    again.newVersion = 13
+    #expect(try rig.run(again) == .alreadyDone)
+    let header = try rig.read(Reads.header(rig.keySpace, account: try Subject("acme")))
+    #expect(header.version == 12 && header.config == "{\"y\":12}")
+  }
+
   @Test func anAccountMayBeSetBeforeItIsSeeded() throws {
     let rig = try StoreRig.ready()
     _ = try rig.run(try change(rig, expected: 0, new: 1, account: "new"))

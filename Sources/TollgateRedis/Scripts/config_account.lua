@@ -15,7 +15,7 @@ if stop then
   return stop
 end
 local H = call('HMGET', KEYS[3], 'v', 'cfg', 'op')
-if H[3] == ARGV[4] then
+if remembers(H[3], ARGV[4]) then
   return {1}
 end
 local version = tonumber(H[1]) or 0
@@ -26,7 +26,7 @@ local now = max(clock(), tonumber(M[3]) or 0)
 local ms = floor(now / 1000)
 local seq = tonumber(M[2]) or 0
 local sequence = int(seq + 1)
-set(KEYS[3], {'v', int(tonumber(ARGV[6])), 'cfg', ARGV[7], 'op', ARGV[4]}, H)
+set(KEYS[3], {'v', int(tonumber(ARGV[6])), 'cfg', ARGV[7], 'op', remember(H[3], ARGV[4])}, H)
 set(KEYS[1], {'seq', sequence, 't', int(now)}, {M[2], M[3]})
 write(nil, 'XADD', KEYS[2], ARGV[3] .. '-' .. sequence, 'd',
   ARGV[4] .. encode(3, 0, ms, 0, 0, 0), 'b', ARGV[8])

@@ -16,7 +16,7 @@ if stop then
   return stop
 end
 local H = call('HMGET', KEYS[3], 'version', 'cfg', 'op')
-if H[3] == ARGV[4] then
+if remembers(H[3], ARGV[4]) then
   return {1}
 end
 local version = tonumber(H[1]) or 0
@@ -35,7 +35,7 @@ if ARGV[9] ~= '0' then
     write({'HSET', KEYS[5], ARGV[11], forgotten}, 'HDEL', KEYS[5], ARGV[11])
   end
 end
-set(KEYS[3], {'version', new, 'cfg', ARGV[7], 'op', ARGV[4]}, H)
+set(KEYS[3], {'version', new, 'cfg', ARGV[7], 'op', remember(H[3], ARGV[4])}, H)
 set(KEYS[1], {'seq', sequence, 't', int(now), 'gv', new}, {M[2], M[3], M[4]})
 write(nil, 'XADD', KEYS[2], ARGV[3] .. '-' .. sequence, 'd',
   ARGV[4] .. encode(3, 0, ms, 0, 0, 0), 'b', ARGV[8])

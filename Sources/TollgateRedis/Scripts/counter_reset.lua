@@ -16,7 +16,7 @@ if stop then
   return stop
 end
 local H = call('HMGET', KEYS[3], 'e', 'rop')
-if H[2] == ARGV[4] then
+if remembers(H[2], ARGV[4]) then
   return {1}
 end
 local e = ARGV[3]
@@ -65,7 +65,7 @@ end
 local seq = tonumber(M[2]) or 0
 local sequence = int(seq + 1)
 local change = value - before
-set(KEYS[3], {'rop', ARGV[4]}, {H[2]})
+set(KEYS[3], {'rop', remember(H[2], ARGV[4])}, {H[2]})
 set(KEYS[1], {'seq', sequence, 't', int(now)}, {M[2], M[3]})
 write(nil, 'XADD', KEYS[2], e .. '-' .. sequence, 'd',
   ARGV[4] .. encode(3, 0, ms, change, 0, change), 'b', ARGV[9])

@@ -151,6 +151,21 @@ local function lifetime(periodEnd)
   return periodEnd >= NEVER - DAY and NEVER or periodEnd + DAY
 end
 
+-- The ids of the last 16 changes made to something, newest first, 16 bytes each: a change repeated
+-- after later ones is recognised too.
+local function remembers(ids, id)
+  for i = 1, #(ids or ''), 16 do
+    if sub(ids, i, i + 15) == id then
+      return true
+    end
+  end
+  return false
+end
+
+local function remember(ids, id)
+  return sub(id .. (ids or ''), 1, 256)
+end
+
 -- The fence of all scripts but `decide`: nil, or the FENCED reply. KEYS[1] is the bucket's meta,
 -- ARGV[1] the text its field `f` must equal, ARGV[2] the highest sequence the caller has seen.
 local function fenced(f, seq)
