@@ -146,6 +146,7 @@ final class Sidecar: Sendable {
         }
       }
       group.addTask { await self.beats() }
+      group.addTask { await self.watchLosses() }
       let sweeper = Sweeper(
         configuration: configuration, store: store, healer: healer, buckets: buckets)
       group.addTask { await sweeper.run() }
@@ -168,6 +169,21 @@ final class Sidecar: Sendable {
       try? await Task.sleep(for: .milliseconds(Self.beatMilliseconds))
     }
   }
+
+  /// What the ledger had to close as lost must never be silent: it is asked now and then.
+  private func watchLosses() async {
+    let backend = LiveBackend(sidecar: self)
+    while !Task.isCancelled, ledger != nil {
+      if ledger?.isUp == true, let answer = try? await backend.query(.status, .object([])),
+        let lost = answer["status"]?["lostSequences"]?.whole
+      {
+        metrics.ledgerLost.set(lost)
+      }
+      try? await Task.sleep(for: .milliseconds(Self.lossesMilliseconds))
+    }
+  }
+
+  static let lossesMilliseconds: Int64 = 10_000
 
   private func openBuckets() async {
     while !Task.isCancelled {

@@ -209,8 +209,8 @@ package enum Doctor {
     if health.delivery.losses > 0 {
       findings.append(
         Finding(
-          "losses", .error, "\(health.delivery.losses) ranges were closed as lost",
-          fix: "see them with tollgate ledger; they name bucket, epoch and sequence numbers"))
+          "losses", .error, "\(health.delivery.losses) entries were closed as lost",
+          fix: "the ledger's log names each range; tollgate ledger verify counts them"))
     }
     return findings
   }

@@ -101,7 +101,7 @@ package struct HealthReport: Hashable, Sendable, Codable {
     /// Deltas this sidecar retains until the ledger has them.
     package var retained: Int
     package var duplicatesAbsorbed: Int64
-    /// Ranges the ledger closed as lost.
+    /// Entries the ledger closed as lost, as last heard.
     package var losses: Int64
 
     package init(

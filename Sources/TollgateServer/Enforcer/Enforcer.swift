@@ -256,10 +256,15 @@ final class Enforcer {
         buckets[request.bucket].seenSequence = max(
           buckets[request.bucket].seenSequence, last.sequence)
       }
-      if !decided.entries.isEmpty, request.mode != .cancel {
-        for entry in call.entries(decided) {
+      if !decided.entries.isEmpty {
+        let entries =
+          request.mode == .cancel
+          ? CancelCall(call).entries(decided) : call.entries(decided)
+        let dropped = retained.dropped
+        for entry in entries {
           retained.add(entry, bucket: request.bucket, epoch: decided.epoch)
         }
+        metrics.retainedDropped.add(retained.dropped - dropped)
       }
       finish(request, .decision(decided.decision))
     case .replayed(let decided):

@@ -108,6 +108,7 @@ struct Metrics: Sendable {
   let meteringLagMilliseconds = Gauge()
   let retainedDeltas = Gauge()
   let retainedDropped = Counter()
+  let ledgerLost = Gauge()
   let fallbackUnits = Counter()
   let fallbackPending = Gauge()
   let fallbackPosted = Counter()
@@ -230,6 +231,9 @@ struct Metrics: Sendable {
     counter(
       "tollgate_config_refreshes_total", "Times the global configuration was read.",
       configRefreshes)
+    gauge(
+      "tollgate_ledger_lost_entries",
+      "Entries the ledger closed as lost, of the whole deployment, as last heard.", ledgerLost)
     gauge("tollgate_buckets_owned", "Buckets whose outbox this sidecar ships.", bucketsOwned)
     gauge("tollgate_buckets_fenced", "Buckets waiting for recovery.", bucketsFenced)
     return text

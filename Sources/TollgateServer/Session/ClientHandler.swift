@@ -25,9 +25,6 @@ final class ClientHandler: ChannelInboundHandler {
   private var readingPaused = false
   private var stopped = false
 
-  /// Unwritten answers a slow reader may leave here before reading from it pauses.
-  private static let unwrittenBytesMax = 4 << 20
-
   init(shared: SessionContext, peerUID: UInt32?) {
     self.shared = shared
     self.peerUID = peerUID
@@ -345,9 +342,7 @@ final class ClientHandler: ChannelInboundHandler {
     guard !stopped else { return }
     stopped = true
     flushAnswers()
-    // Half a second for the peer to take the last answer, then the connection goes either way.
-    guard let context else { return }
-    context.close(promise: nil)
+    context?.close(promise: nil)
   }
 
   private func updateReading() {

@@ -52,7 +52,7 @@ struct HealthReporter: Sendable {
         oldestMilliseconds: metrics.outboxLagMilliseconds.current,
         retained: Int(metrics.retainedDeltas.current),
         duplicatesAbsorbed: metrics.duplicatesAbsorbed.current,
-        losses: metrics.retainedDropped.current),
+        losses: metrics.ledgerLost.current),
       fallback: .init(
         unitsAdmitted: metrics.fallbackUnits.current, operationsToPost: sidecar.fallback.count),
       decisions: decisions)
