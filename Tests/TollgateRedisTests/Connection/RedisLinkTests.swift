@@ -6,6 +6,7 @@ import NIOPosix
 import Synchronization
 import Testing
 import TollgateRedis
+import TollgateTesting
 
 /// Collects what callbacks said, from any thread.
 private final class Journal<Entry: Sendable>: Sendable {
@@ -13,6 +14,11 @@ private final class Journal<Entry: Sendable>: Sendable {
   func add(_ entry: Entry) { entries.withLock { $0.append(entry) } }
   var all: [Entry] { entries.withLock { $0 } }
   var count: Int { entries.withLock { $0.count } }
+}
+
+/// Waits without holding a thread: the pool is small and the answers come on a loop.
+private func until(_ what: String, _ condition: () async throws -> Bool) async throws {
+  try await eventually(what) { () async throws -> Bool in try await condition() }
 }
 
 @Suite(.serialized) struct RedisLinkTests {
@@ -38,8 +44,8 @@ private final class Journal<Entry: Sendable>: Sendable {
     return try #require(await link.currentIdentity())
   }
 
-  private func endpoint(_ server: ScratchRedis) throws -> RedisEndpoint {
-    .tcp(host: "127.0.0.1", port: try #require(server.port))
+  private func endpoint(_ server: RedisServerProcess) throws -> RedisEndpoint {
+    .tcp(host: "127.0.0.1", port: Int(try #require(server.port)))
   }
 
   /// Runs on the loop and waits for it to have run.
@@ -49,7 +55,7 @@ private final class Journal<Entry: Sendable>: Sendable {
 
   @Test(arguments: [true, false])
   func tenThousandPipelinedCommandsAnswerInOrder(_ tcp: Bool) async throws {
-    let server = try ScratchRedis(tcp: tcp)
+    let server = try RedisServerProcess(.init(tcp: tcp))
     let link = link(tcp ? try endpoint(server) : .unix(path: server.socketPath))
     let identity = try await untilReady(link)
     #expect(identity.runID.count == 40 && identity.replicationID.count == 40)
@@ -70,7 +76,7 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func arraysAndErrorsComeBackAsReplies() async throws {
-    let server = try ScratchRedis()
+    let server = try RedisServerProcess()
     let link = link(.unix(path: server.socketPath))
     _ = try await untilReady(link)
     let reply = try await link.command([
@@ -87,7 +93,7 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func passwordAndAclUserAuthenticate() async throws {
-    let server = try ScratchRedis(password: "se cret")
+    let server = try RedisServerProcess(.init(password: "se cret"))
     let link = link(.unix(path: server.socketPath), RedisCredentials(password: "se cret"))
     _ = try await untilReady(link)
     let answer = try await link.command(
@@ -102,7 +108,7 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func aWrongOrMissingPasswordNeverBecomesReady() async throws {
-    let server = try ScratchRedis(password: "right")
+    let server = try RedisServerProcess(.init(password: "right"))
     for credentials in [RedisCredentials(password: "wrong"), nil] {
       let events = Journal<RedisLinkEvent>()
       let link = link(.unix(path: server.socketPath), credentials, events: events)
@@ -122,12 +128,12 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func aKilledServerFailsWhatWasSentAndComesBackWithANewRunID() async throws {
-    let server = try ScratchRedis(tcp: true)
+    let server = try RedisServerProcess(.init(tcp: true))
     let events = Journal<RedisLinkEvent>()
     let link = link(try endpoint(server), events: events)
     let before = try await untilReady(link)
     let answers = Journal<Result<RESPReply, RedisFailure>>()
-    server.pause()
+    try server.pause()
     try await onLoop {
       for _ in 0..<3 {
         link.send {
@@ -149,10 +155,10 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func whatTheSocketDidNotTakeIsNotSent() async throws {
-    let server = try ScratchRedis()
+    let server = try RedisServerProcess()
     let link = link(.unix(path: server.socketPath))
     _ = try await untilReady(link)
-    server.pause()
+    try server.pause()
     let answers = Journal<(Int, Result<RESPReply, RedisFailure>)>()
     let payload = RESPArgument.bytes([UInt8](repeating: 120, count: 100_000))
     // Each turn of the loop writes 100 kB; a frozen server's socket takes only the first few.
@@ -176,10 +182,10 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func aFrozenServerTimesOutAndLateRepliesGoToTheirOwnHandler() async throws {
-    let server = try ScratchRedis()
+    let server = try RedisServerProcess()
     let link = link(.unix(path: server.socketPath))
     let identity = try await untilReady(link)
-    server.pause()
+    try server.pause()
     let first = Journal<Result<RESPReply, RedisFailure>>()
     let late = Journal<Result<RESPReply, RedisFailure>>()
     try await onLoop {
@@ -216,7 +222,7 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func theBoundOnPendingCommandsIsNotSentSaturated() async throws {
-    let server = try ScratchRedis()
+    let server = try RedisServerProcess()
     let link = link(.unix(path: server.socketPath)) { $0.limits.pendingCommandsMax = 5 }
     _ = try await untilReady(link)
     let answers = Journal<Result<RESPReply, RedisFailure>>()
@@ -237,8 +243,8 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func aPromotionIsSeenOnTheOpenConnection() async throws {
-    let server = try ScratchRedis(tcp: true)
-    let other = try ScratchRedis(tcp: true)
+    let server = try RedisServerProcess(.init(tcp: true))
+    let other = try RedisServerProcess(.init(tcp: true))
     let events = Journal<RedisLinkEvent>()
     let link = link(.unix(path: server.socketPath), events: events) {
       $0.limits.refreshInterval = 10_000_000
@@ -260,7 +266,7 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func stopAnswersWhatIsPendingFirst() async throws {
-    let server = try ScratchRedis()
+    let server = try RedisServerProcess()
     let link = link(.unix(path: server.socketPath))
     _ = try await untilReady(link)
     let answers = Journal<Result<RESPReply, RedisFailure>>()
@@ -280,7 +286,7 @@ private final class Journal<Entry: Sendable>: Sendable {
 
   @Test(arguments: [true, false])
   func stopWhileTheServerIsAbsentReturns(_ tcp: Bool) async throws {
-    let server = try ScratchRedis(tcp: true)
+    let server = try RedisServerProcess(.init(tcp: true))
     server.kill()
     let events = Journal<RedisLinkEvent>()
     let link = link(tcp ? try endpoint(server) : .unix(path: server.socketPath), events: events) {
@@ -295,7 +301,7 @@ private final class Journal<Entry: Sendable>: Sendable {
   }
 
   @Test func aMissingServerIsRetriedUntilItIsThere() async throws {
-    let server = try ScratchRedis()
+    let server = try RedisServerProcess()
     server.kill()
     let events = Journal<RedisLinkEvent>()
     let link = link(.unix(path: server.socketPath), events: events)
