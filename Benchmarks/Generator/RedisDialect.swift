@@ -71,16 +71,17 @@ package struct RedisDialect: Dialect {
     return .reply(correlation: 0, verdict(input, length))
   }
 
-  /// `decide` answers its usual case with one bulk string: 16 bytes of fingerprint, then the
-  /// reason as a one-byte integer. Arrays are its other outcomes (fenced, stale, …).
+  /// `decide` answers the usual case of a call with one operation with an array of one bulk string:
+  /// 16 bytes of fingerprint, then the reason as a one-byte integer. Anything else is one of its
+  /// other outcomes (fenced, stale, …).
   private func verdict(_ input: Bytes, _ length: Int) -> Verdict {
     let kind = input[0]
     if kind == UInt8(ascii: "-") { return .error(0) }
     guard case .decide = command else {
       return .allowed(reason: 0, source: 0, replayed: false)
     }
-    guard kind == UInt8(ascii: "$"), let end = input.firstIndex(of: 10, from: 1),
-      end + 17 < length
+    guard kind == UInt8(ascii: "*"), length > 4, input[4] == UInt8(ascii: "$"),
+      let end = input.firstIndex(of: 10, from: 4), end + 17 < length
     else { return .error(0) }
     let reason = UInt16(input[end + 17])
     return reason < 16

@@ -9,9 +9,8 @@
 //   - Among limits of one reason the smaller remaining *before* the decision binds; a `deny` rule
 //     counts as remaining 0; then the first in order.
 //   - A would-deny rate moves no arrival time, whether it is shadow or soft. `post` moves none.
-//   - `post` on a recorded denial, or on a tombstone, applies: the units were let through
-//     elsewhere. `post` on an operation that was applied and annulled replays CANCELLED, because
-//     its delta ids are spent; the poster needs a new id.
+//   - `post` on a recorded denial applies: the units were let through elsewhere. After a cancel it
+//     replays CANCELLED: the caller said that the operation has no effect.
 //   - A metered item of amount 0 bears a delta like any other: an explicit zero is a statement.
 //   - `settled` in an answer is what limits see: settled − forgiven.
 //   - A counter that would leave the quantity range is an error and nothing changes.
@@ -139,7 +138,8 @@ package struct Evaluator: Hashable, Sendable {
       bindingItem: verdict.limit?.item, retryAfter: verdict.retryAfter, time: now,
       globalVersion: current.global, accountVersion: current.account,
       items: request.items.indices.map { after.itemState($0) })
-    if mode != .check {
+    // A refusal that is not about what was asked passes by itself: the same id may come again.
+    if mode != .check, verdict.reason != .unknownAccount {
       state.latest = micros
       state.records[request.id] = EvaluatorRecord(
         subject: request.subject, items: request.items, decision: decision,
@@ -160,7 +160,7 @@ package struct Evaluator: Hashable, Sendable {
       }
       if record.items != request.items { return .mismatch(field: "amounts") }
     }
-    if mode == .post, record.effect == .none { return nil }
+    if mode == .post, record.effect == .none, record.decision.reason != .cancelled { return nil }
     var decision = record.decision
     decision.replayed = true
     return .decided(decision, [])

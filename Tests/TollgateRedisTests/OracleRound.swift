@@ -10,7 +10,7 @@ import TollgateTesting
 struct OracleRound {
   static let outcomes = [
     "replayed", "mismatch", "idTooOld", "idFromFuture", "expired", "stale", "period", "overflow",
-    "cancel", "reverse", "reset", "config", "ALLOWED", "ALLOWED_SHADOW", "ALLOWED_SOFT",
+    "cancel", "reverse", "reset", "config", "batch", "ALLOWED", "ALLOWED_SHADOW", "ALLOWED_SOFT",
     "ALLOWED_POSTED", "GATE_CLOSED", "COST_ABOVE_BURST", "QUOTA_EXCEEDED", "RATE_LIMITED",
     "CANCELLED", "UNKNOWN_FEATURE", "FEATURE_NOT_IN_PLAN", "ACCOUNT_FROZEN",
   ]
@@ -125,8 +125,20 @@ struct OracleRound {
     if dice < 0.05 { return try reset() }
     if dice < 0.10, let call = calls.randomElement(using: &random) { return try cancel(call) }
     if dice < 0.12, !births.isEmpty { return try reverse() }
-    if dice < 0.22, let call = calls.randomElement(using: &random) { return try again(call) }
-    try decide()
+    var batch = [try decision()]
+    // Some travel together; ids come twice in a batch too.
+    if batch[0].asked.mode != .check, random.chance(0.4) {
+      for _ in 0..<Int.random(in: 1...7, using: &random) {
+        let call = try decision()
+        if call.asked.mode != .check { batch.append(call) }
+      }
+    }
+    issue(batch)
+  }
+
+  private mutating func decision() throws -> DecideCall {
+    if random.chance(0.13), let call = calls.randomElement(using: &random) { return again(call) }
+    return try decide()
   }
 
   private func resolve(_ subject: Subject, _ items: [Item]) -> Resolution {
@@ -172,8 +184,8 @@ struct OracleRound {
         ? WallTime(milliseconds: now + Int64.random(in: -2...5, using: &random)) : nil)
   }
 
-  private mutating func decide() throws {
-    guard let subject = subjects.randomElement(using: &random) else { return }
+  private mutating func decide() throws -> DecideCall {
+    let subject = try #require(subjects.randomElement(using: &random))
     let known = random.chance(0.9) ? 5 : 7
     let features = RandomCatalog.features.prefix(known).shuffled(using: &random)
       .prefix(random.chance(0.7) ? 1 : Int.random(in: 2...4, using: &random))
@@ -183,11 +195,11 @@ struct OracleRound {
     let call = makeCall(subject, items, id: newID(), mode: mode)
     if mode != .check { calls.append(call) }
     if calls.count > 60 { calls.removeFirst() }
-    try issue(call)
+    return call
   }
 
   /// An id once more: the same body, or another one.
-  private mutating func again(_ call: DecideCall) throws {
+  private mutating func again(_ call: DecideCall) -> DecideCall {
     var subject = call.subject
     var items = call.plan.items
     if random.chance(0.25), evaluator.state.records[call.operation]?.subject != nil {
@@ -198,18 +210,37 @@ struct OracleRound {
       }
     }
     let mode: DecideCall.Mode = random.chance(0.2) ? .post : .consume
-    try issue(makeCall(subject, items, id: call.operation, mode: mode))
+    return makeCall(subject, items, id: call.operation, mode: mode)
   }
 
-  private mutating func issue(_ call: DecideCall) throws {
+  private mutating func issue(_ calls: [DecideCall]) {
+    if calls.count > 1 { count("batch") }
+    let expected = calls.map { judge($0) }
+    let batch = DecideBatch(
+      keySpace: rig.keySpace, bucket: 0, fence: rig.fence, limits: rig.limits,
+      script: calls[0].script, operations: calls.map(\.asked))
+    put(StoreRig.command(batch, rig.library)) { reply in
+      for (at, reply) in batch.decode(RESPReply(reply)).enumerated() {
+        let got = Self.comparable(reply)
+        if got != expected[at] {
+          return "\(at + 1) of \(calls.count), \(calls[at].asked.mode) \(calls[at].plan.items)\n"
+            + "expected \(expected[at])\n     got \(got)"
+        }
+      }
+      return nil
+    }
+  }
+
+  /// What the evaluator says of an operation, as a reply.
+  private mutating func judge(_ call: DecideCall) -> Answer {
     let outcome = evaluator.decide(
       Evaluator.Request(
         id: call.operation, subject: call.subject, items: call.plan.items,
-        notAfter: call.notAfter),
+        notAfter: call.asked.notAfter),
       resolution: call.plan.resolution,
-      versions: .init(global: call.globalVersion, account: call.accountVersion),
+      versions: .init(global: call.asked.globalVersion, account: call.asked.accountVersion),
       nowMicroseconds: microseconds,
-      mode: call.mode == .check ? .check : call.mode == .post ? .post : .consume)
+      mode: call.asked.mode == .check ? .check : call.asked.mode == .post ? .post : .consume)
     let first = sequence
     if case .decided(_, let born) = outcome {
       for birth in born {
@@ -218,12 +249,7 @@ struct OracleRound {
       }
     }
     count(Self.name(outcome))
-    let expected = Self.expected(outcome, after: first)
-    put(StoreRig.command(call, rig.library)) { reply in
-      let got = Self.comparable(DecideReply(RESPReply(reply)))
-      return got == expected
-        ? nil : "\(call.mode) \(call.plan)\nexpected \(expected)\n     got \(got)"
-    }
+    return Self.expected(outcome, after: first)
   }
 
   private mutating func cancel(_ call: DecideCall) throws {
@@ -232,23 +258,37 @@ struct OracleRound {
     if let subject = record?.subject, subject != call.subject || record?.items != call.plan.items {
       return
     }
-    var call = call
-    if let record, record.subject != nil {
-      // The cells of the call that was decided; a retry may have been resolved otherwise.
-      guard record.cells == call.plan.resolution.cells,
-        record.metered == call.plan.resolution.metered
-      else { return }
-    }
-    if call.bodies.isEmpty { call.bodies = call.plan.meteredItems.map { [UInt8($0)] } }
     count("cancel")
     let latest = evaluator.state.latest
     let outcome = evaluator.cancel(call.operation, nowMicroseconds: microseconds)
     // A cancel that finds nothing to take back writes nothing, the time included.
     if let record, record.effect != .applied { evaluator.state.latest = latest }
     let first = sequence
-    if case .cancelled(let born) = outcome { sequence += Int64(born.count) }
-    put(StoreRig.command(CancelCall(call), rig.library)) { reply in
-      let got = DecideReply(RESPReply(reply))
+    // Asked with today's plan, or none: what is taken back stands in the record.
+    var cancel = CancelCall(
+      keySpace: rig.keySpace, fence: rig.fence, operation: call.operation,
+      fingerprint: call.asked.fingerprint, subject: call.subject, items: call.plan.items,
+      recordClass: call.plan.recordClass, limits: rig.limits)
+    if case .cancelled(let born) = outcome, let record, !born.isEmpty {
+      sequence += Int64(born.count)
+      let wanted = born.map { birth in
+        CountedItem(
+          item: birth.item,
+          cells: record.cells.filter { $0.item == birth.item }
+            .map { CellReference(level: $0.level, window: $0.window, period: $0.period) })
+      }
+      let ask = cancel
+      put(StoreRig.command(ask, rig.library)) { reply in
+        let got = ask.decode(RESPReply(reply))
+        return got == .bodiesWanted(wanted) ? nil : "cancel: wanted \(wanted), got \(got)"
+      }
+      cancel.bodies = born.map { ($0.item, [UInt8($0.item)]) }
+    }
+    let call = cancel
+    put(StoreRig.command(call, rig.library)) { reply in
+      guard case .answered(let got) = call.decode(RESPReply(reply)) else {
+        return "cancel: bodies wanted"
+      }
       switch (outcome, got) {
       case (.idTooOld, .idTooOld), (.idFromFuture, .idFromFuture): return nil
       case (.cancelled(let born), .decided(let decided)):

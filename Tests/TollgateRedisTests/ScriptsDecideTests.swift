@@ -41,7 +41,9 @@ import TollgateTesting
     let rig = try StoreRig.ready()
     let replies = try rig.redis.pipeline(
       try (0..<40).map { _ in StoreRig.command(try rig.call("acme", [("chat", 1)]), rig.library) })
-    let allowed = replies.filter { DecideReply(RESPReply($0)).reason == .allowed }
+    let allowed = replies.filter {
+      DecideReply(RESPReply($0)[0]).reason == .allowed
+    }
     #expect(allowed.count == 10)
     #expect(try rig.settled("acme", "chat", .day) == 10)
   }

@@ -54,6 +54,26 @@ struct Scenario: CustomTestStringConvertible, Sendable {
         TrimCall(keySpace: $0.keySpace, bucket: 0, fence: $0.fence, acknowledged: 2, tail: 0))
       return command($0, try $0.call("acme", [("tokens", 5), ("free", 1), ("spend", 1)]))
     },
+    Scenario("several operations at once", .decide) { rig in
+      _ = try rig.consume("acme/ann", ("chat", 1))
+      _ = try rig.consume("acme", ("tokens", 1))
+      let denied = try rig.call("acme/ann", [("chat", 50), ("tokens", 1)])
+      _ = try rig.run(denied)
+      try rig.advance(90_000_000)
+      let calls = try [
+        rig.call("acme/ann", [("chat", 2), ("tokens", 5), ("spend", 1)]),
+        rig.call("acme/bob", [("chat", 1), ("free", 2)]),
+        rig.call("acme/ann", [("chat", 1)]),
+        rig.call("acme/ann", [("chat", 500)]),
+        rig.call("acme", [("spend", 3), ("ping", 1)]),
+        rig.call("acme", [("chat", 50), ("tokens", 1)], id: denied.operation, mode: .post),
+      ]
+      return command(
+        rig,
+        DecideBatch(
+          keySpace: rig.keySpace, bucket: 0, fence: rig.fence, limits: rig.limits,
+          script: .decide, operations: calls.map(\.asked)))
+    },
     Scenario("denial", .decide) { command($0, try $0.call("acme", [("tokens", 5000)])) },
     Scenario("post over a denial", .decide) {
       let denied = try $0.call("acme/ann", [("chat", 50), ("tokens", 1)])
@@ -69,10 +89,10 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     Scenario("cancel of an allowed operation", .cancel) {
       let call = try $0.call("acme/ann", [("chat", 2), ("tokens", 5)])
       _ = try $0.run(call)
-      return command($0, CancelCall(call))
+      return command($0, $0.cancelCall(call))
     },
     Scenario("cancel of an operation that never came", .cancel) {
-      command($0, CancelCall(try $0.call("acme/ann", [("chat", 2)])))
+      command($0, $0.cancelCall(try $0.call("acme/ann", [("chat", 2)])))
     },
     Scenario("reverse", .reverse) {
       let call = try $0.call("acme/ann", [("chat", 2)])
@@ -320,7 +340,7 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     let call = try rig.call("acme/ann", [("chat", 1)])
     _ = try rig.run(call)
     try rig.redis.command("CONFIG", "SET", "maxmemory", "1mb")
-    #expect(try rig.run(CancelCall(call)).reason == .cancelled)
+    #expect(try rig.cancel(call).reason == .cancelled)
     #expect(try rig.settled("acme/ann", "chat", .hour) == 0)
   }
 }

@@ -62,7 +62,7 @@ import TollgateTesting
     let rig = try StoreRig.ready()
     var call = try rig.call("acme", [("chat", 1)])
     _ = try rig.run(call)
-    call.fingerprint = OperationFingerprint(
+    call.asked.fingerprint = OperationFingerprint(
       subject: call.subject, items: call.plan.items, attributes: ["model": "x"])
     #expect(try rig.run(call) == .mismatch(.attributes))
   }
@@ -176,8 +176,8 @@ import TollgateTesting
     let call = try rig.call("acme/ann", [("chat", 2), ("ping", 1), ("tokens", 30)])
     _ = try rig.run(call)
     try rig.advance(5)
-    let cancel = CancelCall(call)
-    let cancelled = try #require(try rig.run(cancel).decided)
+    let cancel = rig.cancelCall(call)
+    let cancelled = try #require(try rig.cancel(call).decided)
     #expect(cancelled.decision.reason == .cancelled)
     #expect(cancelled.entries.map(\.index) == [64, 66])
     #expect(try rig.settled("acme", "tokens", .month) == 0)
@@ -185,7 +185,7 @@ import TollgateTesting
     #expect(try Array(rig.outbox().dropFirst(2)) == cancel.entries(cancelled))
     #expect(try rig.outbox().reduce(0) { $0 + $1.actual } == 0)
     let before = try rig.dump()
-    #expect(try rig.run(cancel).replayed?.decision.reason == .cancelled)
+    #expect(try rig.cancel(call).replayed?.decision.reason == .cancelled)
     #expect(try rig.run(call).replayed?.decision.reason == .cancelled)
     #expect(try rig.dump() == before)
   }
@@ -193,7 +193,7 @@ import TollgateTesting
   @Test func cancellingAnOperationThatNeverCameTakesItsId() throws {
     let rig = try StoreRig.ready()
     let call = try rig.call("acme", [("tokens", 1)])
-    #expect(try rig.run(CancelCall(call)).decided?.entries.isEmpty == true)
+    #expect(try rig.cancel(call).decided?.entries.isEmpty == true)
     #expect(try rig.run(call).replayed?.decision.reason == .cancelled)
     #expect(try rig.outbox().isEmpty)
   }
@@ -203,7 +203,7 @@ import TollgateTesting
     let call = try rig.call("acme", [("tokens", 2000)])
     _ = try rig.run(call)
     let before = try rig.dump()
-    #expect(try rig.run(CancelCall(call)).replayed?.decision.reason == .quotaExceeded)
+    #expect(try rig.cancel(call).replayed?.decision.reason == .quotaExceeded)
     #expect(try rig.dump() == before)
   }
 
@@ -213,14 +213,57 @@ import TollgateTesting
     _ = try rig.run(call)
     try rig.setNow(Window.hour.period(containing: rig.now).end)
     _ = try rig.consume("acme/ann", ("chat", 1))
-    _ = try rig.run(CancelCall(call))
+    _ = try rig.cancel(call)
     let cell = try #require(
       try rig.counters("acme/ann").cell(feature: Name("chat"), window: .hour))
     #expect(cell.settled == 1 && cell.previousSettled == 0)
     #expect(try rig.settled("acme", "chat", .day) == 1)
   }
 
-  @Test func aPostAppliesOverADenialAndOverATombstoneButNotOverAnAnnulment() throws {
+  /// What is taken back is what the record says was added, not what the plan would count now.
+  @Test func aCancelUnderAnotherPlanTakesBackWhatWasCounted() throws {
+    let rig = try StoreRig.ready()
+    let call = try rig.call("acme/ann", [("chat", 2), ("tokens", 5)])
+    _ = try rig.run(call)
+    try rig.setNow(Window.month.period(containing: rig.now).end + 40 * 86_400_000)
+    rig.global.catalog.plans[Catalog.name("pro")]?.entitlements[Catalog.name("chat")] = [
+      Catalog.limit("chat.minute", .quota(amount: 3, window: .minute))
+    ]
+    rig.limits.dedupeWindowMilliseconds = OperationSlice.windowMaxMilliseconds * 90
+    let now = try rig.call("acme/ann", [("chat", 2), ("tokens", 5)], id: call.operation)
+    #expect(try rig.consume("acme/ann", ("chat", 1)).reason == .allowed)
+    guard case .bodiesWanted(let items) = try rig.run(rig.cancelCall(now, bodies: false)) else {
+      Issue.record("the record was not asked")
+      return
+    }
+    #expect(
+      items.map(\.cells)
+        == call.plan.meteredItems.map { item in
+          call.plan.resolution.cells.filter { $0.item == item }
+            .map { CellReference(level: $0.level, window: $0.window, period: $0.period) }
+        })
+    #expect(try rig.cancel(now).reason == .cancelled)
+    #expect(try rig.settled("acme", "chat", .minute) == 1)
+    #expect(try rig.settled("acme", "chat", .day) == 0)
+    #expect(try rig.settled("acme/ann", "chat", .hour) == 0)
+    #expect(try rig.settled("acme", "tokens", .month) == 0)
+  }
+
+  @Test func aRefusalThatPassesIsNotRemembered() throws {
+    let rig = try StoreRig.ready()
+    rig.limits.outboxEntriesMax = 0
+    let call = try rig.call("acme", [("tokens", 1)])
+    #expect(try rig.run(call).reason == .outboxFull)
+    rig.limits.outboxEntriesMax = 10
+    #expect(try rig.consume("acme", ("tokens", 1), id: call.operation).reason == .allowed)
+    rig.account.plan = nil
+    let unknown = try rig.call("acme", [("tokens", 1)])
+    #expect(try rig.run(unknown).reason == .unknownAccount)
+    rig.account.plan = Catalog.name("pro")
+    #expect(try rig.consume("acme", ("tokens", 1), id: unknown.operation).reason == .allowed)
+  }
+
+  @Test func aPostAppliesOverADenialButNotOverACancel() throws {
     let rig = try StoreRig.ready()
     let denied = try rig.call("acme", [("tokens", 2000)])
     _ = try rig.run(denied)
@@ -228,13 +271,13 @@ import TollgateTesting
       try rig.consume("acme", ("tokens", 2000), id: denied.operation, mode: .post).reason
         == .allowedPosted)
     let unknown = try rig.call("acme", [("tokens", 1)])
-    _ = try rig.run(CancelCall(unknown))
+    _ = try rig.cancel(unknown)
     #expect(
-      try rig.consume("acme", ("tokens", 1), id: unknown.operation, mode: .post).reason
-        == .allowedPosted)
+      try rig.consume("acme", ("tokens", 1), id: unknown.operation, mode: .post).replayed?.decision
+        .reason == .cancelled)
     let annulled = try rig.call("acme", [("free", 1)])
     _ = try rig.run(annulled)
-    _ = try rig.run(CancelCall(annulled))
+    _ = try rig.cancel(annulled)
     #expect(
       try rig.consume("acme", ("free", 1), id: annulled.operation, mode: .post).replayed?.decision
         .reason == .cancelled)

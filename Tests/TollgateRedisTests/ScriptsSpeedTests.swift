@@ -19,39 +19,47 @@ import TollgateTesting
     let rig = try StoreRig.ready(catalog: catalog, transform: { $1 })
     rig.limits.volumeRecordBytesMax = 1 << 40
     rig.limits.outboxEntriesMax = 1 << 40
-    let depth = 16
-    let rounds = 1500
+    let operations = 16_384
     let subjects = (0..<64).map { "acme/m\($0)" }
-    func now() throws -> WallTime {
-      let parts = try redisTime(rig)
-      return WallTime(milliseconds: parts)
-    }
-    try rig.useTime(now())
-    func batch(_ mode: DecideCall.Mode = .consume) throws -> [[[UInt8]]] {
-      try (0..<depth).map { index in
-        let call = try rig.call(
-          subjects[(index * 7) % subjects.count], [("chat", 1)], mode: mode)
-        return StoreRig.command(call, rig.library)
+    // Ids are unique, so the calls are made beforehand: only Redis is on the clock.
+    func cost(perCall size: Int) throws -> Double {
+      try rig.useTime(WallTime(milliseconds: redisTime(rig)))
+      let calls = try (0..<operations / size).map { number in
+        let batch = DecideBatch(
+          keySpace: rig.keySpace, bucket: 0, fence: rig.fence, limits: rig.limits,
+          script: .decide,
+          operations: try (0..<size).map {
+            try rig.call(subjects[((number * size + $0) * 7) % subjects.count], [("chat", 1)]).asked
+          })
+        return StoreRig.command(batch, rig.library)
       }
+      let before = try cpu(rig)
+      for start in stride(from: 0, to: calls.count, by: 16) {
+        for reply in try rig.redis.pipeline(Array(calls[start..<min(start + 16, calls.count)])) {
+          let decided = RESPReply(reply).array ?? []
+          #expect(decided.count == size)
+          #expect(decided.allSatisfy { DecideReply($0).reason == .allowed })
+        }
+      }
+      return (try cpu(rig) - before) * 1e6 / Double(operations)
     }
-    // Ids are unique, so batches are made beforehand: only Redis is on the clock.
-    let batches = try (0..<rounds).map { _ in try batch() }
-    _ = try rig.redis.pipeline(try batch())
-    try rig.redis.command("CONFIG", "RESETSTAT")
-    let begun = ContinuousClock.now
-    for batch in batches {
-      let replies = try rig.redis.pipeline(batch)
-      #expect(DecideReply(RESPReply(replies[0])).reason == .allowed)
-    }
-    let took = ContinuousClock.now - begun
-    let perSecond =
-      Double(rounds * depth)
-      / (Double(took.components.attoseconds) / 1e18
-        + Double(took.components.seconds))
-    let stats = try #require(try rig.redis.command("INFO", "commandstats").string)
-    let line = stats.split(whereSeparator: \.isNewline).first { $0.contains("cmdstat_evalsha:") }
-    print("decide, 3 limits + delta, depth \(depth): \(Int(perSecond)) ops/s; \(line ?? "")")
-    #expect(line != nil)
+    _ = try cost(perCall: 1)
+    let alone = try cost(perCall: 1)
+    let eight = try cost(perCall: 8)
+    let full = try cost(perCall: DecideBatch.operationsMax)
+    print(
+      "decide, 3 limits + delta, us of Redis per operation: alone \(alone), by eight \(eight), "
+        + "by \(DecideBatch.operationsMax) \(full)")
+    #expect(eight < alone * 0.9)
+    #expect(full < alone * 0.9)
+  }
+
+  /// Seconds of processor time: a busy machine lengthens everything else.
+  private func cpu(_ rig: StoreRig) throws -> Double {
+    let text = try #require(try rig.redis.command("INFO", "cpu").string)
+    return text.split(whereSeparator: \.isNewline)
+      .filter { $0.hasPrefix("used_cpu_sys_main") || $0.hasPrefix("used_cpu_user_main") }
+      .compactMap { Double($0.drop { $0 != ":" }.dropFirst()) }.reduce(0, +)
   }
 
   private func redisTime(_ rig: StoreRig) throws -> Int64 {

@@ -157,6 +157,28 @@ final class StoreRig {
     try run(call(subject, items, id: id, mode: mode, notAfter: notAfter))
   }
 
+  /// The cancel of an operation, as a caller with this call's plan would make it.
+  func cancelCall(_ call: DecideCall, bodies: Bool = true) -> CancelCall {
+    var cancel = CancelCall(
+      keySpace: keySpace, fence: fence, operation: call.operation,
+      fingerprint: call.asked.fingerprint, subject: call.subject, items: call.plan.items,
+      recordClass: call.plan.recordClass, limits: limits)
+    if bodies { cancel.bodies = call.plan.meteredItems.map { ($0, Array("body\($0)".utf8)) } }
+    return cancel
+  }
+
+  /// Both rounds of it.
+  func cancel(_ call: DecideCall) throws -> DecideReply {
+    var cancel = cancelCall(call, bodies: false)
+    var reply = try run(cancel)
+    if case .bodiesWanted(let items) = reply {
+      cancel.bodies = items.map { ($0.item, Array("body\($0.item)".utf8)) }
+      reply = try run(cancel)
+    }
+    guard case .answered(let answer) = reply else { return .error("bodies wanted twice") }
+    return answer
+  }
+
   func counters(_ subject: String) throws -> SubjectCounters {
     try read(Reads.counters(keySpace, subject: try Subject(subject)))
   }

@@ -11,6 +11,7 @@
 -- Reply codes (first element of an array reply):
 --   0 done · 1 done before · 2 fenced · 3 mismatch · 4 id too old · 5 id from the future
 --   6 expired · 7 stale · 8 rebuild · 9 period passed · 10 overflow · 11 conflict
+--   12 counted: the bodies of what was counted are wanted
 local call, try = redis.call, redis.pcall
 local encode, decode = cmsgpack.pack, cmsgpack.unpack
 local floor, max, format, sub = math.floor, math.max, string.format, string.sub

@@ -1,11 +1,11 @@
-// One operation as one script call: decide, record, count, and bear the deltas, atomically.
+// One operation as the store sees it, and the script call that decides it alone.
 //
 // Why this shape: this is the hot path. What does not change between calls is in `DecidePlan`; the
-// rest is one fence text, one 32-byte id with fingerprint, one short run of numbers and the delta
-// bodies. The reply of the usual case is one bulk string, and that string is also what Redis
-// remembers of the operation, so a replayed answer is the same bytes.
+// rest is one 32-byte id with fingerprint, one short run of numbers and the delta bodies. The reply
+// of the usual case is one bulk string, and that string is also what Redis remembers of the
+// operation, so a replayed answer is the same bytes. Operations of one bucket travel together
+// (`DecideBatch`); one alone is a batch of one.
 
-package import NIOCore
 package import TollgateCore
 
 /// The ceilings a call brings along; every sidecar of a deployment should be configured alike.
@@ -26,7 +26,8 @@ package struct StoreLimits: Hashable, Sendable {
   }
 }
 
-package struct DecideCall: ScriptCall {
+/// One operation, resolved and ready to be decided.
+package struct DecideOperation: Sendable {
   package enum Mode: Int64, Sendable, Hashable {
     case consume = 0
     /// Asks only; nothing is written, nothing remembered.
@@ -35,103 +36,37 @@ package struct DecideCall: ScriptCall {
     case post = 2
   }
 
-  package var keySpace: KeySpace
-  package var bucket: Int
-  package var fence: Fence
-  package var operation: OperationID
+  package var id: OperationID
   package var fingerprint: OperationFingerprint
   package var mode: Mode
-  package var subject: Subject
   package var plan: DecidePlan
+  /// The account's header; where the plan reads deeper hashes, the index and these follow.
+  package var keys: [String]
   /// One body for each of `plan.meteredItems`, in that order; empty for `check`.
   package var bodies: [[UInt8]]
   package var globalVersion: Int64
   package var accountVersion: Int64
-  package var limits: StoreLimits
   /// Redis time after which the caller no longer waits: then nothing is done.
   package var notAfter: WallTime?
 
   package init(
-    keySpace: KeySpace, fence: Fence, operation: OperationID, fingerprint: OperationFingerprint,
-    mode: Mode, subject: Subject, plan: DecidePlan, bodies: [[UInt8]], globalVersion: Int64,
-    accountVersion: Int64, limits: StoreLimits = StoreLimits(), notAfter: WallTime? = nil
+    id: OperationID, fingerprint: OperationFingerprint, mode: Mode, plan: DecidePlan,
+    keys: [String], bodies: [[UInt8]], globalVersion: Int64, accountVersion: Int64,
+    notAfter: WallTime?
   ) {
     precondition(mode == .check || bodies.count == plan.meteredItems.count)
-    self.keySpace = keySpace
-    self.bucket = keySpace.bucket(of: subject)
-    self.fence = fence
-    self.operation = operation
+    self.id = id
     self.fingerprint = fingerprint
     self.mode = mode
-    self.subject = subject
     self.plan = plan
+    self.keys = keys
     self.bodies = bodies
     self.globalVersion = globalVersion
     self.accountVersion = accountVersion
-    self.limits = limits
     self.notAfter = notAfter
   }
 
-  package var script: ScriptName { mode == .check ? .check : .decide }
-
-  package var keys: [String] {
-    let slice = OperationSlice.of(operation.time)
-    let account = subject.account
-    var keys = [
-      keySpace.meta(bucket), keySpace.outbox(bucket),
-      keySpace.operations(bucket, plan.recordClass, slice: slice),
-      keySpace.operations(bucket, plan.recordClass.other, slice: slice),
-      keySpace.subject(bucket, account),
-    ]
-    if !plan.levels.isEmpty {
-      keys.append(keySpace.index(bucket, account: account))
-      for level in plan.levels { keys.append(keySpace.subject(bucket, subject.prefix(level))) }
-    }
-    return keys
-  }
-
-  package var arguments: [RESPArgument] {
-    [.string(fence.text), .bytes(operation.bytes + fingerprint.bytes), .bytes(head)]
-      + [.bytes(plan.bytes)] + bodies.map { .bytes($0) }
-  }
-
-  /// The same command as `keys` and `arguments` make, without the arrays in between.
-  package func write(into buffer: inout ByteBuffer, library: ScriptLibrary = .shared) {
-    let keys = keys
-    var writer = RESPWriter()
-    writer.begin(&buffer, count: 3 + keys.count + 4 + bodies.count)
-    writer.append(literal: "EVALSHA", to: &buffer)
-    writer.append(library.sha(script), to: &buffer)
-    writer.append(integer: Int64(keys.count), to: &buffer)
-    for key in keys { writer.append(key, to: &buffer) }
-    writer.append(fence.text, to: &buffer)
-    writer.append(operation.bytes + fingerprint.bytes, to: &buffer)
-    writer.append(head, to: &buffer)
-    writer.append(plan.bytes, to: &buffer)
-    for body in bodies { writer.append(body, to: &buffer) }
-  }
-
-  var head: [UInt8] {
-    var writer = MessagePackWriter(capacity: 64)
-    writer.append(mode.rawValue)
-    writer.append(fence.seenSequence)
-    writer.append(String(fence.epoch))
-    writer.append(fence.epoch)
-    writer.append(globalVersion)
-    writer.append(accountVersion)
-    writer.append(operation.time.milliseconds)
-    writer.append(notAfter?.milliseconds ?? 0)
-    writer.append(limits.dedupeWindowMilliseconds)
-    writer.append(limits.recordBytesMax(plan.recordClass))
-    writer.append(limits.outboxEntriesMax)
-    writer.append(plan.recordClass.letter)
-    writer.append(OperationSlice.of(operation.time))
-    return writer.bytes
-  }
-
-  package func decode(_ reply: RESPReply) -> DecideReply { DecideReply(reply) }
-
-  /// The deltas this call bore, as the ledger will get them: what a sidecar retains.
+  /// The deltas it bore, as the ledger will get them: what a sidecar retains.
   package func entries(_ decided: DecidedOperation) -> [OutboxEntry] {
     decided.entries.compactMap { born in
       guard let at = plan.meteredItems.firstIndex(of: Int(born.index)), at < bodies.count else {
@@ -139,9 +74,64 @@ package struct DecideCall: ScriptCall {
       }
       let amount = plan.items[Int(born.index)].amount
       return OutboxEntry(
-        sequence: born.sequence, kind: .usage,
-        id: DeltaID(operation: operation, index: born.index), time: decided.bornAt,
-        actual: amount, charged: amount, absorbed: 0, body: bodies[at])
+        sequence: born.sequence, kind: .usage, id: DeltaID(operation: id, index: born.index),
+        time: decided.bornAt, actual: amount, charged: amount, absorbed: 0, body: bodies[at])
     }
   }
+}
+
+extension KeySpace {
+  /// `DecideOperation.keys` of a subject under a plan.
+  package func keys(_ bucket: Int, of subject: Subject, _ plan: DecidePlan) -> [String] {
+    let account = subject.account
+    guard !plan.levels.isEmpty else { return [self.subject(bucket, account)] }
+    return [self.subject(bucket, account), index(bucket, account: account)]
+      + plan.levels.map { self.subject(bucket, subject.prefix($0)) }
+  }
+}
+
+/// One operation by itself.
+package struct DecideCall: ScriptCall {
+  package typealias Mode = DecideOperation.Mode
+
+  package var keySpace: KeySpace
+  package var bucket: Int
+  package var fence: Fence
+  package var subject: Subject
+  package var asked: DecideOperation
+  package var limits: StoreLimits
+
+  package init(
+    keySpace: KeySpace, fence: Fence, operation: OperationID, fingerprint: OperationFingerprint,
+    mode: Mode, subject: Subject, plan: DecidePlan, bodies: [[UInt8]], globalVersion: Int64,
+    accountVersion: Int64, limits: StoreLimits = StoreLimits(), notAfter: WallTime? = nil
+  ) {
+    let bucket = keySpace.bucket(of: subject)
+    self.keySpace = keySpace
+    self.bucket = bucket
+    self.fence = fence
+    self.subject = subject
+    self.limits = limits
+    asked = DecideOperation(
+      id: operation, fingerprint: fingerprint, mode: mode, plan: plan,
+      keys: keySpace.keys(bucket, of: subject, plan), bodies: bodies,
+      globalVersion: globalVersion, accountVersion: accountVersion, notAfter: notAfter)
+  }
+
+  package var operation: OperationID { asked.id }
+  package var plan: DecidePlan { asked.plan }
+  package var script: ScriptName { asked.mode == .check ? .check : .decide }
+
+  var batch: DecideBatch {
+    DecideBatch(
+      keySpace: keySpace, bucket: bucket, fence: fence, limits: limits, script: script,
+      operations: [asked])
+  }
+
+  package var keys: [String] { batch.keys }
+  package var arguments: [RESPArgument] { batch.arguments }
+  package func decode(_ reply: RESPReply) -> DecideReply { batch.decode(reply)[0] }
+
+  /// See `DecideOperation.entries`.
+  package func entries(_ decided: DecidedOperation) -> [OutboxEntry] { asked.entries(decided) }
 }

@@ -10,11 +10,15 @@
 //     0 deny: reason · 1 quota: cell, amount · 2 rate: hash, position, cost, tolerance, interval
 //     3 unlimited
 //   per item: amount, metered, billing cell (0: none)
+//   one string, kept with the record of what was counted: a run of its own of the number of cells
+//   and per cell: item, level, window code, start, end (what a cancel takes back, whatever the
+//   configuration is by then)
 // Hash 1 is the account header, 2… the deeper subjects in use, by level.
 
 package import TollgateCore
 
-package struct DecidePlan: Sendable, Hashable {
+/// Immutable and shared: a request holds one reference to it.
+package final class DecidePlan: Sendable {
   package let resolution: Resolution
   package let items: [Item]
   /// Levels deeper than the account whose hashes are read, ascending.
@@ -105,6 +109,16 @@ package struct DecidePlan: Sendable, Hashable {
       writer.append(resolution.metered[index] ? 1 : 0)
       writer.append(billing[index])
     }
+    var counted = MessagePackWriter(capacity: 64)
+    counted.append(resolution.cells.count)
+    for cell in resolution.cells {
+      counted.append(cell.item)
+      counted.append(cell.level)
+      counted.append(cell.window.code)
+      counted.append(cell.period.start.milliseconds)
+      counted.append(cell.period.end.milliseconds)
+    }
+    writer.append(counted.bytes)
     bytes = writer.bytes
   }
 }

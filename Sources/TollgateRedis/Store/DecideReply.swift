@@ -79,7 +79,7 @@ package enum DecideReply: Hashable, Sendable {
       else { return problem }
       decided.bornAt = WallTime(milliseconds: now)
       return .decided(decided)
-    case .conflict?, nil: return problem
+    case .conflict?, .counted?, nil: return problem
     }
   }
 }
@@ -88,6 +88,8 @@ package enum DecideReply: Hashable, Sendable {
 /// reason, time, global version, account version, epoch, first sequence, mask of metered items,
 /// index offset of the deltas (64 for reversals), binding item (0: none), binding limit, retry
 /// after (−1: none), items, and per item: limit, remaining (−1: none), settled, held, reset (−1).
+/// An allowed operation's goes on with what it was counted in: the number of cells, and per cell:
+/// item, level, window code, start, end.
 enum OperationRecord {
   static func decode(_ bytes: [UInt8], replayed: Bool) -> DecidedOperation? {
     guard bytes.count > 16 else { return nil }
@@ -127,6 +129,39 @@ enum OperationRecord {
         items: items),
       epoch: epoch, entries: entries, bornAt: WallTime(milliseconds: time))
   }
+
+  /// The metered items of a record and their cells.
+  static func counted(_ bytes: [UInt8]) -> [CountedItem]? {
+    guard bytes.count > 16 else { return nil }
+    var reader = MessagePackReader(bytes, from: 16)
+    for _ in 0..<6 { guard reader.integer() != nil else { return nil } }
+    guard let mask = reader.integer(), reader.integer() != nil, reader.integer() != nil,
+      reader.text() != nil, reader.integer() != nil, let count = reader.integer(), count >= 0,
+      count <= Int64(Resolution.itemsMax)
+    else { return nil }
+    for _ in 0..<count {
+      guard reader.text() != nil else { return nil }
+      for _ in 0..<4 { guard reader.integer() != nil else { return nil } }
+    }
+    guard let cells = reader.integer(), (0...Int64(cellsMax)).contains(cells) else { return nil }
+    var items: [Int: [CellReference]] = [:]
+    for _ in 0..<cells {
+      guard let item = reader.integer(), (0..<count).contains(item), let level = reader.integer(),
+        (1...Int64(Subject.levelsMax)).contains(level),
+        let window = reader.text().flatMap({ Window(code: $0) }), let start = reader.integer(),
+        let end = reader.integer(), start < end
+      else { return nil }
+      items[Int(item), default: []].append(
+        CellReference(
+          level: Int(level), window: window,
+          period: Period(start: WallTime(milliseconds: start), end: WallTime(milliseconds: end))))
+    }
+    return (0..<Int(count)).filter { mask & (1 << Int64($0)) != 0 }
+      .map { CountedItem(item: $0, cells: items[$0] ?? []) }
+  }
+
+  /// Each item has at most a cell per limit and one for the bill.
+  private static let cellsMax = Resolution.itemsMax + Resolution.limitsMax * Resolution.itemsMax
 
   private static func name(_ text: String) -> Name? { text.isEmpty ? nil : try? Name(text) }
 }

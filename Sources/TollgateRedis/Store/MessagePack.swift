@@ -40,6 +40,9 @@ package struct MessagePackWriter: Sendable {
     bytes.append(contentsOf: raw)
   }
 
+  /// Bytes as they are, in front of the first value.
+  package mutating func append(unframed raw: [UInt8]) { bytes.append(contentsOf: raw) }
+
   private mutating func header(_ count: Int) {
     switch count {
     case 0..<32: bytes.append(0xA0 | UInt8(count))

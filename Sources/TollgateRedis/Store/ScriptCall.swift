@@ -43,6 +43,7 @@ enum ReplyCode: Int64, Sendable {
   case period = 9
   case overflow = 10
   case conflict = 11
+  case counted = 12
 }
 
 /// How a call other than `decide` came out. `error` changed nothing: either Redis refused the

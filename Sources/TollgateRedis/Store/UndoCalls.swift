@@ -3,35 +3,102 @@
 
 package import TollgateCore
 
-/// Annuls an operation by its id, whether or not it was ever decided. It carries the call it
-/// annuls; afterwards every retry of that id is answered CANCELLED. Its reply is `decided` for the
-/// annulment (with the reversal deltas it bore) and `replayed` where the record was already a
-/// denial or a cancellation.
+/// Annuls an operation by its id, whether or not it was ever decided; afterwards every retry of the
+/// id is answered CANCELLED. What is taken back is what the operation's record says was counted,
+/// whatever the configuration is by then. The bodies of the reversal deltas name those cells, so
+/// where the record holds any the first call is answered with it, and a second brings the bodies.
 package struct CancelCall: ScriptCall {
-  package var call: DecideCall
+  package enum Reply: Hashable, Sendable {
+    /// `decided` for the annulment (with the reversals it bore), `replayed` where the record was
+    /// already a denial or a cancellation.
+    case answered(DecideReply)
+    /// Call again with a body for each of these metered items.
+    case bodiesWanted([CountedItem])
+  }
 
-  package init(_ call: DecideCall) { self.call = call }
+  package var keySpace: KeySpace
+  package var bucket: Int
+  package var fence: Fence
+  package var operation: OperationID
+  package var fingerprint: OperationFingerprint
+  package var subject: Subject
+  package var items: [Item]
+  package var recordClass: RecordClass
+  package var dedupeWindowMilliseconds: Int64
+  /// One for each item that `bodiesWanted` named, in that order.
+  package var bodies: [(item: Int, body: [UInt8])] = []
+
+  package init(
+    keySpace: KeySpace, fence: Fence, operation: OperationID, fingerprint: OperationFingerprint,
+    subject: Subject, items: [Item], recordClass: RecordClass, limits: StoreLimits
+  ) {
+    self.keySpace = keySpace
+    self.bucket = keySpace.bucket(of: subject)
+    self.fence = fence
+    self.operation = operation
+    self.fingerprint = fingerprint
+    self.subject = subject
+    self.items = items
+    self.recordClass = recordClass
+    dedupeWindowMilliseconds = limits.dedupeWindowMilliseconds
+  }
 
   package var script: ScriptName { .cancel }
-  package var bucket: Int { call.bucket }
-  package var keys: [String] { call.keys }
-  package var arguments: [RESPArgument] { call.arguments }
-  package func decode(_ reply: RESPReply) -> DecideReply { DecideReply(reply) }
+
+  package var keys: [String] {
+    let slice = OperationSlice.of(operation.time)
+    return [
+      keySpace.meta(bucket), keySpace.outbox(bucket),
+      keySpace.operations(bucket, recordClass, slice: slice),
+      keySpace.operations(bucket, recordClass.other, slice: slice),
+    ] + (1...subject.depth).map { keySpace.subject(bucket, subject.prefix($0)) }
+  }
+
+  package var arguments: [RESPArgument] {
+    var writer = MessagePackWriter()
+    writer.append(String(fence.epoch))
+    writer.append(fence.epoch)
+    writer.append(operation.time.milliseconds)
+    writer.append(dedupeWindowMilliseconds)
+    writer.append(recordClass.letter)
+    writer.append(OperationSlice.of(operation.time))
+    writer.append(items.count)
+    for item in items {
+      writer.append(item.feature.text)
+      writer.append(item.amount)
+    }
+    return fence.arguments
+      + [.bytes(operation.bytes + fingerprint.bytes), .bytes(writer.bytes)]
+      + bodies.map { .bytes($0.body) }
+  }
+
+  package func decode(_ reply: RESPReply) -> Reply {
+    guard case .counted? = reply.code else { return .answered(DecideReply(reply)) }
+    guard let counted = reply[1].bytes.flatMap({ OperationRecord.counted($0) }) else {
+      return .answered(.error("undecodable record"))
+    }
+    return .bodiesWanted(counted)
+  }
 
   /// The reversal deltas, as the ledger will get them.
   package func entries(_ decided: DecidedOperation) -> [OutboxEntry] {
     decided.entries.compactMap { born in
       let item = Int(born.index) - Int(DeltaID.reversalOffset)
-      guard let at = call.plan.meteredItems.firstIndex(of: item), at < call.bodies.count else {
-        return nil
-      }
-      let amount = -call.plan.items[item].amount
+      guard items.indices.contains(item), let body = bodies.first(where: { $0.item == item })?.body
+      else { return nil }
+      let amount = -items[item].amount
       return OutboxEntry(
         sequence: born.sequence, kind: .reversal,
-        id: DeltaID(operation: call.operation, index: born.index), time: decided.bornAt,
-        actual: amount, charged: amount, absorbed: 0, body: call.bodies[at])
+        id: DeltaID(operation: operation, index: born.index), time: decided.bornAt,
+        actual: amount, charged: amount, absorbed: 0, body: body)
     }
   }
+}
+
+/// A metered item of a decided operation and the cells its units were added to.
+package struct CountedItem: Hashable, Sendable {
+  package var item: Int
+  package var cells: [CellReference]
 }
 
 /// Takes the counter effect of one duplicate delta back, once per stream position. The position's

@@ -1,7 +1,7 @@
 // The request path of one event loop: from a request to one script call to an answer.
 //
-//   submit ─▶ resolve limits ─▶ `decide` in Redis ─▶ decided ─▶ answer
-//     ▲                              │ STALE: newer configuration   ─▶ refresh ─┐
+//   submit ─▶ resolve limits ─▶ queue of the bucket ─▶ `decide` in Redis ─▶ decided ─▶ answer
+//     ▲         (one call per turn)  │ STALE: newer configuration   ─▶ refresh ─┐
 //     │                              │ REBUILD: account not seeded  ─▶ seed ────┤
 //     │                              │ PERIOD: a boundary passed    ────────────┤
 //     │                              │ FENCE: bucket is another     ─▶ recover ─┤
@@ -15,6 +15,7 @@
 // whose call was written and lost is *in doubt*: it is repeated with its own id, which the
 // operation record makes safe, or answered OUTCOME_UNKNOWN; it is never guessed (promise 3).
 
+import DequeModule
 import Logging
 import NIOCore
 import TollgateCore
@@ -45,35 +46,56 @@ final class Enforcer {
     var epoch: Int64 = 0
     /// The highest outbox sequence this loop has seen acknowledged by Redis in this epoch.
     var seenSequence: Int64 = 0
-    /// Script calls written and not yet answered.
+    /// Operations queued or sent and not yet answered.
     var inFlight = 0
+    var decides = Lane()
+    var checks = Lane()
+  }
+
+  /// Operations of one bucket on their way to one script. One call is out at a time: what comes
+  /// meanwhile leaves together when it is answered, so calls grow with the load by themselves.
+  struct Lane {
+    var queue: Deque<Pending> = []
+    var isBusy = false
+  }
+
+  /// One operation on its way to the store.
+  struct Pending {
+    var request: Request
+    var operation: DecideOperation
+    /// An earlier attempt of it may have been applied.
+    var wasInDoubt: Bool
   }
 
   let eventLoop: any EventLoop
   let metrics: Metrics
-  private let configuration: ServerConfiguration
-  private let keys: KeySpace
-  private let logger: Logger
+  let configuration: ServerConfiguration
+  let keys: KeySpace
+  let logger: Logger
   private let wallClock: @Sendable () -> WallTime
-  private let storeLimits: StoreLimits
+  let storeLimits: StoreLimits
   weak var delegate: (any EnforcerDelegate)?
   var link: RedisLink?
 
   private(set) var global: GlobalConfig?
-  private var accounts: AccountCache
-  private(set) var buckets: [BucketState]
-  private var waiting: [WaitKey: [Request]] = [:]
+  var accounts: AccountCache
+  var buckets: [BucketState]
+  var waiting: [WaitKey: [Request]] = [:]
   private var wheel: DeadlineWheel
   private var ticking = false
   private(set) var clock = RedisClock()
-  private var breaker: BreakerMachine
+  var breaker: BreakerMachine
   private(set) var retained: RetainedDeltas
   let fallback: FallbackQueue
   private var outstanding = 0
-  private var quiescing: [Int: [() -> Void]] = [:]
+  private var answeredWhileParked = 0
+  var quiescing: [Int: [() -> Void]] = [:]
   private var breakerWasOpen = false
-  private var encoder = UsageBodyCache()
+  var encoder = UsageBodyCache()
   private var plans = PlanCache()
+  /// Buckets with operations to send at the end of this turn.
+  var queued: [Int] = []
+  var callsScheduled = false
   private var linkIsUp = false
 
   /// A request repeats its call at most this often before it is answered UNAVAILABLE.
@@ -135,7 +157,7 @@ final class Enforcer {
     }
   }
 
-  private func attempt(_ request: Request) {
+  func attempt(_ request: Request) {
     guard !request.isAnswered else { return }
     guard let global else { return park(request, .global) { $0.refreshGlobal(atLeast: 0) } }
     guard link?.connection != nil else { return storeIsAway(request) }
@@ -149,9 +171,11 @@ final class Enforcer {
       return finish(request, .error(.unavailable, "configuration changes faster than it is read"))
     }
     request.attempts += 1
+    if request.mode == .cancel { return sendCancel(request, global: global) }
     let account = accounts[request.account] ?? AccountConfig(version: -1)
-    let plan = plans.plan(for: request, global: global, account: account, now: redisNow)
-    send(request, plan, account: account, global: global)
+    let plan = plans.plan(
+      for: request, global: global, account: account, now: redisNow, keys: keys)
+    enqueue(request, plan, account: account, global: global)
   }
 
   private func park(
@@ -167,81 +191,12 @@ final class Enforcer {
     for request in requests where !request.isAnswered { attempt(request) }
   }
 
-  // MARK: - The script call
+  // MARK: - What the script answered
 
-  private func send(
-    _ request: Request, _ plan: DecidePlan, account: AccountConfig, global: GlobalConfig
+  func handle(
+    _ reply: DecideReply, of request: Request, wasInDoubt: Bool, epoch: Int64,
+    at now: NIODeadline, entries: (DecidedOperation) -> [OutboxEntry]
   ) {
-    guard let connection = link?.connection, let identity = connection.identity,
-      case .allowed(let ticket) = breaker.admit(now: monotonicNow())
-    else { return storeIsAway(request) }
-    let bucket = request.bucket
-    let state = buckets[bucket]
-    let sentAt = NIODeadline.now()
-    let remaining = max(1, (request.deadline - sentAt).nanoseconds / 1_000_000)
-    let fence = Fence(
-      deployment: configuration.deployment.id, epoch: state.epoch, runID: identity.runID,
-      replicationID: identity.replicationID, seenSequence: state.seenSequence)
-    let call = DecideCall(
-      keySpace: keys, fence: fence, operation: request.id, fingerprint: request.fingerprint,
-      mode: request.mode.scriptMode, subject: request.subject, plan: plan,
-      bodies: encoder.bodies(
-        of: request, plan.resolution, plan, catalogVersion: global.catalogVersion),
-      globalVersion: global.version, accountVersion: account.version, limits: storeLimits,
-      notAfter: request.mode == .post ? nil : redisNow + remaining)
-    buckets[bucket].inFlight += 1
-    let wasInDoubt = request.inDoubt
-    if request.mode != .check { request.inDoubt = true }
-    metrics.redisCommands.add()
-    let isCancel = request.mode == .cancel
-    connection.send(
-      { buffer in
-        if isCancel {
-          CancelCall(call).write(into: &buffer)
-        } else {
-          call.write(into: &buffer)
-        }
-      },
-      completion: { [self] result in
-        received(
-          result, of: call, request: request, wasInDoubt: wasInDoubt, sentAt: sentAt,
-          ticket: ticket)
-      })
-  }
-
-  private func received(
-    _ result: Result<RESPReply, RedisFailure>, of call: DecideCall, request: Request,
-    wasInDoubt: Bool, sentAt: NIODeadline, ticket: BreakerMachine.Ticket
-  ) {
-    let now = NIODeadline.now()
-    let bucket = request.bucket
-    buckets[bucket].inFlight -= 1
-    if buckets[bucket].inFlight == 0, let done = quiescing.removeValue(forKey: bucket) {
-      for callback in done { callback() }
-    }
-    switch result {
-    case .success(let reply):
-      metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
-      noteBreaker(
-        breaker.answered(
-          ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
-      if request.isAnswered { metrics.lateReplies.add() }
-      handle(call.decode(reply), of: call, request, wasInDoubt: wasInDoubt, at: now)
-    case .failure(.notSent):
-      request.inDoubt = wasInDoubt
-      noteBreaker(breaker.failed(ticket, now: monotonic(now)))
-      storeIsAway(request)
-    case .failure(.outcomeUnknown):
-      noteBreaker(breaker.failed(ticket, now: monotonic(now)))
-      if !request.isAnswered { waiting[.link, default: []].append(request) }
-    }
-  }
-
-  private func handle(
-    _ reply: DecideReply, of call: DecideCall, _ request: Request, wasInDoubt: Bool,
-    at now: NIODeadline
-  ) {
-    let epoch = call.fence.epoch
     // The script looks for the operation's record before it answers anything but a fence: any
     // other answer settles what became of an earlier attempt. A fence or a server's error only
     // says that this attempt wrote nothing.
@@ -257,11 +212,8 @@ final class Enforcer {
           buckets[request.bucket].seenSequence, last.sequence)
       }
       if !decided.entries.isEmpty {
-        let entries =
-          request.mode == .cancel
-          ? CancelCall(call).entries(decided) : call.entries(decided)
         let dropped = retained.dropped
-        for entry in entries {
+        for entry in entries(decided) {
           retained.add(entry, bucket: request.bucket, epoch: decided.epoch)
         }
         metrics.retainedDropped.add(retained.dropped - dropped)
@@ -347,7 +299,7 @@ final class Enforcer {
 
   /// Redis cannot be asked now. A request in doubt waits for the link, because only its id can
   /// tell; any other is answered by the failure policy of its limits.
-  private func storeIsAway(_ request: Request) {
+  func storeIsAway(_ request: Request) {
     guard !request.isAnswered else { return }
     if request.inDoubt || request.mode == .post || request.mode == .cancel {
       waiting[.link, default: []].append(request)
@@ -359,12 +311,16 @@ final class Enforcer {
   private func deadlinePassed(_ request: Request) {
     metrics.timeouts.add()
     switch request.mode {
-    case .post, .cancel:
-      finish(
-        request,
-        .error(.outcomeUnknown, "the store did not answer in time; repeat with the same id"))
+    case .post, .cancel: finishInDoubt(request)
     case .check, .consume: answerByPolicy(request)
     }
+  }
+
+  /// It may have been applied. Anything else would be a guess; the id will tell.
+  private func finishInDoubt(_ request: Request) {
+    finish(
+      request,
+      .error(.outcomeUnknown, "the store did not answer in time; repeat with the same id"))
   }
 
   private func answerByPolicy(_ request: Request) {
@@ -374,10 +330,7 @@ final class Enforcer {
     switch verdict {
     case .deny(let reason, let binding, let item):
       if request.inDoubt {
-        // It may have been applied. Saying "denied" would be a guess; the id will tell.
-        return finish(
-          request,
-          .error(.outcomeUnknown, "the store did not answer in time; repeat with the same id"))
+        return finishInDoubt(request)
       }
       finish(
         request,
@@ -406,6 +359,7 @@ final class Enforcer {
         }
       }
       if refused {
+        if request.inDoubt { return finishInDoubt(request) }
         return finish(
           request,
           .decision(
@@ -426,11 +380,11 @@ final class Enforcer {
 
   // MARK: - Time
 
-  private func monotonic(_ instant: NIODeadline) -> MonotonicTime {
+  func monotonic(_ instant: NIODeadline) -> MonotonicTime {
     MonotonicTime(nanoseconds: Int64(clamping: instant.uptimeNanoseconds))
   }
 
-  private func monotonicNow() -> MonotonicTime { monotonic(.now()) }
+  func monotonicNow() -> MonotonicTime { monotonic(.now()) }
 
   private func startTicking() {
     guard !ticking else { return }
@@ -445,20 +399,23 @@ final class Enforcer {
     return limits
   }
 
-  private var isBreakerOpen: Bool {
+  var isBreakerOpen: Bool {
     switch breaker.state {
     case .closed: false
     case .open, .halfOpen: true
     }
   }
 
-  private func noteBreaker(_ transition: BreakerMachine.Transition?) {
+  func noteBreaker(_ transition: BreakerMachine.Transition?) {
     guard let transition else { return }
     let open = isBreakerOpen
     if open != breakerWasOpen {
       breakerWasOpen = open
       metrics.breakerOpen.add(open ? 1 : -1)
-      if open { metrics.breakerTrips.add() }
+      if open {
+        metrics.breakerTrips.add()
+        abandonQueued()
+      }
     }
     logger.notice("redis breaker", metadata: ["transition": "\(transition)"])
     // Those in doubt may be asked again as soon as the store is believed.
@@ -493,8 +450,23 @@ final class Enforcer {
     let now = NIODeadline.now()
     let oldest = link?.connection?.oldestSentAt.map { MonotonicTime(nanoseconds: $0) }
     noteBreaker(breaker.observed(oldestUnansweredSince: oldest, now: monotonic(now)))
-    for request in wheel.advance(to: now) { deadlinePassed(request) }
+    let late = wheel.advance(to: now)
+    for request in late { deadlinePassed(request) }
+    forgetAnswered(late.count)
     if wheel.count > 0 { scheduleTick() } else { ticking = false }
+  }
+
+  /// Requests that were answered at their deadline may still be parked. Once there may be enough of
+  /// them they are let go, so that an outage keeps no more than what is unanswered.
+  private func forgetAnswered(_ count: Int) {
+    answeredWhileParked += count
+    guard answeredWhileParked >= 1024 else { return }
+    answeredWhileParked = 0
+    for (key, requests) in waiting {
+      let left = requests.filter { !$0.isAnswered }
+      // An empty list stays: it says that what the key waits for was asked for.
+      if left.count < requests.count { waiting[key] = left }
+    }
   }
 
   // MARK: - What the rest of the sidecar tells this loop
@@ -585,8 +557,8 @@ final class Enforcer {
 }
 
 extension RequestMode {
-  /// A cancel is its own script and borrows the rest of a consume's call.
-  var scriptMode: DecideCall.Mode {
+  /// A cancel is a script of its own.
+  var scriptMode: DecideOperation.Mode {
     switch self {
     case .check: .check
     case .consume, .cancel: .consume

@@ -15,7 +15,13 @@ struct PlanCache {
   private struct Entry {
     var globalVersion: Int64
     var accountVersion: Int64
-    var plan: DecidePlan
+    var prepared: Prepared
+  }
+
+  struct Prepared {
+    let plan: DecidePlan
+    /// `DecideOperation.keys`.
+    let keys: [String]
   }
 
   static let generationMax = 16_384
@@ -25,24 +31,26 @@ struct PlanCache {
   var count: Int { young.count + old.count }
 
   mutating func plan(
-    for request: Request, global: GlobalConfig, account: AccountConfig, now: WallTime
-  ) -> DecidePlan {
+    for request: Request, global: GlobalConfig, account: AccountConfig, now: WallTime,
+    keys: KeySpace
+  ) -> Prepared {
     let key = Key(subject: request.subject.path, items: request.items)
     if let entry = young[key] ?? old[key], entry.globalVersion == global.version,
-      entry.accountVersion == account.version, now < entry.plan.resolution.validUntil,
-      entry.plan.resolution.cells.allSatisfy({ $0.period.contains(now) })
+      entry.accountVersion == account.version, now < entry.prepared.plan.resolution.validUntil,
+      entry.prepared.plan.resolution.cells.allSatisfy({ $0.period.contains(now) })
     {
-      return entry.plan
+      return entry.prepared
     }
     let resolution = Resolution.resolve(
       subject: request.subject, items: request.items, global: global, account: account, now: now)
     let plan = DecidePlan(items: request.items, resolution: resolution)
+    let prepared = Prepared(plan: plan, keys: keys.keys(request.bucket, of: request.subject, plan))
     if young.count >= Self.generationMax {
       old = young
       young = [:]
     }
     young[key] = Entry(
-      globalVersion: global.version, accountVersion: account.version, plan: plan)
-    return plan
+      globalVersion: global.version, accountVersion: account.version, prepared: prepared)
+    return prepared
   }
 }

@@ -19,12 +19,22 @@ enum PolicyAnswer {
     guard let global, let account else {
       return .deny(.storeUnavailable, binding: nil, item: nil)
     }
-    let resolution = Resolution.resolve(
-      subject: request.subject, items: request.items, global: global, account: account, now: now)
+    // A bypass lifts what a limit denies, not what it says about an outage: without the limits it
+    // covers an `open` feature would be closed in the middle of an incident.
+    func resolve(_ global: GlobalConfig) -> Resolution {
+      Resolution.resolve(
+        subject: request.subject, items: request.items, global: global, account: account, now: now)
+    }
+    var unbypassed = global
+    unbypassed.bypasses = []
+    let resolution = resolve(unbypassed)
+    let inForce = global.bypasses.isEmpty ? resolution : resolve(global)
     var claims: [AllowanceBook.Claim] = []
     var open = [Bool](repeating: false, count: request.items.count)
     var closed: AppliedLimit?
-    for limit in resolution.limits {
+    // Both list the same limits in the same order; a bypass changes their enforcement only.
+    for (limit, now) in zip(resolution.limits, inForce.limits) {
+      if now.enforcement != .hard, case .deny = limit.rule { continue }
       if case .deny(let reason) = limit.rule, limit.enforcement == .hard {
         return .deny(reason, binding: limit.id, item: limit.item)
       }

@@ -19,11 +19,11 @@ struct UsageBodyCache {
 
   /// One body for each metered item, in the plan's order; empty for a check.
   mutating func bodies(
-    of request: Request, _ resolution: Resolution, _ plan: DecidePlan, catalogVersion: Int64
+    of request: Request, _ plan: DecidePlan, catalogVersion: Int64
   ) -> [[UInt8]] {
     guard request.mode != .check else { return [] }
     return plan.meteredItems.map { item in
-      body(of: request, item: item, resolution, catalogVersion: catalogVersion)
+      body(of: request, item: item, plan.resolution, catalogVersion: catalogVersion)
     }
   }
 
@@ -38,20 +38,27 @@ struct UsageBodyCache {
       subject: request.subject.path, feature: request.items[item].feature,
       cells: cacheable ? cells : [], catalogVersion: catalogVersion)
     if cacheable, let body = bodies[key] { return body }
-    let billing = cells.first { $0.level == 1 && $0.window == .month }
-    let body = UsageBody(
-      subject: request.subject, feature: request.items[item].feature,
-      period: billing?.period ?? Window.month.period(containing: request.id.time),
-      cells: cells.map {
-        CellReference(level: $0.level, window: $0.window, period: $0.period)
-      },
-      catalogVersion: catalogVersion, source: request.source, attributes: request.attributes,
-      traceParent: request.traceParent
-    ).encode()
+    let body = self.body(
+      of: request, item: item,
+      cells: cells.map { CellReference(level: $0.level, window: $0.window, period: $0.period) },
+      catalogVersion: catalogVersion)
     if cacheable {
       if bodies.count >= Self.entriesMax { bodies.removeAll(keepingCapacity: true) }
       bodies[key] = body
     }
     return body
+  }
+
+  /// The body of one item's delta that counts in these cells.
+  func body(
+    of request: Request, item: Int, cells: [CellReference], catalogVersion: Int64
+  ) -> [UInt8] {
+    let billing = cells.first { $0.level == 1 && $0.window == .month }
+    return UsageBody(
+      subject: request.subject, feature: request.items[item].feature,
+      period: billing?.period ?? Window.month.period(containing: request.id.time), cells: cells,
+      catalogVersion: catalogVersion, source: request.source, attributes: request.attributes,
+      traceParent: request.traceParent
+    ).encode()
   }
 }

@@ -96,6 +96,7 @@ struct Metrics: Sendable {
   let breakerOpen = Gauge()
   let breakerTrips = Counter()
   let redisCommands = Counter()
+  let redisOperations = Counter()
   let timeouts = Counter()
   let lateReplies = Counter()
   let ledgerUp = Gauge()
@@ -188,6 +189,9 @@ struct Metrics: Sendable {
     counter(
       "tollgate_redis_commands_total", "Script calls sent on the request path.",
       redisCommands)
+    counter(
+      "tollgate_redis_operations_total", "Operations sent in them.",
+      redisOperations)
     counter(
       "tollgate_timeouts_total", "Operations whose deadline passed before Redis answered.",
       timeouts)

@@ -1,0 +1,248 @@
+// How operations leave for Redis and their replies come back: collected by bucket, one call at a
+// time for each, as many operations in it as have come.
+//
+// Why this shape: a call costs Redis as much as several operations in it do. Under light load an
+// operation leaves in the turn of the loop that read it; under heavy load it waits for the call
+// before it, at most one round trip, and shares the next one with everything else that waited.
+
+import DequeModule
+import NIOCore
+import TollgateCore
+import TollgateEngine
+import TollgateRedis
+
+extension Enforcer {
+  func enqueue(
+    _ request: Request, _ prepared: PlanCache.Prepared, account: AccountConfig,
+    global: GlobalConfig
+  ) {
+    let remaining = max(1, (request.deadline - NIODeadline.now()).nanoseconds / 1_000_000)
+    let plan = prepared.plan
+    let pending = Pending(
+      request: request,
+      operation: DecideOperation(
+        id: request.id, fingerprint: request.fingerprint, mode: request.mode.scriptMode,
+        plan: plan, keys: prepared.keys,
+        bodies: encoder.bodies(of: request, plan, catalogVersion: global.catalogVersion),
+        globalVersion: global.version, accountVersion: account.version,
+        notAfter: request.mode == .post ? nil : redisNow + remaining),
+      wasInDoubt: request.inDoubt)
+    let bucket = request.bucket
+    let lane: WritableKeyPath<BucketState, Lane>
+    switch request.mode {
+    case .cancel: preconditionFailure("a cancel has no plan")
+    case .check: lane = \.checks
+    case .consume, .post: lane = \.decides
+    }
+    // Behind a call that does not come back nothing is queued: the failure policy answers at once.
+    if buckets[bucket][keyPath: lane].isBusy, isBreakerOpen { return storeIsAway(request) }
+    buckets[bucket].inFlight += 1
+    buckets[bucket][keyPath: lane].queue.append(pending)
+    if buckets[bucket][keyPath: lane].queue.count == 1, !buckets[bucket][keyPath: lane].isBusy {
+      queued.append(bucket)
+      scheduleCalls()
+    }
+  }
+
+  /// Everything this turn of the loop read leaves at its end.
+  private func scheduleCalls() {
+    guard !callsScheduled else { return }
+    callsScheduled = true
+    eventLoop.assumeIsolated().execute { self.sendQueued() }
+  }
+
+  private func sendQueued() {
+    callsScheduled = false
+    let dirty = queued
+    queued.removeAll(keepingCapacity: true)
+    for bucket in dirty {
+      sendNext(bucket, \.decides)
+      sendNext(bucket, \.checks)
+    }
+  }
+
+  private func sendNext(_ bucket: Int, _ lane: WritableKeyPath<BucketState, Lane>) {
+    while !buckets[bucket][keyPath: lane].isBusy, !buckets[bucket][keyPath: lane].queue.isEmpty {
+      var batch: [Pending] = []
+      var answered = 0
+      while batch.count < DecideBatch.operationsMax,
+        let pending = buckets[bucket][keyPath: lane].queue.popFirst()
+      {
+        // Answered while it waited: it was never sent, so it is as if it had not come.
+        if pending.request.isAnswered { answered += 1 } else { batch.append(pending) }
+      }
+      if answered > 0 { landed(answered, bucket) }
+      if !batch.isEmpty { send(batch, lane, bucket) }
+    }
+  }
+
+  /// Operations of one bucket leave as one call. Between their queueing and now the bucket may
+  /// have been closed or the link lost: then none was sent.
+  private func send(
+    _ batch: [Pending], _ lane: WritableKeyPath<BucketState, Lane>, _ bucket: Int
+  ) {
+    guard buckets[bucket].phase == .open else {
+      landed(batch.count, bucket)
+      for pending in batch { attempt(pending.request) }
+      return
+    }
+    guard let connection = link?.connection, let fence = fence(bucket),
+      case .allowed(let ticket) = breaker.admit(now: monotonicNow())
+    else {
+      landed(batch.count, bucket)
+      for pending in batch { storeIsAway(pending.request) }
+      return
+    }
+    let sentAt = NIODeadline.now()
+    let asksOnly = lane == \BucketState.checks
+    let call = DecideBatch(
+      keySpace: keys, bucket: bucket, fence: fence, limits: storeLimits,
+      script: asksOnly ? .check : .decide, operations: batch.map(\.operation))
+    if !asksOnly { for pending in batch { pending.request.inDoubt = true } }
+    metrics.redisCommands.add()
+    metrics.redisOperations.add(Int64(batch.count))
+    buckets[bucket][keyPath: lane].isBusy = true
+    connection.send(
+      { call.write(into: &$0) },
+      completion: { [self] result in
+        buckets[bucket][keyPath: lane].isBusy = false
+        received(
+          result.map { call.decode($0) }, of: batch, bucket: bucket, epoch: fence.epoch,
+          sentAt: sentAt, ticket: ticket)
+        // What waited leaves at the end of this turn, with whatever else it brings.
+        if !buckets[bucket][keyPath: lane].queue.isEmpty {
+          queued.append(bucket)
+          scheduleCalls()
+        }
+      })
+  }
+
+  /// What this loop believes of a bucket; nil without a connection.
+  private func fence(_ bucket: Int) -> Fence? {
+    guard let identity = link?.connection?.identity else { return nil }
+    return Fence(
+      deployment: configuration.deployment.id, epoch: buckets[bucket].epoch,
+      runID: identity.runID, replicationID: identity.replicationID,
+      seenSequence: buckets[bucket].seenSequence)
+  }
+
+  /// No call will be answered soon: what was not sent yet is answered without the store.
+  func abandonQueued() {
+    for bucket in buckets.indices {
+      for lane in [\BucketState.decides, \BucketState.checks]
+      where !buckets[bucket][keyPath: lane].queue.isEmpty {
+        let waiting = buckets[bucket][keyPath: lane].queue
+        buckets[bucket][keyPath: lane].queue = []
+        landed(waiting.count, bucket)
+        for pending in waiting { storeIsAway(pending.request) }
+      }
+    }
+  }
+
+  // MARK: - Annulment
+
+  /// A cancel is a call of its own, and two where the operation was counted: the record says in
+  /// which cells, and the second call brings the reversals that name them.
+  func sendCancel(_ request: Request, global: GlobalConfig) {
+    let bucket = request.bucket
+    guard let fence = fence(bucket) else { return storeIsAway(request) }
+    let isMoney = request.items.contains {
+      global.catalog.features[$0.feature]?.importance == .money
+    }
+    let call = CancelCall(
+      keySpace: keys, fence: fence, operation: request.id, fingerprint: request.fingerprint,
+      subject: request.subject, items: request.items, recordClass: isMoney ? .money : .volume,
+      limits: storeLimits)
+    send(call, request, catalogVersion: global.catalogVersion)
+  }
+
+  private func send(_ call: CancelCall, _ request: Request, catalogVersion: Int64) {
+    let bucket = request.bucket
+    guard let connection = link?.connection,
+      case .allowed(let ticket) = breaker.admit(now: monotonicNow())
+    else { return storeIsAway(request) }
+    let sentAt = NIODeadline.now()
+    let wasInDoubt = request.inDoubt
+    request.inDoubt = true
+    buckets[bucket].inFlight += 1
+    metrics.redisCommands.add()
+    metrics.redisOperations.add()
+    connection.send(
+      { call.write(into: &$0) },
+      completion: { [self] result in
+        let now = NIODeadline.now()
+        landed(1, bucket)
+        switch result {
+        case .success(let reply):
+          metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
+          noteBreaker(
+            breaker.answered(ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
+          switch call.decode(reply) {
+          case .bodiesWanted(let counted) where call.bodies.isEmpty:
+            var second = call
+            second.bodies = counted.map { item in
+              (
+                item.item,
+                encoder.body(
+                  of: request, item: item.item, cells: item.cells, catalogVersion: catalogVersion)
+              )
+            }
+            guard buckets[bucket].phase == .open, buckets[bucket].epoch == call.fence.epoch else {
+              return attempt(request)
+            }
+            send(second, request, catalogVersion: catalogVersion)
+          case .bodiesWanted: attempt(request)
+          case .answered(let answer):
+            handle(
+              answer, of: request, wasInDoubt: wasInDoubt, epoch: call.fence.epoch, at: now
+            ) { call.entries($0) }
+          }
+        case .failure(.notSent):
+          noteBreaker(breaker.failed(ticket, now: monotonic(now)))
+          request.inDoubt = wasInDoubt
+          storeIsAway(request)
+        case .failure(.outcomeUnknown):
+          noteBreaker(breaker.failed(ticket, now: monotonic(now)))
+          if !request.isAnswered { waiting[.link, default: []].append(request) }
+        }
+      })
+  }
+
+  private func landed(_ count: Int, _ bucket: Int) {
+    buckets[bucket].inFlight -= count
+    if buckets[bucket].inFlight == 0, let done = quiescing.removeValue(forKey: bucket) {
+      for callback in done { callback() }
+    }
+  }
+
+  private func received(
+    _ result: Result<[DecideReply], RedisFailure>, of batch: [Pending], bucket: Int,
+    epoch: Int64, sentAt: NIODeadline, ticket: BreakerMachine.Ticket
+  ) {
+    let now = NIODeadline.now()
+    landed(batch.count, bucket)
+    switch result {
+    case .success(let replies):
+      metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
+      noteBreaker(
+        breaker.answered(ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
+      for (reply, pending) in zip(replies, batch) {
+        if pending.request.isAnswered { metrics.lateReplies.add() }
+        handle(
+          reply, of: pending.request, wasInDoubt: pending.wasInDoubt, epoch: epoch, at: now
+        ) { pending.operation.entries($0) }
+      }
+    case .failure(.notSent):
+      noteBreaker(breaker.failed(ticket, now: monotonic(now)))
+      for pending in batch {
+        pending.request.inDoubt = pending.wasInDoubt
+        storeIsAway(pending.request)
+      }
+    case .failure(.outcomeUnknown):
+      noteBreaker(breaker.failed(ticket, now: monotonic(now)))
+      for pending in batch where !pending.request.isAnswered {
+        waiting[.link, default: []].append(pending.request)
+      }
+    }
+  }
+}
