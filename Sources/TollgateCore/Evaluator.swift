@@ -124,7 +124,7 @@ package struct Evaluator: Hashable, Sendable {
     }
 
     let view = View(state: state, request: request, resolution: resolution, now: micros)
-    let verdict = mode == .post ? Verdict(reason: .allowedPosted) : view.verdict()
+    let verdict = mode == .post ? view.posted() : view.verdict()
     var births: [Birth] = []
     if verdict.reason.isAllowed, mode != .check {
       switch apply(request, resolution, view, now: now, rates: mode == .consume) {
@@ -139,7 +139,9 @@ package struct Evaluator: Hashable, Sendable {
       globalVersion: current.global, accountVersion: current.account,
       items: request.items.indices.map { after.itemState($0) })
     // A refusal that is not about what was asked passes by itself: the same id may come again.
-    if mode != .check, verdict.reason != .unknownAccount {
+    if mode != .check, verdict.reason != .unknownAccount,
+      mode != .post || verdict.reason.isAllowed
+    {
       state.latest = micros
       state.records[request.id] = EvaluatorRecord(
         subject: request.subject, items: request.items, decision: decision,
@@ -244,6 +246,12 @@ extension Evaluator {
         subject: subject.prefix(cell.level), feature: record.items[cell.item].feature,
         window: cell.window)
       state.counters[key]?.add(-record.items[cell.item].amount, in: cell.period.start)
+      // Units that a reset had forgiven are forgiven no more: limits see what they saw.
+      if let offset = state.offsets[key], offset.units != 0, offset.start == cell.period.start,
+        state.counters[key]?.start == offset.start, record.decision.time <= offset.time
+      {
+        state.offsets[key]?.units -= record.items[cell.item].amount
+      }
     }
     record.effect = .annulled
     record.decision.reason = .cancelled
@@ -272,6 +280,12 @@ extension Evaluator {
       let key = CounterKey(
         subject: subject.prefix(cell.level), feature: feature, window: cell.window)
       state.counters[key]?.add(-actual, in: cell.period.start)
+      // Nothing can be forgiven that was not counted.
+      if let offset = state.offsets[key], let counter = state.counters[key], offset.units > 0,
+        offset.start == cell.period.start, counter.start == offset.start
+      {
+        state.offsets[key]?.units = min(offset.units, max(0, counter.settled))
+      }
     }
     return true
   }
@@ -286,6 +300,7 @@ extension Evaluator {
     let start = key.window.period(containing: WallTime(milliseconds: micros / 1000)).start
     let counter = state.reading(key, in: start).counter
     state.counters[key] = counter
-    state.offsets[key] = CounterOffset(start: start, units: counter.settled - units)
+    state.offsets[key] = CounterOffset(
+      start: start, units: counter.settled - units, time: WallTime(milliseconds: micros / 1000))
   }
 }

@@ -64,10 +64,13 @@ package struct CounterValue: Hashable, Sendable {
 package struct CounterOffset: Hashable, Sendable {
   package var start: WallTime
   package var units: Int64
+  /// When: an operation decided by then was forgiven too.
+  package var time: WallTime
 
-  package init(start: WallTime, units: Int64) {
+  package init(start: WallTime, units: Int64, time: WallTime) {
     self.start = start
     self.units = units
+    self.time = time
   }
 }
 

@@ -61,7 +61,8 @@ extension Evaluator {
         let exceeded = used + request.items[limit.item].amount > amount
         return Judgement(
           reason: exceeded ? .quotaExceeded : nil, remaining: max(0, amount - used),
-          retryAfter: exceeded ? cell.period.end.milliseconds - now / 1000 : nil)
+          retryAfter: exceeded && request.items[limit.item].amount <= amount && !cell.isForever
+            ? cell.period.end.milliseconds - now / 1000 : nil)
       case .rate(let cost, let tolerance, let interval):
         let arrival = arrival(limit)
         let wait = arrival + cost - now - tolerance
@@ -70,6 +71,15 @@ extension Evaluator {
           remaining: max(0, (tolerance - (arrival - now)) / interval),
           retryAfter: wait > 0 ? (wait + 999) / 1000 : nil)
       }
+    }
+
+    /// What was let through elsewhere counts, whatever limits say; only a feature that the catalog
+    /// does not know has no counter to be posted to.
+    func posted() -> Verdict {
+      let unknown = resolution.limits.contains {
+        if case .deny(.unknownFeature) = $0.rule { true } else { false }
+      }
+      return Verdict(reason: unknown ? .unknownFeature : .allowedPosted)
     }
 
     /// The smallest reason binds; then the smaller remaining; then the first in order.
@@ -116,7 +126,7 @@ extension Evaluator {
             remaining,
             Decision.ItemState(
               limit: limit.id, remaining: remaining, settled: counter.settled - offset,
-              held: counter.held, reset: cell.period.end)
+              held: counter.held, reset: cell.isForever ? nil : cell.period.end)
           )
         case .rate:
           least = (
@@ -137,4 +147,9 @@ extension Evaluator {
       return Decision.ItemState(settled: counter.settled - offset, held: counter.held)
     }
   }
+}
+
+extension Cell {
+  /// Its period has no end.
+  fileprivate var isForever: Bool { period.end.milliseconds >= Quantity.maximum }
 }

@@ -42,7 +42,7 @@ import TollgateTesting
     ("cell[2] = settled", "cell[2] = settled + (cell[2] == 3 and 1 or 0)"),
     ("if wait > 0 then", "if wait > 1000 then"),
     // Only seen by an operation that comes after another in the same call.
-    ("R[k][field] = T[l]", ""),
+    ("R[k][field] = T[l]", "R[k][field] = T[l] - P[b + 6]"),
     ("home.records[id] = answer", "home.records[id] = home.records[id] or answer"),
     (
       "if mode ~= POST then\nreturn {1, record}",

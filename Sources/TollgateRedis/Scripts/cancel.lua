@@ -89,13 +89,17 @@ for c = 1, O and O[counted + 1] or 0 do
     local cell = {decode(row[2])}
     if cell[1] == start then
       cell[2] = cell[2] - A[9 + item * 2]
+      -- Units that a reset had forgiven are forgiven no more: limits see what they saw.
+      if cell[4] ~= 0 and (not cell[8] or O[2] <= cell[8]) then
+        cell[4] = cell[4] - A[9 + item * 2]
+      end
     elseif cell[5] == start then
       cell[6] = cell[6] - A[9 + item * 2]
     end
     if cell[2] < -LARGEST or cell[6] < -LARGEST then
       return {10}
     end
-    changes[#changes + 1] = {key, {name, encode(unpack(cell, 1, 7))}, {row[2]}}
+    changes[#changes + 1] = {key, {name, encode(unpack(cell, 1, cell[8] and 8 or 7))}, {row[2]}}
   end
 end
 for i = 1, #changes do

@@ -40,11 +40,11 @@ if current and row[3] then
   end
 end
 local before = cell[2] - cell[4]
-cell[4] = cell[2] - value
+cell[4], cell[8] = cell[2] - value, ms
 if cell[4] > LARGEST or cell[4] < -LARGEST then
   return {10}
 end
-local packed = encode(unpack(cell, 1, 7))
+local packed = encode(unpack(cell, 1, 8))
 if KEYS[6] then
   local life = lifetime(last)
   if not current then

@@ -116,23 +116,24 @@ local function read(k, second, P, from, n)
   return row
 end
 
--- A cell: start, settled, held, forgiven, and the period before: start, settled, held; then the
--- text it was read from and whether it is to be written. It is brought to the period that holds
--- now; that is stored only where something is added to it.
+-- A cell: start, settled, held, forgiven, and the period before: start, settled, held; then when
+-- it was last reset (nil: never); here also the text it was read from and whether it is to be
+-- written. It is brought to the period that holds now; that is stored only where something is
+-- added to it.
 local function cellOf(row, field, start)
   local cell = row[field]
   if type(cell) ~= 'table' then
     if cell then
-      local a, b, c, d, f, g, h = decode(cell)
-      cell = {a, b, c, d, f, g, h, cell, false}
+      local a, b, c, d, f, g, h, i = decode(cell)
+      cell = {a, b, c, d, f, g, h, i, cell, false}
     else
-      cell = {start, 0, 0, 0, 0, 0, 0, false, false}
+      cell = {start, 0, 0, 0, 0, 0, 0, nil, false, false}
     end
     row[field] = cell
   end
   if cell[1] < start then
-    cell[1], cell[2], cell[3], cell[4], cell[5], cell[6], cell[7] =
-      start, 0, 0, 0, cell[1], cell[2], cell[3]
+    cell[1], cell[2], cell[3], cell[4], cell[5], cell[6], cell[7], cell[8] =
+      start, 0, 0, 0, cell[1], cell[2], cell[3], nil
   end
   return cell
 end
@@ -220,7 +221,7 @@ local function judge(op)
   end
 
   -- What each limit says. T: arrival times; D: limits that would deny.
-  local T, D, rates = {}, {}, false
+  local T, D, rates, unknown = {}, {}, false, false
   local hardReason, hardLeft, hardLimit, hardRetry
   local softReason, softLeft, softLimit
   for l = 1, limits do
@@ -232,7 +233,11 @@ local function judge(op)
       local room = P[b + 5] - (cell[2] - cell[4] + cell[3])
       if room < P[itemsAt + (P[b + 1] - 1) * 3] then
         reason, left = 22, max(0, room)
-        retry = P[cellsAt + (P[b + 4] - 1) * 5 + 3] - ms
+        -- No time helps where one request asks for more than a whole period has.
+        local ends = P[cellsAt + (P[b + 4] - 1) * 5 + 3]
+        if ends < NEVER and P[itemsAt + (P[b + 1] - 1) * 3] <= P[b + 5] then
+          retry = ends - ms
+        end
       end
     elseif kind == 2 then
       local raw = R[P[b + 4]][P[F[P[b + 4]] + P[b + 5] - 1]]
@@ -251,6 +256,7 @@ local function judge(op)
       end
     elseif kind == 0 then
       reason = P[b + 4]
+      unknown = unknown or reason == 18
     end
     if reason then
       D[l] = true
@@ -270,7 +276,8 @@ local function judge(op)
   local reason, binding, retry = 0, nil, -1
   local mask, births = 0, 0
   if mode == POST then
-    reason = 4
+    -- A feature that the catalog does not know has no counter to be posted to.
+    reason = unknown and 18 or 4
   elseif hardReason then
     reason, binding, retry = hardReason, hardLimit, hardRetry
   elseif softReason then
@@ -314,11 +321,11 @@ local function judge(op)
       local k, cell = P[b], C[c]
       local settled = cell[2] + P[itemsAt + (P[b + 4] - 1) * 3]
       cell[2] = settled
-      if not cell[9] then
-        cell[9] = true
+      if not cell[10] then
+        cell[10] = true
         local w = R[k].writes
         local n = #w
-        w[n + 1], w[n + 2], w[n + 3] = P[F[k] + P[b + 1] - 1], cell[8], cell
+        w[n + 1], w[n + 2], w[n + 3] = P[F[k] + P[b + 1] - 1], cell[9], cell
       end
       if k > 1 then
         R[k].expiry = max(R[k].expiry, lifetime(P[b + 3]))
@@ -362,6 +369,7 @@ local function judge(op)
           if not least or left < least then
             least, limit, settled, held = left, P[b + 3], used, cell[3]
             reset = P[cellsAt + (P[b + 4] - 1) * 5 + 3]
+            reset = reset < NEVER and reset or -1
           end
         elseif kind == 2 then
           local tat = T[l]
@@ -384,7 +392,7 @@ local function judge(op)
     answer = answer .. encode(limit, least, settled, held, reset)
   end
   -- A refusal that is not about what was asked passes by itself: the same id may come again.
-  if mode == CHECK or reason == 17 or reason == 24 or full then
+  if mode == CHECK or reason == 17 or reason == 24 or full or (mode == POST and unknown) then
     return answer
   end
   if reason < 16 then
@@ -448,7 +456,7 @@ for r = 1, #order do
     for i = 1, #w, 3 do
       local cell = w[i + 2]
       flat[n + 1] = w[i]
-      flat[n + 2] = cell and encode(unpack(cell, 1, 7)) or int(row[w[i]])
+      flat[n + 2] = cell and encode(unpack(cell, 1, cell[8] and 8 or 7)) or int(row[w[i]])
       n = n + 2
       was[n / 2] = w[i + 1]
     end

@@ -38,13 +38,17 @@ for c = 1, cells do
     local cell = {decode(row[2])}
     if cell[1] == start then
       cell[2] = cell[2] - amount
+      -- Nothing can be forgiven that was not counted.
+      if cell[4] > 0 and cell[4] > cell[2] then
+        cell[4] = max(0, cell[2])
+      end
     elseif cell[5] == start then
       cell[6] = cell[6] - amount
     end
     if cell[2] < -LARGEST or cell[6] < -LARGEST then
       return {10}
     end
-    changes[#changes + 1] = {key, {field, encode(unpack(cell, 1, 7))}, {row[2]}}
+    changes[#changes + 1] = {key, {field, encode(unpack(cell, 1, cell[8] and 8 or 7))}, {row[2]}}
   end
 end
 for i = 1, #changes do

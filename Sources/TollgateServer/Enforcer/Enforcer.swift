@@ -89,6 +89,9 @@ final class Enforcer {
   let fallback: FallbackQueue
   private var outstanding = 0
   private var answeredWhileParked = 0
+  private var retryScheduled = false
+  /// When Redis last answered a call of this loop.
+  var answeredAt = NIODeadline.uptimeNanoseconds(0)
   var quiescing: [Int: [() -> Void]] = [:]
   private var breakerWasOpen = false
   var encoder = UsageBodyCache()
@@ -303,8 +306,19 @@ final class Enforcer {
     guard !request.isAnswered else { return }
     if request.inDoubt || request.mode == .post || request.mode == .cancel {
       waiting[.link, default: []].append(request)
+      // The link may be up by now, or never have been what was missing: nobody else would say so.
+      if canReachStore { tryAgainSoon() }
     } else {
       answerByPolicy(request)
+    }
+  }
+
+  private func tryAgainSoon() {
+    guard !retryScheduled else { return }
+    retryScheduled = true
+    eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(50)) {
+      self.retryScheduled = false
+      self.resume(.link)
     }
   }
 
@@ -312,9 +326,19 @@ final class Enforcer {
     metrics.timeouts.add()
     switch request.mode {
     case .post, .cancel: finishInDoubt(request)
-    case .check, .consume: answerByPolicy(request)
+    case .check, .consume:
+      // Redis answers, but not as fast as requests come: that is overload, not an outage, and no
+      // reason to let anything through.
+      if request.isQueued, !request.inDoubt, NIODeadline.now() - answeredAt < Self.answersFlow {
+        metrics.overloaded.add()
+        return finish(request, .error(.overloaded, "too many operations of this bucket"))
+      }
+      answerByPolicy(request)
     }
   }
+
+  /// Redis is taken to be answering while its last answer is not older.
+  private static let answersFlow = TimeAmount.milliseconds(20)
 
   /// It may have been applied. Anything else would be a guess; the id will tell.
   private func finishInDoubt(_ request: Request) {

@@ -37,6 +37,7 @@ extension Enforcer {
     // Behind a call that does not come back nothing is queued: the failure policy answers at once.
     if buckets[bucket][keyPath: lane].isBusy, isBreakerOpen { return storeIsAway(request) }
     buckets[bucket].inFlight += 1
+    request.isQueued = true
     buckets[bucket][keyPath: lane].queue.append(pending)
     if buckets[bucket][keyPath: lane].queue.count == 1, !buckets[bucket][keyPath: lane].isBusy {
       queued.append(bucket)
@@ -69,6 +70,7 @@ extension Enforcer {
         let pending = buckets[bucket][keyPath: lane].queue.popFirst()
       {
         // Answered while it waited: it was never sent, so it is as if it had not come.
+        pending.request.isQueued = false
         if pending.request.isAnswered { answered += 1 } else { batch.append(pending) }
       }
       if answered > 0 { landed(answered, bucket) }
@@ -134,7 +136,10 @@ extension Enforcer {
         let waiting = buckets[bucket][keyPath: lane].queue
         buckets[bucket][keyPath: lane].queue = []
         landed(waiting.count, bucket)
-        for pending in waiting { storeIsAway(pending.request) }
+        for pending in waiting {
+          pending.request.isQueued = false
+          storeIsAway(pending.request)
+        }
       }
     }
   }
@@ -223,6 +228,7 @@ extension Enforcer {
     landed(batch.count, bucket)
     switch result {
     case .success(let replies):
+      answeredAt = now
       metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
       noteBreaker(
         breaker.answered(ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))

@@ -41,6 +41,8 @@ final class Request {
   /// A script call with this id was written and its outcome is not known (yet).
   var inDoubt = false
   var attempts = 0
+  /// Waits for the call before it; nothing of this attempt was sent.
+  var isQueued = false
   /// An intent to post this operation waits in the fallback queue.
   var isPosting = false
 
