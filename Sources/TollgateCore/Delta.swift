@@ -17,13 +17,21 @@ public struct StreamPosition: Hashable, Comparable, Sendable, Codable {
   }
 }
 
-public enum DeltaKind: UInt8, Sendable, CaseIterable {
+/// An open set: a shipper, Redis and the ledger carry kinds that a newer release invented, and the
+/// ledger parks what it does not know.
+public struct DeltaKind: RawRepresentable, Hashable, Sendable, CaseIterable {
+  public let rawValue: UInt8
+
+  public init(rawValue: UInt8) { self.rawValue = rawValue }
+
   /// Units consumed.
-  case usage = 1
+  public static let usage = DeltaKind(rawValue: 1)
   /// An earlier delta of the same operation taken back; its numbers are negative.
-  case reversal = 2
+  public static let reversal = DeltaKind(rawValue: 2)
   /// A change of configuration; the body is a `ConfigDelta`.
-  case config = 3
+  public static let config = DeltaKind(rawValue: 3)
+  /// Those this release knows.
+  public static let allCases: [DeltaKind] = [.usage, .reversal, .config]
 }
 
 /// One stream entry, as the outbox, the shipper, a sidecar's retained copies and the ledger

@@ -4,10 +4,14 @@
 //        │                          ├ readAgain: the ledger stands elsewhere; read after its cursor
 //        └──▶ rest (nothing there)  └ rebuild: this epoch cannot be delivered as it lies
 //
-// The only judge of what was delivered is the ledger: its cursor is adopted whether it lies ahead
-// (somebody else shipped, which is harmless) or behind (it was put back). What Redis holds is never
-// called a gap here, since another shipper may have delivered and trimmed; only the ledger
-// answering GAP to the entries right after its own cursor is one.
+// The only judge of what was delivered is the ledger: its cursor is adopted where it lies behind
+// (it was put back). Where it lies ahead, somebody else delivered, and may have been killed before
+// the duplicates among it were taken back: those are known only from the answer to their own batch.
+// So a shipper starts at the acknowledgement noted in Redis, which moves after the duplicates are
+// taken back, and goes through every batch from there itself; what the ledger has it skips, and
+// names the duplicates again. What Redis holds is never called a gap here, since another shipper
+// may have delivered and trimmed; only the ledger answering GAP to the entries right after its own
+// cursor is one.
 
 package import TollgateCore
 
@@ -56,7 +60,7 @@ package struct ShipperMachine: Sendable {
 
   package enum Verdict: Hashable, Sendable {
     /// The cursor moved by `delivered`. The counter effects of `duplicates` are taken back
-    /// *before* the entries are trimmed.
+    /// *before* the acknowledgement is noted and the entries are trimmed.
     case posted(delivered: Int64, duplicates: [OutboxEntry])
     case readAgain
     case rebuild(Trouble)
@@ -70,7 +74,8 @@ package struct ShipperMachine: Sendable {
 
   package let limits: Limits
   package private(set) var epoch: Int64 = -1
-  /// The last entry of the epoch that the ledger is known to have; reads start after it.
+  /// The last entry of the epoch that is delivered and, where it was a duplicate, taken back; reads
+  /// start after it.
   package private(set) var cursor: Int64 = 0
   private var state = State.idle
   private var gaps = 0
@@ -91,7 +96,14 @@ package struct ShipperMachine: Sendable {
     state = .idle
   }
 
-  /// Another shipper brought the ledger this far. False: that is not news.
+  /// This shipper takes the bucket over; `cursor` is the acknowledgement noted in Redis.
+  package mutating func took(cursor: Int64) {
+    self.cursor = cursor
+    gaps = 0
+    state = .idle
+  }
+
+  /// Another shipper brought the acknowledgement this far. False: that is not news.
   package mutating func learned(cursor: Int64) -> Bool {
     guard cursor > self.cursor else { return false }
     self.cursor = cursor
@@ -140,13 +152,12 @@ package struct ShipperMachine: Sendable {
     switch reply {
     case .acknowledged(let reached, let known):
       gaps = 0
-      let known = Set(known)
       let before = max(cursor, first.sequence - 1)
-      cursor = max(cursor, reached)
+      // Not beyond the batch: of what follows only its own answer names the duplicates.
+      cursor = max(cursor, min(reached, batch.last?.sequence ?? reached))
       return .posted(
-        delivered: max(0, reached - before),
-        // A config delta moves no counter, so there is nothing to take back.
-        duplicates: batch.filter { $0.kind != .config && known.contains($0.id) })
+        delivered: max(0, cursor - before),
+        duplicates: Self.duplicates(in: batch, known))
     case .gap(let reached):
       cursor = reached
       gaps += 1
@@ -158,5 +169,22 @@ package struct ShipperMachine: Sendable {
     case .fenced: return .rebuild(.fenced)
     case .forked(let sequence): return .rebuild(.forked(sequence: sequence))
     }
+  }
+
+  /// The entries that an answer's delta ids mean. Of an id that stands more than once in the batch,
+  /// where a delta was appended twice, the first may be the one that is posted: as many are meant
+  /// as the answer names, the last ones. A config delta moves no counter, so there is nothing to
+  /// take back; of a kind that this release does not know nobody here could say what to take back.
+  private static func duplicates(in batch: [OutboxEntry], _ ids: [DeltaID]) -> [OutboxEntry] {
+    guard !ids.isEmpty else { return [] }
+    var named: [DeltaID: Int] = [:]
+    for id in ids { named[id, default: 0] += 1 }
+    var found: [OutboxEntry] = []
+    for entry in batch.reversed() {
+      guard let count = named[entry.id], count > 0 else { continue }
+      named[entry.id] = count - 1
+      if entry.kind == .usage || entry.kind == .reversal { found.append(entry) }
+    }
+    return found.reversed()
   }
 }

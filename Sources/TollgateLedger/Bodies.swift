@@ -74,6 +74,7 @@ extension DeltaBodies {
     case .usage: return try usageMeaning(of: entry, sign: 1)
     case .reversal: return try usageMeaning(of: entry, sign: -1)
     case .config: return try configMeaning(of: entry)
+    default: throw Poison(reason: "unknown delta kind \(entry.kind.rawValue)")
     }
   }
 
@@ -81,7 +82,7 @@ extension DeltaBodies {
     for number in [entry.actual, entry.charged, entry.absorbed] {
       guard Quantity.isValid(number) else { throw Poison(reason: "amount \(number) out of range") }
       guard number.signum() * sign >= 0 else {
-        throw Poison(reason: "amount \(number) has the wrong sign for a \(entry.kind)")
+        throw Poison(reason: "amount \(number) has the wrong sign for kind \(entry.kind.rawValue)")
       }
     }
     guard entry.actual == entry.charged + entry.absorbed else {

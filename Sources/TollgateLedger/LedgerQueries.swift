@@ -171,14 +171,23 @@ extension LedgerStore {
     return LedgerPage(elements: rows.map(Self.configRecord), next: next)
   }
 
-  /// Which of these deltas are posted.
-  package func known(_ ids: [DeltaID]) throws -> [DeltaID] {
+  /// Which of these deltas are on record: posted, or parked until they can be.
+  package func known(_ ids: [DeltaID]) throws -> (posted: [DeltaID], parked: [DeltaID]) {
     try read { db in
       let statement = try db.cachedStatement(
-        sql: "SELECT 1 FROM deltas WHERE op = ? AND idx = ? AND (series IS NOT NULL OR kind = 3)")
-      return try ids.prefix(Self.pageMax).filter {
-        try Row.fetchOne(statement, arguments: [$0.operation.blob, Int64($0.index)]) != nil
+        sql: """
+          SELECT p.op IS NOT NULL FROM deltas AS d
+          LEFT JOIN parked AS p ON p.op = d.op AND p.idx = d.idx AND p.replayed IS NULL
+          WHERE d.op = ? AND d.idx = ?
+          """)
+      var known: (posted: [DeltaID], parked: [DeltaID]) = ([], [])
+      for id in ids.prefix(Self.pageMax) {
+        let row = try Row.fetchOne(
+          statement, arguments: [id.operation.blob, Int64(id.index)])
+        guard let row else { continue }
+        if row[0] { known.parked.append(id) } else { known.posted.append(id) }
       }
+      return known
     }
   }
 
@@ -400,12 +409,13 @@ extension LedgerStore {
   static func entry(of row: Row) -> OutboxEntry? {
     let kind: Int64 = row["kind"]
     let index: Int64 = row["idx"]
-    guard let op = OperationID(blob: row["op"]), let small = UInt8(exactly: kind),
-      let known = DeltaKind(rawValue: small), let position = UInt16(exactly: index)
+    guard let op = OperationID(blob: row["op"]), let kind = UInt8(exactly: kind),
+      let position = UInt16(exactly: index)
     else { return nil }
     let body: Data = row["body"]
     return OutboxEntry(
-      sequence: row["seq"], kind: known, id: DeltaID(operation: op, index: position),
+      sequence: row["seq"], kind: DeltaKind(rawValue: kind),
+      id: DeltaID(operation: op, index: position),
       time: WallTime(milliseconds: row["time"]), actual: row["actual"], charged: row["charged"],
       absorbed: row["absorbed"], body: [UInt8](body))
   }

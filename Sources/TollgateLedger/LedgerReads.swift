@@ -131,6 +131,7 @@ struct LedgerReads: Sendable {
   }
   private struct KnownAnswer: Encodable {
     var posted: [String]
+    var parked: [String]
   }
   private struct StatusAnswer: Encodable {
     var status: LedgerStatus
@@ -219,7 +220,10 @@ struct LedgerReads: Sendable {
         throw WireError.refused(
           .invalidDocument, "\(ids.count) ids; at most \(LedgerStore.pageMax)")
       }
-      return try encode(KnownAnswer(posted: try store.known(ids).map(\.description)))
+      let known = try store.known(ids)
+      return try encode(
+        KnownAnswer(
+          posted: known.posted.map(\.description), parked: known.parked.map(\.description)))
     }
     guard let account = query.account, let feature = query.feature, let from = query.from else {
       throw WireError.refused(.invalidDocument, "needs ids, or account, feature and from")

@@ -18,16 +18,22 @@ package struct LedgerConfiguration: Sendable {
   package var token: String
   /// How long stopping waits for connections to empty.
   package var graceMilliseconds: Int
+  /// How often sums of past short periods are dropped; 0: never.
+  package var pruneMilliseconds: Int64
+
+  package static let pruneDefaultMilliseconds: Int64 = 600_000
 
   package init(
     database: String, listen: (host: String, port: Int)? = nil, unix: String? = nil,
-    token: String = "", graceMilliseconds: Int = 10_000
+    token: String = "", graceMilliseconds: Int = 10_000,
+    pruneMilliseconds: Int64 = pruneDefaultMilliseconds
   ) {
     self.database = database
     self.listen = listen
     self.unix = unix
     self.token = token
     self.graceMilliseconds = graceMilliseconds
+    self.pruneMilliseconds = pruneMilliseconds
   }
 }
 
@@ -150,7 +156,14 @@ private func serve(
       "database": "\(configuration.database)",
     ])
   ready(endpoints)
+  let upkeep = Task {
+    await LedgerUpkeep(
+      store: store, intervalMilliseconds: configuration.pruneMilliseconds, logger: logger,
+      clock: clock.wall
+    ).run()
+  }
   await stop.wait()
+  upkeep.cancel()
   logger.notice("ledger stopping")
   for listener in listeners { try? await listener.close() }
   if let path = configuration.unix { try? FileManager.default.removeItem(atPath: path) }
@@ -159,6 +172,7 @@ private func serve(
   }.get()
   await writer.drain()
   await emptied(hub, eventLoop, graceMilliseconds: configuration.graceMilliseconds)
+  await upkeep.value
 }
 
 /// Waits until the last connection has got its answers, at most for the grace time.

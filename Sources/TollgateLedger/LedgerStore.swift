@@ -152,10 +152,14 @@ package final class LedgerStore: Sendable {
     try transaction(now: now) { try $0.close(period) }
   }
 
+  /// Sums dropped in one transaction: a batch that comes meanwhile waits for no more than these.
+  package static let pruneRowsMax = 2000
+
   /// Drops sums of counters that no seed can need any more: windows of fixed length whose period
-  /// ended more than the late horizon before `now`. The deltas stay.
-  package func prune(now: WallTime) throws -> Int {
-    try transaction(now: now) { try $0.prune() }
+  /// ended more than the late horizon before `now`. The deltas stay. One transaction, of at most
+  /// `limit` sums; as many as the limit means that there may be more.
+  package func prune(now: WallTime, limit: Int = pruneRowsMax) throws -> Int {
+    try transaction(now: now) { try $0.prune(limit: limit) }
   }
 
   // MARK: Reading

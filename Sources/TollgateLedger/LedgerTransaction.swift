@@ -167,13 +167,15 @@ struct LedgerTransaction {
       arguments: [period.start.milliseconds, period.end.milliseconds, now.milliseconds])
   }
 
-  func prune() throws -> Int {
+  /// Drops at most `limit` sums; answers how many there were.
+  func prune(limit: Int) throws -> Int {
     let before = now.milliseconds - LedgerStore.lateHorizonMilliseconds
     try db.execute(
       sql: """
-        DELETE FROM cells WHERE period_end < ?
-          AND rtrim(window, '^') NOT IN ('M', 'Q', 'Y', 'L')
-        """, arguments: [before])
+        DELETE FROM cells WHERE (account, subject, feature, window, period_start) IN (
+          SELECT account, subject, feature, window, period_start FROM cells
+          WHERE period_end < ? AND rtrim(window, '^') NOT IN ('M', 'Q', 'Y', 'L') LIMIT ?)
+        """, arguments: [before, limit])
     let dropped = db.changesCount
     try db.execute(
       sql: """

@@ -13,6 +13,14 @@ enum Schema {
       try db.execute(sql: books)
       try db.execute(sql: records)
     }
+    migrator.registerMigration("2-prune") { db in
+      // Finds what may be dropped without reading every counter. Only fixed windows are in it.
+      try db.execute(
+        sql: """
+          CREATE INDEX cells_by_end ON cells (period_end)
+          WHERE rtrim(window, '^') NOT IN ('M', 'Q', 'Y', 'L')
+          """)
+    }
     return migrator
   }
 

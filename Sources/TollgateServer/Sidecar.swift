@@ -138,6 +138,7 @@ final class Sidecar: Sendable {
           configuration: configuration, store: store, ledger: ledger, healer: healer,
           metrics: metrics, logger: logger, buckets: buckets, lag: lag)
         group.addTask { await shipper.run() }
+        if let reposter = healer.reposter { group.addTask { await reposter.run() } }
         group.addTask {
           for await push in self.pushes {
             // Each push on its own: a PRESENT_REQUEST must be answered while a recovery waits.
@@ -203,13 +204,19 @@ final class Sidecar: Sendable {
     metrics.outboxEntries.set(total.entries)
     metrics.outboxLagMilliseconds.set(total.oldestMilliseconds)
     var retained: Int64 = 0
+    var late: Int64 = 0
     var oldest: WallTime?
     for loop in loops {
-      let state = await loop.value { ($0.retained.count, $0.retained.oldestTime) }
+      let state = await loop.value {
+        ($0.retained.count, $0.retained.oldestTime, $0.retained.lateCount)
+      }
       retained += Int64(state.0)
+      late += Int64(state.2)
       if let time = state.1 { oldest = min(oldest ?? time, time) }
     }
     metrics.retainedDeltas.set(retained)
+    late += await healer.lateConfig.values.reduce(0) { $0 + Int64($1.count) }
+    metrics.lateDeltas.set(late)
     metrics.meteringLagMilliseconds.set(oldest.map { max(0, now - $0) } ?? 0)
   }
 
@@ -267,6 +274,14 @@ final class Sidecar: Sendable {
       await refreshGauges()
       if metrics.retainedDeltas.current == 0 { break }
       try? await Task.sleep(for: .milliseconds(20))
+    }
+    // What lies in the outbox another sidecar delivers; late deltas lie nowhere but here.
+    await refreshGauges()
+    if metrics.lateDeltas.current > 0 {
+      await healer.reposter?.handOver(until: end)
+      await refreshGauges()
+      let left = metrics.lateDeltas.current
+      if left > 0 { logger.critical("late deltas are lost", metadata: ["count": "\(left)"]) }
     }
     if let path = configuration.listenUnix { Listener.removeSocket(path) }
   }

@@ -84,14 +84,11 @@ extension ByteBuffer {
     return entries
   }
 
-  /// The numbers and the body are the ledger's to judge: an entry that says nonsense is parked
-  /// there, and must not hold up the stream behind it.
+  /// The kind, the numbers and the body are the ledger's to judge: an entry that says nonsense is
+  /// parked there, and must not hold up the stream behind it.
   private mutating func takeEntry() throws(WireError) -> OutboxEntry {
     let sequence = try takeOrdinal()
-    let number = try take(UInt8.self)
-    guard let kind = DeltaKind(rawValue: number) else {
-      throw .refused(.badRequest, "unknown delta kind \(number)")
-    }
+    let kind = DeltaKind(rawValue: try take())
     try takeReserved(1)
     let index = try take(UInt16.self)
     let operation = try takeOperationID()

@@ -75,15 +75,34 @@ struct ShipperMachineTests {
         == .posted(delivered: 3, duplicates: []))
   }
 
-  /// PITFALL 28: somebody else delivered these and more.
-  @Test func aLedgerAheadOfUsIsFollowed() {
+  /// PITFALL 28: somebody else delivered these and more, and may have been killed before its
+  /// duplicates were taken back: only the answer to their own batch names them.
+  @Test func aLedgerAheadOfUsIsFollowedBatchByBatch() {
     var machine = machine()
     _ = machine.entriesRead(entries(1...3))
-    _ = machine.replied(.acknowledged(cursor: 9, duplicates: []))
-    #expect(machine.cursor == 9)
+    #expect(
+      machine.replied(.acknowledged(cursor: 9, duplicates: []))
+        == .posted(delivered: 3, duplicates: []))
+    #expect(machine.cursor == 3)
+    _ = machine.entriesRead(entries(4...5))
+    #expect(
+      machine.replied(.acknowledged(cursor: 9, duplicates: [entry(4).id]))
+        == .posted(delivered: 2, duplicates: [entry(4)]))
     let news = [machine.learned(cursor: 12), machine.learned(cursor: 12)]
     #expect(news == [true, false])
     #expect(machine.cursor == 12)
+  }
+
+  @Test func aShipperThatTakesABucketOverStartsAtTheNotedAcknowledgement() {
+    var machine = machine()
+    _ = machine.entriesRead(entries(1...4))
+    _ = machine.replied(.acknowledged(cursor: 4, duplicates: []))
+    machine.took(cursor: 2)
+    #expect(machine.cursor == 2)
+    #expect(machine.entriesRead(entries(3...4)) == .send(previous: 2, entries: entries(3...4)))
+    #expect(
+      machine.replied(.acknowledged(cursor: 40, duplicates: [entry(3).id]))
+        == .posted(delivered: 2, duplicates: [entry(3)]))
   }
 
   @Test func anAnswerThatIsBehindDoesNotSetTheCursorBack() {
@@ -146,6 +165,38 @@ struct ShipperMachineTests {
         == .posted(delivered: 3, duplicates: [batch[0], batch[2]]))
   }
 
+  /// A delta that was appended twice and delivered in one batch: one of the two is posted.
+  @Test func ofOneIdInOneBatchAsManyAreTakenBackAsTheAnswerNames() {
+    var machine = machine()
+    var batch = entries(1...4)
+    batch[2] = OutboxEntry(
+      sequence: 3, kind: .usage, id: batch[0].id, time: batch[0].time, actual: 1, charged: 1,
+      absorbed: 0, body: [])
+    batch[3] = OutboxEntry(
+      sequence: 4, kind: .usage, id: batch[0].id, time: batch[0].time, actual: 1, charged: 1,
+      absorbed: 0, body: [])
+    for (named, taken) in [(1, [4]), (2, [3, 4]), (3, [1, 3, 4])] as [(Int, [Int64])] {
+      machine.took(cursor: 0)
+      _ = machine.entriesRead(batch)
+      let verdict = machine.replied(
+        .acknowledged(cursor: 4, duplicates: Array(repeating: batch[0].id, count: named)))
+      guard case .posted(_, let duplicates) = verdict else {
+        Issue.record("\(verdict)")
+        return
+      }
+      #expect(duplicates.map(\.sequence) == taken)
+    }
+  }
+
+  @Test func whatIsOfAnUnknownKindIsDeliveredAndNotTakenBack() {
+    var machine = machine()
+    let strange = entry(1, kind: DeltaKind(rawValue: 77))
+    #expect(machine.entriesRead([strange]) == .send(previous: 0, entries: [strange]))
+    #expect(
+      machine.replied(.acknowledged(cursor: 1, duplicates: [strange.id]))
+        == .posted(delivered: 1, duplicates: []))
+  }
+
   @Test func aNewEpochBeginsAtItsFirstEntry() {
     var machine = machine()
     _ = machine.entriesRead(entries(1...3))
@@ -155,6 +206,41 @@ struct ShipperMachineTests {
     machine.entered(epoch: 2)
     #expect(machine.cursor == 0)
     #expect(machine.entriesRead(entries(1...1)) == .send(previous: 0, entries: entries(1...1)))
+  }
+
+  /// Shippers killed between an answer and the reversals: whoever comes next is told of the
+  /// duplicates again, because it starts where the reversals were done.
+  @Test func noDuplicateIsForgottenWhoeverIsKilledWhen() {
+    var random = SeededRandom.fromEnvironment("noDuplicateIsForgotten")
+    for _ in 0..<200 {
+      let outbox = entries(1...40)
+      let known = Set(outbox.filter { _ in random.chance(0.2) }.map(\.id))
+      var cursor: Int64 = 0
+      var noted: Int64 = 0
+      var takenBack: Set<DeltaID> = []
+      var machine = machine()
+      var rounds = 0
+      while noted < 40, rounds < 2_000 {
+        rounds += 1
+        let read = outbox.filter { $0.sequence > machine.cursor }.prefix(7)
+        guard case .send(_, let batch) = machine.entriesRead(Array(read)) else { break }
+        cursor = max(cursor, batch.last?.sequence ?? 0)
+        let reply = ShipperMachine.Reply.acknowledged(
+          cursor: cursor, duplicates: batch.map(\.id).filter { known.contains($0) })
+        var isKilled = random.chance(0.4)
+        if !isKilled, case .posted(_, let duplicates) = machine.replied(reply) {
+          for duplicate in duplicates where !isKilled {
+            isKilled = random.chance(0.3)
+            if !isKilled { takenBack.insert(duplicate.id) }
+          }
+          if !isKilled { noted = max(noted, machine.cursor) }
+        }
+        guard isKilled else { continue }
+        machine = self.machine()
+        machine.took(cursor: noted)
+      }
+      #expect(takenBack == known, "seed \(random.seed)")
+    }
   }
 
   /// Over any losses of answers, ledger positions and rival shippers, each delta is posted once and

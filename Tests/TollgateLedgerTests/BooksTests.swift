@@ -165,7 +165,12 @@ import TollgateWire
   @Test func knownIds() throws {
     _ = try books.apply([try usage(1, op: 1), try usage(2, op: 2)])
     let ids = (1...3).map { DeltaID(operation: operation($0), index: 0) }
-    #expect(try books.store.known(ids) == Array(ids[..<2]))
+    var poison = try usage(3, op: 3)
+    poison.body = []
+    _ = try books.apply([poison])
+    let known = try books.store.known(ids + [DeltaID(operation: operation(4), index: 0)])
+    #expect(known.posted == Array(ids[..<2]))
+    #expect(known.parked == [ids[2]])
   }
 
   @Test func deltaIdsBehindATotal() throws {

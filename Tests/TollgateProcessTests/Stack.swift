@@ -23,6 +23,8 @@ final class Stack: Sendable {
     var persistence = RedisServerProcess.Persistence.appendAlways
     /// Between the sidecars and Redis, and the sidecars and the ledger.
     var proxies = false
+    /// This sidecar alone reaches the ledger through the proxy.
+    var cutOff: Int?
     /// More lines of every sidecar's configuration.
     var extra = ""
     var catalog = Stack.catalog
@@ -81,7 +83,8 @@ final class Stack: Sendable {
     redis = try RedisServerProcess(.init(persistence: options.persistence))
     let ledgerEndpoint = TestEndpoint.unix(directory.file("ledger.sock"))
     redisProxy = options.proxies ? try FaultProxy(to: redis.unix) : nil
-    ledgerProxy = options.proxies ? try FaultProxy(to: ledgerEndpoint) : nil
+    ledgerProxy =
+      options.proxies || options.cutOff != nil ? try FaultProxy(to: ledgerEndpoint) : nil
     children = Mutex(Array(repeating: nil, count: options.sidecars))
     ports = try (0..<options.sidecars).map { _ in try freePort() }
     do {
@@ -159,8 +162,10 @@ final class Stack: Sendable {
 
   private func writeConfiguration(_ index: Int) throws {
     let redisAddress = redisProxy?.endpoint.description ?? "unix:\(redis.socketPath)"
+    let proxied = options.proxies || options.cutOff == index
     let ledgerAddress =
-      ledgerProxy?.endpoint.description ?? "unix:\(directory.file("ledger.sock"))"
+      (proxied ? ledgerProxy?.endpoint.description : nil)
+      ?? "unix:\(directory.file("ledger.sock"))"
     try directory.write(
       "t\(index).yaml",
       """

@@ -317,7 +317,7 @@ struct OracleRound {
       birth.id, actual: birth.actual, subject: call.subject, feature: feature, cells: cells)
     let reverse = ReverseCall(
       keySpace: rig.keySpace, fence: rig.fence,
-      position: StreamPosition(epoch: 1, sequence: sequence), time: birth.time,
+      position: StreamPosition(epoch: 1, sequence: sequence),
       subject: call.subject, feature: feature, cells: cells, amount: birth.actual)
     put(StoreRig.command(reverse, rig.library)) { reply in
       let got = reverse.decode(RESPReply(reply))

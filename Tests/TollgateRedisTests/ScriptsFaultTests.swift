@@ -101,11 +101,39 @@ struct Scenario: CustomTestStringConvertible, Sendable {
         $0,
         ReverseCall(
           keySpace: $0.keySpace, fence: $0.fence,
-          position: StreamPosition(epoch: 1, sequence: 1), time: decided.bornAt,
+          position: StreamPosition(epoch: 1, sequence: decided.entries[0].sequence),
           subject: call.subject, feature: try Name("chat"),
           cells: call.plan.resolution.cells.map {
             CellReference(level: $0.level, window: $0.window, period: $0.period)
           }, amount: 2))
+    },
+    Scenario("repost of a member's delta", .repost) {
+      command($0, try ScriptsRepostTests.late($0, "acme/ann", "chat", 2).call)
+    },
+    Scenario("repost that rolls a member's cells forward", .repost) {
+      _ = try $0.consume("acme/ann", ("chat", 1))
+      try $0.advance(90_000_000)
+      return command($0, try ScriptsRepostTests.late($0, "acme/ann", "chat", 2).call)
+    },
+    Scenario("repost over a member of an older epoch", .repost) {
+      let late = try ScriptsRepostTests.late($0, "acme/ann", "chat", 2)
+      _ = try $0.consume("acme/ann", ("chat", 1))
+      try $0.open(epoch: 2, hadPredecessor: true)
+      try $0.seed()
+      try $0.advance(5)
+      return command($0, late.call(under: $0.fence))
+    },
+    Scenario("repost of an account's configuration", .repostConfig) {
+      command($0, try ScriptsRepostTests.lateConfig($0, .account, version: 7))
+    },
+    Scenario("repost of the global configuration", .repostConfig) {
+      try openControl($0)
+      return command($0, try ScriptsRepostTests.lateConfig($0, .global, version: 7))
+    },
+    Scenario("repost of a member's reset", .repostConfig) {
+      _ = try $0.consume("acme/ann", ("chat", 3))
+      return command(
+        $0, try ScriptsRepostTests.lateConfig($0, .counter, version: 0, subject: "acme/ann"))
     },
     Scenario("seed of deeper subjects", .seed) { command($0, try seeding($0)[0]) },
     Scenario("seed of an older epoch's subjects", .seed) {
@@ -143,6 +171,13 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     },
     Scenario("trim", .trim) { rig in
       for _ in 0..<5 { _ = try rig.consume("acme", ("tokens", 1)) }
+      for sequence: Int64 in [2, 3, 5] {
+        let reverse = ReverseCall(
+          keySpace: rig.keySpace, fence: rig.fence,
+          position: StreamPosition(epoch: 1, sequence: sequence), subject: try Subject("acme"),
+          feature: try Name("tokens"), cells: [], amount: 1)
+        #expect(try rig.run(reverse) == .done(.reversed))
+      }
       return command(
         rig,
         TrimCall(keySpace: rig.keySpace, bucket: 0, fence: rig.fence, acknowledged: 4, tail: 1))

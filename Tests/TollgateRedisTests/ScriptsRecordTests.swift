@@ -293,8 +293,7 @@ import TollgateTesting
     var reverse = ReverseCall(
       keySpace: rig.keySpace, fence: rig.fence,
       position: StreamPosition(epoch: 1, sequence: decided.entries[0].sequence),
-      time: decided.bornAt, subject: call.subject, feature: try Name("chat"), cells: cells,
-      amount: 2)
+      subject: call.subject, feature: try Name("chat"), cells: cells, amount: 2)
     #expect(try rig.run(reverse) == .done(.reversed))
     #expect(try rig.settled("acme", "chat", .month) == 0)
     #expect(try rig.settled("acme/ann", "chat", .hour) == 0)
@@ -303,6 +302,36 @@ import TollgateTesting
     #expect(try rig.outbox().count == 1)
     reverse.position.epoch = 0
     #expect(try rig.run(reverse) == .done(.nothing))
+  }
+
+  /// However old the entry is and however long its answer was on the way.
+  @Test func aDuplicateIsReversedOnceBeforeAndAfterItsAcknowledgement() throws {
+    let rig = try StoreRig.ready()
+    for _ in 0..<3 { _ = try rig.consume("acme", ("tokens", 5)) }
+    func reverse(_ sequence: Int64) throws -> ReverseCall.Effect? {
+      let period = Window.month.period(containing: rig.now)
+      return try rig.run(
+        ReverseCall(
+          keySpace: rig.keySpace, fence: rig.fence,
+          position: StreamPosition(epoch: 1, sequence: sequence), subject: try Subject("acme"),
+          feature: try Name("tokens"),
+          cells: [CellReference(level: 1, window: .month, period: period)], amount: 5)
+      ).value
+    }
+    #expect(try reverse(2) == .reversed)
+    let sweep = SweepCall(
+      keySpace: rig.keySpace, bucket: 0, fence: rig.fence, limits: rig.limits, after: nil)
+    let report = try #require(try rig.run(sweep).value)
+    try rig.advance(200_000_000)
+    _ = try rig.run(
+      SweepCall(
+        keySpace: rig.keySpace, bucket: 0, fence: rig.fence, limits: rig.limits, after: report))
+    #expect(try reverse(2) == .nothing, "the mark must not age with operation records")
+    _ = try rig.run(
+      TrimCall(keySpace: rig.keySpace, bucket: 0, fence: rig.fence, acknowledged: 2, tail: 9))
+    #expect(try rig.redis.command("EXISTS", rig.keySpace.takenBack(0)).integer == 0)
+    #expect(try reverse(2) == .nothing, "what is acknowledged was taken back before")
+    #expect(try rig.settled("acme", "tokens", .month) == 10)
   }
 
   @Test func theMemoryOfARecordIsMeasured() throws {

@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
 -- Opens a bucket's new epoch: compare-and-set, only upward.
 --
--- KEYS  1 meta · 2 outbox
+-- KEYS  1 meta · 2 outbox · 3 marks of what was taken back
 -- ARGV  1 new fence text · 2 new epoch · 3 global version · 4 whether the ledger knows an earlier
 --       epoch of this bucket
 -- Reply {0} opened · {1} open already, for this very server · {11, f, seq} refused
 --
 -- Invariants: the epoch only grows; the outbox starts empty at sequence 0; operation records and
 --   the time stay; the previous epoch and its last sequence are noted. Rates start without burst
---   where there was an earlier epoch. The outbox is dropped last: nothing can fail after it.
+--   where there was an earlier epoch. Outbox and marks are dropped last: nothing can fail after it.
 -- Complexity: O(entries dropped), freed in the background.
 local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'nb', 't', 'ack', 'pf', 'pfseq')
 if M[1] == ARGV[1] then
@@ -36,5 +36,5 @@ if standing then
   old[#old + 1] = M[8]
 end
 set(KEYS[1], fields, old)
-write(nil, 'UNLINK', KEYS[2])
+write(nil, 'UNLINK', KEYS[2], KEYS[3])
 return {0}

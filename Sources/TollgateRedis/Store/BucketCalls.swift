@@ -33,7 +33,9 @@ package struct OpenCall: ScriptCall {
   }
 
   package var script: ScriptName { .open }
-  package var keys: [String] { [keySpace.meta(bucket), keySpace.outbox(bucket)] }
+  package var keys: [String] {
+    [keySpace.meta(bucket), keySpace.outbox(bucket), keySpace.takenBack(bucket)]
+  }
   package var arguments: [RESPArgument] {
     [
       .string(fence.text), .integer(fence.epoch), .integer(globalVersion),
@@ -70,7 +72,9 @@ package struct TrimCall: ScriptCall {
   }
 
   package var script: ScriptName { .trim }
-  package var keys: [String] { [keySpace.meta(bucket), keySpace.outbox(bucket)] }
+  package var keys: [String] {
+    [keySpace.meta(bucket), keySpace.outbox(bucket), keySpace.takenBack(bucket)]
+  }
   package var arguments: [RESPArgument] {
     fence.arguments + [.integer(fence.epoch), .integer(acknowledged), .integer(tail)]
   }

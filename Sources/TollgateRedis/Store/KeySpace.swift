@@ -56,6 +56,9 @@ package struct KeySpace: Sendable {
   package func meta(_ bucket: Int) -> String { prefixes[bucket] + "meta" }
   package func outbox(_ bucket: Int) -> String { prefixes[bucket] + "out" }
   package func owner(_ bucket: Int) -> String { prefixes[bucket] + "own" }
+  /// ZSET of outbox positions whose counter effect was taken back and that `meta.ack` has not
+  /// passed.
+  package func takenBack(_ bucket: Int) -> String { prefixes[bucket] + "rev" }
   package func audit(_ bucket: Int) -> String { prefixes[bucket] + "aud" }
 
   package func operations(_ bucket: Int, _ recordClass: RecordClass, slice: Int64) -> String {

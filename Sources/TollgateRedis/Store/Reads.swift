@@ -192,8 +192,7 @@ package enum OutboxCodec {
         let operation = OperationID(bytes: numbers[..<16])
       else { return nil }
       var reader = MessagePackReader(numbers, from: 16)
-      guard let kindCode = reader.integer(), let raw = UInt8(exactly: kindCode),
-        let kind = DeltaKind(rawValue: raw),
+      guard let kindCode = reader.integer(), let kind = UInt8(exactly: kindCode),
         let indexCode = reader.integer(), let index = UInt16(exactly: indexCode),
         let time = reader.integer(), let actual = reader.integer(),
         let charged = reader.integer(), let absorbed = reader.integer()
@@ -201,7 +200,8 @@ package enum OutboxCodec {
       return PositionedEntry(
         epoch: epoch,
         entry: OutboxEntry(
-          sequence: sequence, kind: kind, id: DeltaID(operation: operation, index: index),
+          sequence: sequence, kind: DeltaKind(rawValue: kind),
+          id: DeltaID(operation: operation, index: index),
           time: WallTime(milliseconds: time), actual: actual, charged: charged,
           absorbed: absorbed, body: body))
     }

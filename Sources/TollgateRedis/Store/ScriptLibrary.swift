@@ -5,11 +5,12 @@
 // then guarantees that asking changes nothing, and answers it when memory is full.
 
 package enum ScriptName: String, Sendable, Hashable, CaseIterable {
-  case decide, check, cancel, reverse, seed, open, trim, own, sweep, deployment
+  case decide, check, cancel, reverse, repost, seed, open, trim, own, sweep, deployment
   case configAccount = "config_account"
   case configGlobal = "config_global"
   case pushVersion = "push_version"
   case counterReset = "counter_reset"
+  case repostConfig = "repost_config"
   case restoreGlobal = "restore_global"
   case readAccount = "read_account"
 }
@@ -67,6 +68,7 @@ package struct ScriptLibrary: Sendable {
     case .decide, .check: PackageResources.decide_lua
     case .cancel: PackageResources.cancel_lua
     case .reverse: PackageResources.reverse_lua
+    case .repost: PackageResources.repost_lua
     case .seed: PackageResources.seed_lua
     case .open: PackageResources.open_lua
     case .trim: PackageResources.trim_lua
@@ -77,6 +79,7 @@ package struct ScriptLibrary: Sendable {
     case .configGlobal: PackageResources.config_global_lua
     case .pushVersion: PackageResources.push_version_lua
     case .counterReset: PackageResources.counter_reset_lua
+    case .repostConfig: PackageResources.repost_config_lua
     case .restoreGlobal: PackageResources.restore_global_lua
     case .readAccount: PackageResources.read_account_lua
     }

@@ -117,23 +117,20 @@ package struct ReverseCall: ScriptCall {
   package var bucket: Int
   package var fence: Fence
   package var position: StreamPosition
-  /// The birth time of the duplicate entry; its marker lies in that time's slice.
-  package var time: WallTime
   package var subject: Subject
   package var feature: Name
   package var cells: [CellReference]
-  /// `actual` of the duplicate delta.
+  /// `charged` of the duplicate delta: what counters sum.
   package var amount: Int64
 
   package init(
-    keySpace: KeySpace, fence: Fence, position: StreamPosition, time: WallTime, subject: Subject,
-    feature: Name, cells: [CellReference], amount: Int64
+    keySpace: KeySpace, fence: Fence, position: StreamPosition, subject: Subject, feature: Name,
+    cells: [CellReference], amount: Int64
   ) {
     self.keySpace = keySpace
     self.bucket = keySpace.bucket(of: subject)
     self.fence = fence
     self.position = position
-    self.time = time
     self.subject = subject
     self.feature = feature
     self.cells = cells
@@ -148,8 +145,7 @@ package struct ReverseCall: ScriptCall {
 
   package var keys: [String] {
     [
-      keySpace.meta(bucket),
-      keySpace.operations(bucket, .money, slice: OperationSlice.of(time)),
+      keySpace.meta(bucket), keySpace.takenBack(bucket),
       keySpace.subject(bucket, subject.account),
     ] + levels.map { keySpace.subject(bucket, subject.prefix($0)) }
   }
@@ -160,7 +156,6 @@ package struct ReverseCall: ScriptCall {
     writer.append(fence.epoch)
     writer.append(position.epoch)
     writer.append(position.sequence)
-    writer.append(OperationSlice.of(time))
     writer.append(amount)
     writer.append(cells.count)
     for cell in cells {

@@ -1,6 +1,8 @@
 // Posts what an open policy let through, once the store answers again: through the enforcer, as
 // any operation, under the operation's own id, so that a post whose outcome is lost is simply
-// posted again. An entry leaves the queue only when Redis has recorded it.
+// posted again. An entry leaves the queue only when Redis has recorded it, or the ledger has it:
+// one older than the dedupe window goes the way of `Reposter`, behind the enforcer. Without a
+// ledger nothing is metered, and such an entry is counted and let go: its windows are over.
 
 import NIOCore
 import TollgateCore
@@ -45,12 +47,12 @@ struct FallbackPoster: Sendable {
             bucket: bucket, arrived: now, deadline: now + Self.deadline
           ) { outcome in
             switch outcome {
-            case .decision(let decision): continuation.resume(returning: decision.isAllowed)
+            case .decision(let decision):
+              // Annulled under its id: there is nothing left to post.
+              continuation.resume(returning: decision.isAllowed || decision.reason == .cancelled)
             case .error(let code, _):
-              // An id too old to record was let through longer ago than the dedupe window; it is
-              // reported, and stays visible as pending, because dropping it would lose usage.
-              continuation.resume(returning: false)
               if code == .idTooOld { enforcer.metrics.fallbackExpired.add() }
+              continuation.resume(returning: code == .idTooOld)
             }
           })
       }

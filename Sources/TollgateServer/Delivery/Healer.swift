@@ -18,12 +18,12 @@ import TollgateWire
 
 actor Healer {
   private let configuration: ServerConfiguration
-  private let store: ColdStore
-  private let ledger: LedgerLink?
-  private let loops: [LoopUnit]
-  private let metrics: Metrics
-  private let logger: Logger
-  private let buckets: BucketMap
+  let store: ColdStore
+  let ledger: LedgerLink?
+  let loops: [LoopUnit]
+  let metrics: Metrics
+  let logger: Logger
+  let buckets: BucketMap
   /// Config deltas this sidecar caused, until the ledger has them.
   private var retainedConfig: [Int: [(epoch: Int64, entry: OutboxEntry)]] = [:]
   private var recovering: Set<Int> = []
@@ -52,6 +52,15 @@ actor Healer {
     self.metrics = metrics
     self.logger = logger
     self.buckets = buckets
+  }
+
+  /// What appends deltas anew; nil: there is no ledger, and no deltas.
+  nonisolated var reposter: Reposter? {
+    ledger.map {
+      Reposter(
+        store: store, ledger: $0, healer: self, loops: loops, buckets: buckets, metrics: metrics,
+        logger: logger)
+    }
   }
 
   var currentGlobal: GlobalConfig? { global }
@@ -298,8 +307,15 @@ actor Healer {
 
   func received(_ push: LedgerPush) async {
     switch push {
-    case .connected:
+    case .connected(let linked):
       metrics.ledgerUp.set(1)
+      // Epochs issued while the link was down: whoever has nothing to ask for in those buckets
+      // would not hear of them otherwise, and hold what it has of the old ones for ever.
+      for state in linked.buckets {
+        let bucket = Int(state.bucket)
+        guard let known = open[bucket], state.epoch > known else { continue }
+        Task { await self.recover(bucket: bucket, knownEpoch: known, above: state.epoch - 1) }
+      }
     case .disconnected:
       metrics.ledgerUp.set(0)
       let waiters = grantWaiters
@@ -409,11 +425,24 @@ actor Healer {
     }
   }
 
+  /// Config deltas of epochs that are over and that the ledger has not been seen to have.
+  var lateConfig: [Int: [OutboxEntry]] {
+    retainedConfig.compactMapValues { $0.isEmpty ? nil : $0 }.reduce(into: [:]) { late, held in
+      guard let epoch = open[held.key] else { return }
+      let entries = held.value.filter { $0.epoch < epoch }.map(\.entry)
+      if !entries.isEmpty { late[held.key] = entries }
+    }
+  }
+
+  /// The ledger has these, or they lie in the outbox again.
+  func lateConfigSettled(_ ids: Set<DeltaID>, bucket: Int) {
+    guard let epoch = open[bucket] else { return }
+    retainedConfig[bucket]?.removeAll { $0.epoch < epoch && ids.contains($0.entry.id) }
+  }
+
   /// The ledger has everything of the bucket's epoch up to `sequence`.
   func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
-    retainedConfig[bucket]?.removeAll {
-      $0.epoch < epoch || ($0.epoch == epoch && $0.entry.sequence <= sequence)
-    }
+    retainedConfig[bucket]?.removeAll { $0.epoch == epoch && $0.entry.sequence <= sequence }
     guard bucket < buckets.control else { return }
     for loop in loops {
       loop.onLoop { $0.acknowledged(bucket: bucket, epoch: epoch, sequence: sequence) }
@@ -448,8 +477,11 @@ actor Healer {
     }
   }
 
-  /// Seeds one account from the ledger; single-flight.
-  func load(account: Subject, bucket: Int, epoch: Int64) async -> LoadOutcome {
+  /// Seeds one account from the ledger; single-flight. `evenUnknown`: also one that nobody set,
+  /// with nothing, because units that were used are to be counted.
+  func load(
+    account: Subject, bucket: Int, epoch: Int64, evenUnknown: Bool = false
+  ) async -> LoadOutcome {
     guard rebuilding.insert(account.path).inserted else {
       // The one under way tells every loop when it is done.
       try? await Task.sleep(for: .milliseconds(5))
@@ -466,7 +498,7 @@ actor Healer {
       let version = pages.first?.version ?? 0
       let balances = pages.flatMap(\.balances)
       let stored = try await store.header(account: account)
-      if version == 0, balances.isEmpty, (stored.version ?? 0) == 0,
+      if !evenUnknown, version == 0, balances.isEmpty, (stored.version ?? 0) == 0,
         global?.catalog.unknownAccount ?? .deny == .deny
       {
         return .unknown
@@ -509,6 +541,13 @@ extension Healer: EnforcerDelegate {
 
   nonisolated func recover(bucket: Int, knownEpoch: Int64) {
     Task { () async in await self.recover(bucket: bucket, knownEpoch: knownEpoch) }
+  }
+
+  nonisolated func postLate(_ operation: LatePost) {
+    Task { () async in
+      let outcome = await reposter?.post(operation) ?? .error(.idTooOld, "there is no ledger")
+      for loop in loops { loop.onLoop { $0.latePosted(operation, outcome) } }
+    }
   }
 
   nonisolated func pushVersion(bucket: Int) {

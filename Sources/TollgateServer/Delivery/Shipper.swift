@@ -6,9 +6,10 @@
 //        └──────────── idle, back off ◀──────────────┴ FENCED, FORKED: recover
 //
 // Ownership only saves work: two shippers at once post nothing twice, because the ledger skips what
-// it knows. Progress is kept at the destination, so a shipper that is killed anywhere loses
-// nothing. A failure of any kind ends one round, never the task (PITFALL 46). What a round decides
-// is `ShipperMachine`'s; this is its shell.
+// it knows. Progress is kept at the destination, and how far duplicates are taken back in Redis
+// (`meta.ack`, from which whoever takes the bucket over starts), so a shipper that is killed
+// anywhere loses nothing. A failure of any kind ends one round, never the task (PITFALL 46). What a
+// round decides is `ShipperMachine`'s; this is its shell.
 
 import Logging
 import NIOCore
@@ -74,7 +75,7 @@ struct Shipper: Sendable {
     guard ledger.isUp, let epoch = await healer.epoch(of: bucket) else { return 100 }
     progress.machine.entered(epoch: epoch)
     do {
-      guard try await own(bucket, &progress) else {
+      guard try await own(bucket, epoch: epoch, &progress) else {
         // Somebody else ships it; what they delivered lets our retained copies go.
         if let meta = try await store.meta(bucket: bucket), meta.fence.epoch == epoch,
           case let acked = meta.acknowledged, progress.machine.learned(cursor: acked)
@@ -109,27 +110,37 @@ struct Shipper: Sendable {
     }
   }
 
-  /// The ledger had this delta already: its second effect on the counters is undone. Not undone
-  /// now means never, because the acknowledgement was given; so until it is done or fenced away.
-  private func takeBack(_ entry: OutboxEntry, _ bucket: Int, _ epoch: Int64) async {
-    guard let body = try? UsageBody.decode(entry.body) else { return }
+  /// The ledger had this delta already: its second effect on the counters is undone. False: it is
+  /// not, and the acknowledgement must not pass it, so that the next shipper does it. A bucket that
+  /// is fenced meanwhile gets new counters, seeded from the ledger.
+  private func takeBack(_ entry: OutboxEntry, _ bucket: Int, _ epoch: Int64) async -> Bool {
+    guard let body = try? UsageBody.decode(entry.body) else { return true }
     while !Task.isCancelled {
       do {
         _ = try await store.reverse(entry, body, bucket: bucket, epoch: epoch)
-        return
+        return true
       } catch StoreFailure.fenced {
-        return
+        return false
       } catch {
         try? await Task.sleep(for: .milliseconds(100))
       }
     }
+    return false
   }
 
-  private func own(_ bucket: Int, _ progress: inout Progress) async throws -> Bool {
+  private func own(
+    _ bucket: Int, epoch: Int64, _ progress: inout Progress
+  ) async throws -> Bool {
     let now = NIODeadline.now()
     if progress.owned, now < progress.ownedUntil { return true }
     let owned = try await store.own(
       bucket: bucket, owner: configuration.sidecarID, milliseconds: Self.ownershipMilliseconds)
+    if owned && !progress.owned {
+      guard let meta = try await store.meta(bucket: bucket), meta.fence.epoch == epoch else {
+        return false
+      }
+      progress.machine.took(cursor: meta.acknowledged)
+    }
     if owned != progress.owned { metrics.bucketsOwned.add(owned ? 1 : -1) }
     progress.owned = owned
     progress.ownedUntil = now + .milliseconds(Self.renewMilliseconds)
@@ -144,7 +155,14 @@ struct Shipper: Sendable {
     case .posted(let delivered, let duplicates):
       metrics.deltasDelivered.add(delivered)
       metrics.duplicatesAbsorbed.add(Int64(duplicates.count))
-      for entry in duplicates { await takeBack(entry, bucket, epoch) }
+      for entry in duplicates {
+        guard await takeBack(entry, bucket, epoch) else {
+          // Whoever takes the bucket next, this shipper too, starts at the noted acknowledgement.
+          if progress.owned { metrics.bucketsOwned.add(-1) }
+          progress.owned = false
+          return Self.lingerMilliseconds
+        }
+      }
       let cursor = progress.machine.cursor
       try? await store.trim(
         bucket: bucket, epoch: epoch, through: cursor,

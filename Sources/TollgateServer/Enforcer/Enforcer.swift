@@ -30,6 +30,8 @@ protocol EnforcerDelegate: AnyObject, Sendable {
   func recover(bucket: Int, knownEpoch: Int64)
   /// The bucket's meta holds an older global version than ours.
   func pushVersion(bucket: Int)
+  /// A POST whose operation is older than the dedupe window: the ledger knows whether it counts.
+  func postLate(_ operation: LatePost)
 }
 
 final class Enforcer {
@@ -38,6 +40,7 @@ final class Enforcer {
     case account(String)
     case bucket(Int)
     case link
+    case late(LatePost)
   }
 
   struct BucketState {
@@ -85,7 +88,7 @@ final class Enforcer {
   private var ticking = false
   private(set) var clock = RedisClock()
   var breaker: BreakerMachine
-  private(set) var retained: RetainedDeltas
+  var retained: RetainedDeltas
   let fallback: FallbackQueue
   private var outstanding = 0
   private var answeredWhileParked = 0
@@ -147,7 +150,7 @@ final class Enforcer {
   }
 
   /// Every answer passes here.
-  private func finish(_ request: Request, _ outcome: Outcome) {
+  func finish(_ request: Request, _ outcome: Outcome) {
     guard request.complete(outcome) else { return }
     outstanding -= 1
     metrics.inFlight.add(-1)
@@ -214,19 +217,21 @@ final class Enforcer {
         buckets[request.bucket].seenSequence = max(
           buckets[request.bucket].seenSequence, last.sequence)
       }
-      if !decided.entries.isEmpty {
-        let dropped = retained.dropped
-        for entry in entries(decided) {
-          retained.add(entry, bucket: request.bucket, epoch: decided.epoch)
-        }
-        metrics.retainedDropped.add(retained.dropped - dropped)
-      }
+      retain(decided, entries(decided), of: request)
       finish(request, .decision(decided.decision))
     case .replayed(let decided):
+      // The first reply was perhaps lost, and with it the only word of these deltas that anybody
+      // but Redis had.
+      retain(decided, entries(decided), of: request)
       finish(request, .decision(decided.decision))
     case .mismatch(let field):
       finish(
         request, .error(.idempotencyMismatch, "\(field) differ from the first request of this id"))
+    case .idTooOld where request.mode == .post && configuration.ledger != nil:
+      // What a POST reports was used, however long ago.
+      guard !request.isAnswered else { return }
+      let operation = LatePost(request)
+      park(request, .late(operation)) { $0.postLate(operation) }
     case .idTooOld:
       finish(request, .error(.idTooOld, "the id is older than the dedupe window"))
     case .idFromFuture:
@@ -534,6 +539,7 @@ final class Enforcer {
     if epoch > buckets[bucket].epoch { buckets[bucket].seenSequence = sequence }
     buckets[bucket].epoch = epoch
     buckets[bucket].phase = .open
+    retained.opened(bucket: bucket, epoch: epoch)
     resume(.bucket(bucket))
   }
 
@@ -572,21 +578,5 @@ final class Enforcer {
     linkIsUp = true
     metrics.redisReconnects.add()
     resume(.link)
-  }
-
-  /// The ledger has everything of this bucket's epoch up to `sequence`.
-  func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
-    retained.acknowledged(bucket: bucket, epoch: epoch, through: sequence)
-  }
-}
-
-extension RequestMode {
-  /// A cancel is a script of its own.
-  var scriptMode: DecideOperation.Mode {
-    switch self {
-    case .check: .check
-    case .consume, .cancel: .consume
-    case .post: .post
-    }
   }
 }

@@ -78,3 +78,14 @@ final class Request {
     return true
   }
 }
+
+extension RequestMode {
+  /// A cancel is a script of its own.
+  var scriptMode: DecideOperation.Mode {
+    switch self {
+    case .check: .check
+    case .consume, .cancel: .consume
+    case .post: .post
+    }
+  }
+}

@@ -109,6 +109,9 @@ struct Metrics: Sendable {
   let meteringLagMilliseconds = Gauge()
   let retainedDeltas = Gauge()
   let retainedDropped = Counter()
+  let lateDeltas = Gauge()
+  let lateReposted = Counter()
+  let latePosts = Counter()
   let ledgerLost = Gauge()
   let fallbackUnits = Counter()
   let fallbackPending = Gauge()
@@ -219,6 +222,13 @@ struct Metrics: Sendable {
     counter(
       "tollgate_retained_dropped_total", "Retained deltas given up at the bound.",
       retainedDropped)
+    gauge(
+      "tollgate_late_deltas",
+      "Those of them whose epoch was closed before the ledger was seen to have them.", lateDeltas)
+    counter("tollgate_late_reposted_total", "Deltas appended to the outbox anew.", lateReposted)
+    counter(
+      "tollgate_late_posts_total",
+      "Posts older than the dedupe window, counted once by the ledger's word.", latePosts)
     counter(
       "tollgate_fallback_units_total", "Units let through by an open failure policy.",
       fallbackUnits)
@@ -228,7 +238,8 @@ struct Metrics: Sendable {
     counter("tollgate_fallback_posted_total", "Operations posted afterwards.", fallbackPosted)
     counter(
       "tollgate_fallback_expired_total",
-      "Posts refused because the operation is older than the dedupe window.", fallbackExpired)
+      "Posts given up, without a ledger, because the operation is older than the dedupe window.",
+      fallbackExpired)
     gauge(
       "tollgate_config_version", "Version of the global configuration in force.",
       configVersion)

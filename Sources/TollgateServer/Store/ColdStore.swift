@@ -213,8 +213,31 @@ struct ColdStore: Sendable {
   ) async throws(StoreFailure) -> ReverseCall.Effect {
     let call = ReverseCall(
       keySpace: keys, fence: try await fence(epoch: epoch),
-      position: StreamPosition(epoch: epoch, sequence: entry.sequence), time: entry.time,
-      subject: body.subject, feature: body.feature, cells: body.cells, amount: entry.actual)
+      position: StreamPosition(epoch: epoch, sequence: entry.sequence), subject: body.subject,
+      feature: body.feature, cells: body.cells, amount: entry.charged)
+    return try value(call.decode(try await raw(call)))
+  }
+
+  /// Appends a delta born earlier to the outbox of this epoch and counts it; `seen` is the highest
+  /// sequence that anybody here has seen in it.
+  func repost(
+    _ entry: OutboxEntry, _ body: UsageBody, epoch: Int64, seen: Int64
+  ) async throws(StoreFailure) -> RepostCall.Outcome {
+    let call = RepostCall(
+      keySpace: keys, fence: try await fence(epoch: epoch, seen: seen), entry: entry,
+      subject: body.subject, feature: body.feature, cells: body.cells)
+    return try value(call.decode(try await raw(call)))
+  }
+
+  /// The same for a config delta; nil where it names nothing that could be.
+  func repost(
+    _ entry: OutboxEntry, _ delta: ConfigDelta, epoch: Int64, seen: Int64
+  ) async throws(StoreFailure) -> RepostConfigCall.Outcome? {
+    guard
+      let call = RepostConfigCall(
+        keySpace: keys, fence: try await fence(epoch: epoch, seen: seen), entry: entry,
+        delta: delta)
+    else { return nil }
     return try value(call.decode(try await raw(call)))
   }
 

@@ -51,6 +51,12 @@ struct LedgerRun: AsyncParsableCommand {
   @Option(help: ArgumentHelp("How long stopping may take, in milliseconds.", valueName: "ms"))
   var grace: Int = 10_000
 
+  @Option(
+    help: ArgumentHelp(
+      "How often sums of past short periods are dropped, in seconds; 0: never.",
+      valueName: "seconds"))
+  var pruneInterval: Int = Int(LedgerConfiguration.pruneDefaultMilliseconds / 1000)
+
   @Flag(help: "Say that it is ready as one line of JSON.")
   var json = false
 
@@ -67,6 +73,9 @@ struct LedgerRun: AsyncParsableCommand {
     guard (0...600_000).contains(grace) else {
       throw ValidationError("--grace \(grace): give 0 … 600000 milliseconds.")
     }
+    guard (0...86_400).contains(pruneInterval) else {
+      throw ValidationError("--prune-interval \(pruneInterval): give 0 … 86400 seconds.")
+    }
   }
 
   static func address(_ text: String) -> (host: String, port: Int)? {
@@ -82,7 +91,8 @@ struct LedgerRun: AsyncParsableCommand {
     LoggingSystem.bootstrap(StreamLogHandler.standardError)
     let configuration = LedgerConfiguration(
       database: database, listen: listen.flatMap(Self.address), unix: unix,
-      token: try credential(), graceMilliseconds: grace)
+      token: try credential(), graceMilliseconds: grace,
+      pruneMilliseconds: Int64(pruneInterval) * 1000)
     let stop = LedgerStop()
     let signals = [SIGTERM, SIGINT].map { number in
       // The default action would end the process before the books are in order.

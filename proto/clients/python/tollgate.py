@@ -701,8 +701,6 @@ def encode_entries(w, entries):
 
 def decode_entry(r):
     sequence, kind = r.ordinal(), r.u8()
-    if kind not in (1, 2, 3):
-        raise WireError("BAD_REQUEST", "unknown delta kind")
     r.reserved(1)
     index, operation = r.u16(), r.op_id()
     entry = {"sequence": sequence, "kind": kind, "index": index, "operation": operation,

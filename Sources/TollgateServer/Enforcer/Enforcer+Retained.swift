@@ -1,0 +1,74 @@
+// What an enforcer holds of the deltas it caused, until the ledger has them (promise 3): from every
+// reply that tells of some, the repeated ones too, and from those who append deltas anew beside the
+// request path.
+
+import TollgateCore
+import TollgateEngine
+import TollgateRedis
+import TollgateWire
+
+extension Enforcer {
+  /// `told`: the deltas as the call that was answered names them.
+  func retain(_ decided: DecidedOperation, _ told: [OutboxEntry], of request: Request) {
+    guard !decided.entries.isEmpty, configuration.ledger != nil else { return }
+    let entries = decided.decision.replayed ? recorded(decided, told, of: request) : told
+    let dropped = retained.dropped
+    for entry in entries { retained.add(entry, bucket: request.bucket, epoch: decided.epoch) }
+    metrics.retainedDropped.add(retained.dropped - dropped)
+  }
+
+  /// The deltas of an operation that was decided earlier. Its repetition may name later periods,
+  /// and that of a cancel names none.
+  private func recorded(
+    _ decided: DecidedOperation, _ told: [OutboxEntry], of request: Request
+  ) -> [OutboxEntry] {
+    let isRight =
+      told.count == decided.entries.count
+      && told.allSatisfy { entry in
+        guard let body = try? UsageBody.decode(entry.body) else { return false }
+        return body.cells.allSatisfy { $0.period.contains(decided.bornAt) }
+      }
+    guard !isRight, let global else { return told }
+    let account = accounts[request.account] ?? AccountConfig()
+    let born = LatePost(request).deltas(global: global, account: account, at: decided.bornAt)
+    let offset = DeltaID.reversalOffset
+    return decided.entries.compactMap { place in
+      let isReversal = place.index >= offset
+      let index = isReversal ? place.index - offset : place.index
+      guard var entry = born.first(where: { $0.entry.id.index == index })?.entry else { return nil }
+      entry.sequence = place.sequence
+      guard isReversal else { return entry }
+      entry.kind = .reversal
+      entry.id = DeltaID(operation: request.id, index: place.index)
+      (entry.actual, entry.charged) = (-entry.actual, -entry.charged)
+      return entry
+    }
+  }
+
+  /// The ledger has everything of this bucket's epoch up to `sequence`.
+  func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
+    retained.acknowledged(bucket: bucket, epoch: epoch, through: sequence)
+  }
+
+  /// Deltas that were appended beside the request path: held like any other from here on.
+  func reposted(_ entries: [OutboxEntry], bucket: Int, epoch: Int64) {
+    let dropped = retained.dropped
+    for entry in entries {
+      retained.add(entry, bucket: bucket, epoch: epoch)
+      if buckets[bucket].epoch == epoch {
+        buckets[bucket].seenSequence = max(buckets[bucket].seenSequence, entry.sequence)
+      }
+    }
+    metrics.retainedDropped.add(retained.dropped - dropped)
+  }
+
+  /// These late deltas are on record, or in the outbox again.
+  func lateSettled(_ ids: Set<DeltaID>, bucket: Int) {
+    retained.settledLate(bucket: bucket, ids)
+  }
+
+  /// What became of a POST beyond the dedupe window.
+  func latePosted(_ operation: LatePost, _ outcome: Outcome) {
+    for request in waiting.removeValue(forKey: .late(operation)) ?? [] { finish(request, outcome) }
+  }
+}
