@@ -4,11 +4,12 @@ import Foundation
 import GRDB
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct PitfallTests {
+@Suite(.blocking) struct PitfallTests {
   let books: Books
 
   init() throws {

@@ -85,12 +85,13 @@ enum Audit {
   /// Waits until everything is delivered, then holds the three numbers against each other.
   static func check(
     _ stack: Stack, _ tally: LoadTally, subjects: [String], lossesAllowed: Bool = false,
-    within limit: Duration = .seconds(40), location: SourceLocation = #_sourceLocation
+    touching feature: String = "calls", within limit: Duration = .seconds(40),
+    location: SourceLocation = #_sourceLocation
   ) throws {
     for violation in tally.violations.prefix(10) {
       Issue.record(Comment(rawValue: violation), sourceLocation: location)
     }
-    try touch(stack, subjects)
+    try touch(stack, subjects, feature: feature)
     var last: Reconciliation?
     let settled = Result {
       try eventually(within: limit, every: .milliseconds(200), "everything is delivered") {
