@@ -33,6 +33,17 @@ import TollgateWire
     #expect(try books.total() == 12)
   }
 
+  @Test func pitfall18ATotalBelowZeroIsKept() throws {
+    // The reversal comes before what it reverses: a total that stopped at zero would forget it.
+    _ = try books.apply([
+      try usage(1, op: 1, amount: 10), try usage(2, op: 2, index: 64, amount: -30, kind: .reversal),
+    ])
+    #expect(try books.total() == -20)
+    _ = try books.apply([try usage(3, op: 2, amount: 30)])
+    #expect(try books.total() == 10)
+    #expect(try books.store.verify().findings == [])
+  }
+
   @Test func pitfall20ARetriedBatchHasNoSecondEffect() throws {
     let batch = try (1...20).map { try usage(Int64($0), op: $0, amount: 3) }
     for _ in 0..<5 { _ = try books.apply(batch) }

@@ -11,7 +11,7 @@ import NIOCore
 struct DeadlineWheel {
   static let slots = 2048
   /// Nanoseconds by which an answer is given early, at most.
-  static let aheadMax: Int64 = 3_000_000
+  static let aheadMax: Int64 = 5_000_000
   private var wheel: [[Request]] = Array(repeating: [], count: slots)
   private var position: Int64
   private(set) var count = 0
