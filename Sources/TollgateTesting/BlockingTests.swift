@@ -3,8 +3,8 @@
 // Tests run on the threads of Swift's concurrency pool, one for each core. A test that waits for a
 // process, a socket or a disk holds such a thread, and two of them at once on a machine of two
 // cores stop every async test of the run for as long: their deadlines then pass without a
-// condition having been looked at. So suites of blocking tests take threads of their own, as many
-// as the pool has, and the pool stays free for what suspends.
+// condition having been looked at. So suites of blocking tests take threads of their own, a few
+// more than the pool has because most of them wait, and the pool stays free for what suspends.
 
 internal import Foundation
 internal import Synchronization
@@ -26,9 +26,9 @@ extension Trait where Self == BlockingTrait {
   package static var blocking: Self { Self() }
 }
 
-/// As many threads as there are cores, first come first served.
+/// Two threads for each core, first come first served.
 final class BlockingThreads: TaskExecutor {
-  static let shared = BlockingThreads(count: max(2, ProcessInfo.processInfo.activeProcessorCount))
+  static let shared = BlockingThreads(count: 2 * ProcessInfo.processInfo.activeProcessorCount)
 
   /// Wakes a thread; what it guards is `jobs`, whose own lock is never held for long.
   private let condition = NSCondition()

@@ -252,6 +252,7 @@ import TollgateWire
     var t = Transcript.open()
     _ = t.submit(1)
     _ = t.close(1, calls(1))
+    _ = t.pass(25)
     #expect(t.welcome(2).sent.map(\.shipment) == [calls(1)])
     let denial = DecisionRecord.decision(decision(.storeUnavailable, source: .policy))
     #expect(t.answer(2, calls(1), denial).completed == [:])

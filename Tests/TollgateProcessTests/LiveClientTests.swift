@@ -62,7 +62,9 @@ extension LiveTests {
       var random = SeededRandom.fromEnvironment("client kills")
       let stack = try await makeStack(1)
       let applying = ClientLoad(
-        try makeClient(stack.endpoints), .init(tasks: 24, pause: .milliseconds(1)))
+        // No deadline passes here, so that what the policies answer is an outage and nothing else.
+        try makeClient(stack.endpoints),
+        .init(tasks: 24, deadline: .seconds(30), pause: .milliseconds(1)))
       let plain = ClientLoad(
         try makeClient(stack.endpoints) { $0.appliesFailurePolicies = false },
         .init(tasks: 12, cancels: 0.05, pause: .milliseconds(1)))
