@@ -67,7 +67,7 @@ extension LiveTests {
         .init(tasks: 24, deadline: .seconds(30), pause: .milliseconds(1)))
       let plain = ClientLoad(
         try makeClient(stack.endpoints) { $0.appliesFailurePolicies = false },
-        .init(tasks: 12, cancels: 0.05, pause: .milliseconds(1)))
+        .init(tasks: 24, cancels: 0.1, pause: .milliseconds(1)))
       let loads = [applying, plain]
       for load in loads { try await load.client.waitUntilReady(within: .seconds(10)) }
       try await withThrowingTaskGroup(of: Void.self) { group in

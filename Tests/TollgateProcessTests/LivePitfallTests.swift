@@ -132,7 +132,7 @@ extension LiveTests {
     @Test func pitfall14_aFullQueueDeniesAndAKilledProcessLosesNothing() throws {
       let stack = try Stack(
         .init(
-          sidecars: 1, buckets: 1, extra: "outbox: {entries: 40, tail: 0}",
+          sidecars: 1, buckets: 1, extra: "outbox: {entries: 40, tail: 0}\n" + Self.patient,
           accounts: ["acme": "big"]))
       var caller = try Caller(stack)
       _ = try caller.consume("acme/m", ("calls", 0))
@@ -177,7 +177,8 @@ extension LiveTests {
     }
 
     @Test func pitfall15_aSyncThatFailedKeepsItsDeltas() throws {
-      let stack = try Stack(.init(sidecars: 1, buckets: 1, accounts: ["acme": "big"]))
+      let stack = try Stack(
+        .init(sidecars: 1, buckets: 1, extra: Self.patient, accounts: ["acme": "big"]))
       let caller = try Caller(stack)
       _ = try caller.consume("acme/m", ("calls", 1))
       // The last write of the ledger's transaction fails: the answer is a typed error.
@@ -201,7 +202,8 @@ extension LiveTests {
     }
 
     @Test func pitfall17_aLedgerThatIsAwayIsSeenAndDropsNothing() throws {
-      let stack = try Stack(.init(sidecars: 1, buckets: 1, accounts: ["acme": "big"]))
+      let stack = try Stack(
+        .init(sidecars: 1, buckets: 1, extra: Self.patient, accounts: ["acme": "big"]))
       let caller = try Caller(stack)
       _ = try caller.consume("acme/m", ("calls", 1))
       stack.ledger?.kill()
@@ -367,7 +369,8 @@ extension LiveTests {
     }
 
     @Test func pitfall46_aStoreErrorThatIsNotTransientDoesNotEndDelivery() throws {
-      let stack = try Stack(.init(sidecars: 1, buckets: 1, accounts: ["acme": "big"]))
+      let stack = try Stack(
+        .init(sidecars: 1, buckets: 1, extra: Self.patient, accounts: ["acme": "big"]))
       let caller = try Caller(stack)
       _ = try caller.consume("acme/m", ("calls", 1))
       stack.ledger?.kill()
@@ -441,7 +444,8 @@ extension LiveTests {
     }
 
     @Test func pitfall49_anAnnouncedLengthTakesNoMemory() throws {
-      let stack = try Stack(.init(sidecars: 1, persistence: .none, accounts: ["acme": "big"]))
+      let stack = try Stack(
+        .init(sidecars: 1, persistence: .none, extra: Self.patient, accounts: ["acme": "big"]))
       let before = try #require(stack.sidecar(0)?.residentBytes)
       var held: [WireConnection] = []
       for _ in 0..<200 {
