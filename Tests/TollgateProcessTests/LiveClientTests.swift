@@ -102,7 +102,7 @@ extension LiveTests {
         try await group.waitForAll()
       }
       for load in loads { #expect(await load.client.shutdown(grace: .seconds(20)).isEmpty) }
-      try await offThePool { try Self.audit(stack, loads) }
+      try Self.audit(stack, loads)
 
       let told = applying.tally
       let statistics = applying.client.statistics
@@ -144,18 +144,19 @@ extension LiveTests {
           }
           // The client is on the sidecar that goes: it leaves the other one only when that one goes.
           let index = number % 2
-          try await offThePool {
+          let status = try await offThePool {
             let status = try stack.sidecar(index)?.terminate(within: .seconds(15))
-            #expect(status == .exited(0))
             try stack.startSidecar(index)
             try stack.waitReady(index)
+            return status
           }
+          #expect(status == .exited(0))
         }
         load.stop()
         try await group.waitForAll()
       }
       #expect(await load.client.shutdown().isEmpty)
-      try await offThePool { try Self.audit(stack, [load]) }
+      try Self.audit(stack, [load])
       let told = load.tally
       let statistics = load.client.statistics
       print(
@@ -167,7 +168,7 @@ extension LiveTests {
     }
 
     /// The three counts are one, and each operation that was let through was billed under its own
-    /// id, once per item, with its own amount.
+    /// id, once per item, with its own amount. On the test's own task, whose issues they are.
     private static func audit(_ stack: Stack, _ loads: [ClientLoad]) throws {
       var sum = LoadTally()
       for load in loads {
@@ -225,37 +226,34 @@ extension LiveTests {
       return (status, child.standardOutput.split(separator: "\n").map(String.init))
     }
 
-    @Test func theExampleSaysWhatIsTrue() async throws {
-      let stack = try await offThePool {
-        try Stack(.init(sidecars: 1, catalog: Self.editor, accounts: ["acme": "team"]))
-      }
-      try await offThePool {
-        let address = stack.endpoint(0).description
-        let (status, lines) = try Self.example([address, "acme/ada", "5", Stack.checkToken])
-        #expect(status == .exited(0))
-        // 200, 250, 300 and 350 tokens; the fifth request is one too many, and counts nothing.
-        #expect(
-          lines.prefix(4) == [
-            "200 ALLOWED, left: 3, 99800", "200 ALLOWED, left: 2, 99550",
-            "200 ALLOWED, left: 1, 99250", "200 ALLOWED, left: 0, 98900",
-          ])
-        #expect(lines.count == 5)
-        #expect(lines.last?.hasPrefix("429 QUOTA_EXCEEDED by chat.month, retry after ") == true)
-        var tally = LoadTally()
-        tally.admitted = ["acme chat.requests": 4, "acme tokens.total": 1100]
-        try Audit.check(stack, tally, subjects: ["acme/ada"], touching: "chat.requests")
+    @Test func theExampleSaysWhatIsTrue() throws {
+      let stack = try Stack(
+        .init(sidecars: 1, catalog: Self.editor, accounts: ["acme": "team"]))
+      let address = stack.endpoint(0).description
+      let (status, lines) = try Self.example([address, "acme/ada", "5", Stack.checkToken])
+      #expect(status == .exited(0))
+      // 200, 250, 300 and 350 tokens; the fifth request is one too many, and counts nothing.
+      #expect(
+        lines.prefix(4) == [
+          "200 ALLOWED, left: 3, 99800", "200 ALLOWED, left: 2, 99550",
+          "200 ALLOWED, left: 1, 99250", "200 ALLOWED, left: 0, 98900",
+        ])
+      #expect(lines.count == 5)
+      #expect(lines.last?.hasPrefix("429 QUOTA_EXCEEDED by chat.month, retry after ") == true)
+      var tally = LoadTally()
+      tally.admitted = ["acme chat.requests": 4, "acme tokens.total": 1100]
+      try Audit.check(stack, tally, subjects: ["acme/ada"], touching: "chat.requests")
 
-        // Killed, and nothing is open here: each line says so, and nothing is counted.
-        stack.sidecar(0)?.kill()
-        let (gone, silence) = try Self.example([address, "acme/ada", "2", Stack.checkToken])
-        #expect(gone == .exited(0))
-        #expect(silence.count == 2)
-        #expect(silence.allSatisfy { $0.hasPrefix("503, try again: ") })
-        try stack.startSidecar(0)
-        try Audit.check(stack, tally, subjects: ["acme/ada"], touching: "chat.requests")
-        let (usage, _) = try Self.example([])
-        #expect(usage == .exited(2))
-      }
+      // Killed, and nothing is open here: each line says so, and nothing is counted.
+      stack.sidecar(0)?.kill()
+      let (gone, silence) = try Self.example([address, "acme/ada", "2", Stack.checkToken])
+      #expect(gone == .exited(0))
+      #expect(silence.count == 2)
+      #expect(silence.allSatisfy { $0.hasPrefix("503, try again: ") })
+      try stack.startSidecar(0)
+      try Audit.check(stack, tally, subjects: ["acme/ada"], touching: "chat.requests")
+      let (usage, _) = try Self.example([])
+      #expect(usage == .exited(2))
     }
   }
 }
