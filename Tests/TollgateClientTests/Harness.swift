@@ -28,6 +28,7 @@ func withScene(
   configuration.retryDelay = .milliseconds(1) ... .milliseconds(5)
   // Where a test is not about deadlines none may pass, however long the machine holds it up.
   configuration.defaultDeadline = .seconds(600)
+  configuration.connectTimeout = .seconds(60)
   configure(&configuration)
   let client = TollgateClient(configuration: configuration)
   client.start()
