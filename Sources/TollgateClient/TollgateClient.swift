@@ -20,7 +20,10 @@ internal import TollgateWire
 /// `ClientConfiguration.appliesFailurePolicies`. Such a decision has source `.clientFallback`. What
 /// was let through is posted when a sidecar is back; what was denied though it may have been
 /// applied is taken back. Both are kept in memory only: call `shutdown(grace:)` before the process
-/// ends, and hand over what it returns.
+/// ends, and hand over what it returns. A process that is killed while no sidecar answers loses
+/// what it owes: usage of at most the allowance of each account and feature that was asked for, in
+/// at most `unpostedMax` operations, and at most `uncancelledMax` operations may stay counted
+/// though they were denied.
 public final class TollgateClient: Sendable {
   private let configuration: ClientConfiguration
   private let inbox: Inbox

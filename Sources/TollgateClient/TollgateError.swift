@@ -15,7 +15,9 @@ public enum TollgateError: Error, Hashable, Sendable, CustomStringConvertible {
 
   /// The request was sent and may have been applied. It may be made again **only with this id and
   /// the same body**: if it was applied, the recorded answer comes back and nothing is counted
-  /// twice. The record is kept for the sidecar's dedupe window.
+  /// twice. The record is kept for the sidecar's dedupe window. This client remembers that the
+  /// outcome is unknown (of at most `uncancelledMax` operations): such a retry ends in a decision
+  /// that holds for every attempt, or as unknown again.
   case outcomeUnknown(OperationID)
 
   /// The error in words.

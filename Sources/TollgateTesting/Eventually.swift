@@ -1,7 +1,9 @@
 // Waiting for a condition instead of for a while.
 //
 // A test never sleeps to let something happen: it polls the thing itself, and gives up at a
-// deadline with a message that says what it waited for.
+// deadline with a message that says what it waited for. It gives up only on a look that began
+// after the deadline: on a busy machine the thread that looks may itself be late, and what it saw
+// before it was held up says nothing of now.
 
 internal import Foundation
 
@@ -23,8 +25,10 @@ package func eventually(
 ) throws {
   let clock = ContinuousClock()
   let end = clock.now.advanced(by: limit)
-  while try !condition() {
-    if clock.now >= end {
+  while true {
+    let began = clock.now
+    if try condition() { return }
+    if began >= end {
       throw EventuallyTimedOut(what: what, waited: limit, file: file, line: line)
     }
     Thread.sleep(forTimeInterval: pause.inSeconds)

@@ -6,6 +6,7 @@
 // either both are counted or neither. It shows what a backend must tell apart: allowed, denied
 // (with the time to come back), and the three failures, each with what may be done next.
 
+internal import Foundation
 internal import TollgateClient
 
 @main
@@ -14,7 +15,7 @@ enum Editor {
     let arguments = CommandLine.arguments.dropFirst()
     guard let address = arguments.first else {
       print("usage: tollgate-example-editor ENDPOINT [SUBJECT] [REQUESTS] [CREDENTIAL]")
-      return
+      exit(2)
     }
     let rest = Array(arguments.dropFirst())
     do {
@@ -24,6 +25,7 @@ enum Editor {
         credential: rest.count > 2 ? rest[2] : "")
     } catch {
       print(error)
+      exit(2)
     }
   }
 

@@ -229,6 +229,44 @@ import TollgateWire
       t.close(1, calls(1)).completed == [1: .failure(.outcomeUnknown(operation(1)))])
   }
 
+  /// "Not sent" would say that it may be made again under another id.
+  @Test func anOperationOfUnknownOutcomeStaysUnknownWhenItsRetryIsNotSent() {
+    var t = Transcript.open { $0.appliesFailurePolicies = false }
+    _ = t.submit(1, record(7))
+    t.machine.cancel(1)
+    #expect(t.effects().completed[1]?.error == .outcomeUnknown(operation(7)))
+    _ = t.close(1)
+    _ = t.submit(2, record(7), within: 5)
+    #expect(t.pass(5).completed[2]?.error == .outcomeUnknown(operation(7)))
+    // Once a sidecar has answered for the id, it is an operation like any other.
+    _ = t.submit(3, record(7))
+    _ = t.pass(100)
+    let id = t.machine.lastConnection
+    _ = t.welcome(id)
+    #expect(t.answer(id, calls(3), allowed()).completed[3]?.reason == .allowed)
+    #expect(!t.machine.doubtful.contains(operation(7)))
+  }
+
+  /// It has restarted, its store is not there yet, and it knows nothing of the first attempt.
+  @Test func aSidecarsPolicyDoesNotDenyWhatAnEarlierAttemptMayHaveApplied() {
+    var t = Transcript.open()
+    _ = t.submit(1)
+    _ = t.close(1, calls(1))
+    _ = t.pass(25)
+    #expect(t.welcome(2).sent.map(\.shipment) == [calls(1)])
+    let denial = DecisionRecord.decision(decision(.storeUnavailable, source: .policy))
+    #expect(t.answer(2, calls(1), denial).completed == [:])
+    #expect(t.pass(50).sent.map(\.shipment) == [calls(1)])
+    #expect(t.answer(2, calls(1), allowed()).completed[1]?.reason == .allowed)
+  }
+
+  @Test func theIdsInDoubtAreBounded() {
+    var ids = DoubtfulIDs(capacity: 3)
+    for number in 1...5 { ids.insert(operation(UInt64(number))) }
+    #expect(ids.count == 3)
+    #expect(!ids.contains(operation(2)) && ids.contains(operation(3)))
+  }
+
   @Test func whatNeverLeftIsNotOfUnknownOutcome() {
     var t = Transcript.open { $0.appliesFailurePolicies = false }
     _ = t.submit(9)

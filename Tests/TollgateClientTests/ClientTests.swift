@@ -241,6 +241,25 @@ private func open(_ feature: String, _ allowance: Int64) -> FeaturePolicy {
     }
   }
 
+  /// One answer too many means that the two sides do not agree on what was asked: nothing that
+  /// comes after it on that connection can be believed.
+  @Test func pitfall50_anAnswerNobodyAwaitsEndsTheConnection() async throws {
+    try await withScene { scene in
+      let (client, sidecar) = (scene.client, scene.sidecar)
+      _ = try await client.consume(ada, [item("a")])
+      sidecar.answer { _ in .hold }
+      let id = client.newOperationID()
+      async let held = client.consume(ada, [item("a")], id: id)
+      try await until("it is in flight") { sidecar.requests.count == 2 }
+      sidecar.answer { _ in .allow }
+      sidecar.respond(sidecar.requests[0], .deny(.quotaExceeded))
+      // It is not taken for the answer to what is in flight, which is asked anew elsewhere.
+      #expect(try await held.reason == .allowed)
+      #expect(sidecar.sends(id, .consume) == 2)
+      #expect(client.statistics.connections == 2)
+    }
+  }
+
   @Test func aWrongCredentialIsToldInWords() async throws {
     var manners = FakeSidecar.Manners()
     manners.credential = "secret"

@@ -26,7 +26,9 @@ func withScene(
   var configuration = ClientConfiguration(endpoints: sidecars.map(\.endpoint))
   configuration.reconnectDelay = .milliseconds(1) ... .milliseconds(10)
   configuration.retryDelay = .milliseconds(1) ... .milliseconds(5)
-  configuration.defaultDeadline = .seconds(20)
+  // Where a test is not about deadlines none may pass, however long the machine holds it up.
+  configuration.defaultDeadline = .seconds(600)
+  configuration.connectTimeout = .seconds(60)
   configure(&configuration)
   let client = TollgateClient(configuration: configuration)
   client.start()

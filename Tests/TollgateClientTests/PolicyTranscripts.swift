@@ -42,6 +42,32 @@ private func cutOff(
     #expect(t.submit(1).completed[1]?.reason == .storeUnavailable)
   }
 
+  /// It has restarted and holds no configuration yet; until it does, its predecessor's word holds.
+  @Test func aWelcomeWithoutConfigurationDoesNotForgetThePolicies() {
+    var t = Transcript.open(makeWelcome(["a": .open(allowance: 3)]))
+    var empty = makeWelcome()
+    empty.globalVersion = 0
+    t.machine.policiesChanged(empty)
+    _ = t.close(1)
+    _ = t.pass(25)
+    _ = t.close(2)
+    #expect(t.submit(1).completed[1]?.reason == .allowedFailOpen)
+  }
+
+  /// Its caller walked away while it was in flight, and asks again when no sidecar is there: the
+  /// denial must not leave behind what the first attempt may have counted.
+  @Test func aDeniedRetryOfAnUnknownOutcomeIsTakenBack() {
+    var t = Transcript.open(makeWelcome(["a": .closed]))
+    _ = t.submit(1, record(7))
+    t.machine.cancel(1)
+    #expect(t.effects().completed[1]?.error == .outcomeUnknown(operation(7)))
+    _ = t.close(1)
+    _ = t.pass(25)
+    _ = t.close(2)
+    #expect(t.submit(2, record(7)).completed[2]?.reason == .storeUnavailable)
+    #expect(t.machine.book.cancels.records.map(\.id) == [operation(7)])
+  }
+
   @Test func everyFeatureOfTheRequestMustBeOpen() {
     var t = cutOff(["a": .open(allowance: 3), "b": .closed])
     #expect(

@@ -34,7 +34,7 @@ import Testing
       ]),
       // An example shows what a backend sees: the public client and what it re-exports.
       "tollgate-example-editor": wire.union(nio).union(system).union(["TollgateClient"]),
-      "TollgateTesting": system,
+      "TollgateTesting": system.union(["Testing"]),
     ]
   }()
 

@@ -43,8 +43,7 @@ struct AllowanceBookTests {
     #expect(book.take([try claim(10, "acme", "b")]) == nil)
   }
 
-  /// PITFALL 42: a fallback map without a bound.
-  @Test func aFullBookGrantsNothingNewButServesWhatItKnows() throws {
+  @Test func pitfall42_aFullBookGrantsNothingNewButServesWhatItKnows() throws {
     var book = AllowanceBook(entriesMax: 2)
     #expect(book.take([try claim(1, "a", "l")]) == nil)
     #expect(book.take([try claim(1, "b", "l"), try claim(1, "c", "l")]) != nil)

@@ -6,6 +6,7 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
@@ -35,7 +36,7 @@ private struct Auditor {
   }
 }
 
-@Suite struct AuditorTests {
+@Suite(.blocking) struct AuditorTests {
   static let accounts = (0..<12).map { "acct\($0)" }
 
   @Test(arguments: [1, 2, 3, 4, 5, 6] as [UInt64])

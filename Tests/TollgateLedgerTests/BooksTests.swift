@@ -5,11 +5,12 @@ import Foundation
 import GRDB
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct BooksTests {
+@Suite(.blocking) struct BooksTests {
   let books: Books
 
   init() throws {

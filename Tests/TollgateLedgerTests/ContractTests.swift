@@ -2,11 +2,12 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct ContractTests {
+@Suite(.blocking) struct ContractTests {
   let books: Books
 
   init() throws {

@@ -4,11 +4,12 @@ import Foundation
 import GRDB
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct PitfallTests {
+@Suite(.blocking) struct PitfallTests {
   let books: Books
 
   init() throws {
@@ -30,6 +31,17 @@ import TollgateWire
     let outcome = try books.apply(batch)
     #expect(outcome == BatchOutcome(answer: .acknowledged(cursor: 2), posted: 2))
     #expect(try books.total() == 12)
+  }
+
+  @Test func pitfall18ATotalBelowZeroIsKept() throws {
+    // The reversal comes before what it reverses: a total that stopped at zero would forget it.
+    _ = try books.apply([
+      try usage(1, op: 1, amount: 10), try usage(2, op: 2, index: 64, amount: -30, kind: .reversal),
+    ])
+    #expect(try books.total() == -20)
+    _ = try books.apply([try usage(3, op: 2, amount: 30)])
+    #expect(try books.total() == 10)
+    #expect(try books.store.verify().findings == [])
   }
 
   @Test func pitfall20ARetriedBatchHasNoSecondEffect() throws {

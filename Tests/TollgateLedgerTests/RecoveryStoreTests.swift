@@ -3,11 +3,12 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct RecoveryStoreTests {
+@Suite(.blocking) struct RecoveryStoreTests {
   let books: Books
 
   init() throws { books = try Books() }

@@ -6,11 +6,12 @@ import Logging
 import Synchronization
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct WriterTests {
+@Suite(.blocking) struct WriterTests {
   let books: Books
   let writer: LedgerWriter
 

@@ -32,7 +32,7 @@ extension LiveTests {
       }
     }
 
-    @Test func everyHostileFrameIsRefusedAndTheServerStaysUp() throws {
+    @Test func pitfall49_everyHostileFrameIsRefusedAndTheServerStaysUp() throws {
       let file = Self.root.appendingPathComponent("proto/vectors/frames-hostile.json")
       let vectors = try JSONDecoder().decode([Vector].self, from: Data(contentsOf: file))
       #expect(vectors.count > 100)

@@ -30,6 +30,8 @@ final class Stack: Sendable {
     var catalog = Stack.catalog
     /// Account → plan.
     var accounts: [String: String] = [:]
+    /// A directory that lives as long as the stack, for files that `extra` names.
+    var keeping: TemporaryDirectory?
   }
 
   /// Plans for every test: `big` never denies, `small` has room for 500.

@@ -77,7 +77,7 @@ final class WireConnection {
       let frame = try next(within: milliseconds)
       if frame.header.opcode == opcode { return frame }
       switch frame.header.opcode {
-      case .goAway?, .ping?, .pong?: continue
+      case .goAway?, .ping?, .pong?, .welcome?: continue
       case .error?:
         let reply = try ErrorReply.decode(frame)
         throw WireFailure.refused(reply.code, reply.message)

@@ -6,7 +6,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct ScriptsConfigTests {
+@Suite(.blocking) struct ScriptsConfigTests {
   private func change(
     _ rig: StoreRig, expected: Int64, new: Int64, config: String = "{\"x\":1}",
     account: String = "acme"

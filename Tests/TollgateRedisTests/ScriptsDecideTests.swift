@@ -7,7 +7,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct ScriptsDecideTests {
+@Suite(.blocking) struct ScriptsDecideTests {
   @Test func aConsumeIsAllowedCountedAndBearsADelta() throws {
     let rig = try StoreRig.ready()
     let call = try rig.call("acme/ann", [("chat", 2)])

@@ -298,7 +298,7 @@ struct Scenario: CustomTestStringConvertible, Sendable {
   }
 }
 
-@Suite struct ScriptsFaultTests {
+@Suite(.blocking) struct ScriptsFaultTests {
   static let binding = "local call, try = redis.call, redis.pcall"
 
   /// The script with its n-th command failing instead of running.

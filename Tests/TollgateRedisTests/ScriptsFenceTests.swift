@@ -7,7 +7,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct ScriptsFenceTests {
+@Suite(.blocking) struct ScriptsFenceTests {
   private func fenced(_ reply: DecideReply) -> FenceState? {
     if case .fenced(let state) = reply { state } else { nil }
   }

@@ -10,7 +10,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct ScriptsOracleTests {
+@Suite(.blocking) struct ScriptsOracleTests {
   static let operations = 100_000
   static let operationsPerRound = 250
 

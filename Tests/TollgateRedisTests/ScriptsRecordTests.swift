@@ -6,7 +6,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct ScriptsRecordTests {
+@Suite(.blocking) struct ScriptsRecordTests {
   @Test func pitfall08_aRetryGetsItsAnswerBackWordForWordAndCountsOnce() throws {
     let rig = try StoreRig.ready()
     let call = try rig.call("acme/ann", [("chat", 2), ("tokens", 10)])

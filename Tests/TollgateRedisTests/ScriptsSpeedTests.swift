@@ -6,7 +6,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct ScriptsSpeedTests {
+@Suite(.blocking) struct ScriptsSpeedTests {
   @Test func aConsumeOfThreeLimitsAndADeltaIsMeasured() throws {
     var catalog = Catalog.example
     catalog.plans[Catalog.name("pro")]?.entitlements[Catalog.name("chat")] = [

@@ -26,12 +26,21 @@ private func milliseconds(_ n: Int64) -> NIODeadline { .uptimeNanoseconds(UInt64
 
 @Suite("Deadline wheel")
 struct DeadlineWheelTests {
-  @Test func aRequestExpiresAtItsDeadlineAndNotBefore() throws {
+  /// Given 1010 ms, it is given up 5 ms early, within one tick, and not before.
+  @Test func aRequestIsGivenUpALittleAheadOfItsDeadlineAndNotSooner() throws {
     var wheel = DeadlineWheel(now: milliseconds(1000))
     wheel.insert(try request(deadline: milliseconds(1010)))
-    #expect(wheel.advance(to: milliseconds(1010)).isEmpty)
-    #expect(wheel.advance(to: milliseconds(1011)).count == 1)
+    #expect(wheel.advance(to: milliseconds(1005)).isEmpty)
+    #expect(wheel.advance(to: milliseconds(1006)).count == 1)
     #expect(wheel.count == 0)
+  }
+
+  /// Of 10 ms a tenth goes, not 5 ms: a short deadline keeps nine tenths of its time.
+  @Test func aShortDeadlineIsCutByATenthAtMost() throws {
+    var wheel = DeadlineWheel(now: milliseconds(0))
+    wheel.insert(try request(deadline: milliseconds(10)))
+    #expect(wheel.advance(to: milliseconds(9)).isEmpty)
+    #expect(wheel.advance(to: milliseconds(10)).count == 1)
   }
 
   @Test func anAnsweredRequestIsLetGoSilently() throws {

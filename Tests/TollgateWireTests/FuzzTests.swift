@@ -9,7 +9,7 @@ import TollgateTesting
 
 @testable import TollgateWire
 
-@Suite struct FuzzTests {
+@Suite(.blocking) struct FuzzTests {
   @Test func `a random message of every opcode decodes to itself`() throws {
     var messages = RandomMessages(random: .fromEnvironment("wire round trips"))
     for round in 0..<400 {

@@ -7,7 +7,7 @@ import TollgateTesting
 
 @testable import TollgateWire
 
-@Suite struct PythonClientTests {
+@Suite(.blocking) struct PythonClientTests {
   @Test func `the Python client passes every vector`() async throws {
     let script = Repository.path("proto/clients/python/test_vectors.py")
     let process = try ChildProcess("python3", ["-B", script])

@@ -9,8 +9,10 @@ extension ClientMachine {
   mutating func submit(_ call: Call, _ now: Now) {
     precondition(calls[call.token] == nil, "a token is used once")
     statistics.requests += 1
+    var call = call
+    if call.consumes, doubtful.contains(call.record.id) { call.mayBeApplied = true }
     calls[call.token] = call
-    guard life == .running else { return complete(call, .failure(.notSent(.notRunning))) }
+    guard life == .running else { return giveUp(call, .notRunning) }
     do throws(WireError) {
       try call.record.validate()
     } catch {
@@ -116,7 +118,7 @@ extension ClientMachine {
     case .calls(let tokens):
       for (token, record) in zip(tokens, records) {
         switch record {
-        case .decision(let decision): decided(token, decision)
+        case .decision(let decision): decided(token, decision, now)
         case .error(let code, let message): refused(token, code, message, now)
         }
       }
@@ -140,10 +142,16 @@ extension ClientMachine {
     finishDraining(id)
   }
 
-  private mutating func decided(_ token: Token, _ decision: Decision) {
+  private mutating func decided(_ token: Token, _ decision: Decision, _ now: Now) {
     guard let call = calls[token] else {
       statistics.lateAnswers += 1
       return
+    }
+    // A sidecar that cannot ask its store denies by policy without knowing of the earlier attempt,
+    // which another incarnation of it may have applied. What it lets through it posts under the
+    // id, so that stands.
+    if call.mayBeApplied, !decision.isAllowed, decision.source == .policy {
+      return refused(token, .unavailable, "\(decision.reason.name) by policy", now)
     }
     complete(call, .success(decision))
   }
@@ -245,6 +253,11 @@ extension ClientMachine {
 
   private mutating func complete(_ call: Call, _ result: Result<Decision, TollgateError>) {
     precondition(calls.removeValue(forKey: call.token) != nil, "a call completes once")
+    switch result {
+    case .failure(.outcomeUnknown(let id)): doubtful.insert(id)
+    case .success: if call.consumes { doubtful.remove(call.record.id) }
+    case .failure(.rejected), .failure(.notSent): break
+    }
     switch result {
     case .success(let decision):
       switch (decision.source == .clientFallback, decision.isAllowed) {

@@ -134,6 +134,7 @@ struct ClientMachine {
   var lastTrouble = ""
 
   var book: FallbackBook
+  var doubtful: DoubtfulIDs
   var lastShipment: UInt64 = 0
 
   init(settings: Settings) {
@@ -141,6 +142,7 @@ struct ClientMachine {
     random = Jitter(seed: settings.seed)
     book = FallbackBook(
       unpostedMax: settings.unpostedMax, uncancelledMax: settings.uncancelledMax)
+    doubtful = DoubtfulIDs(capacity: settings.uncancelledMax)
   }
 
   var appliesPolicies: Bool { settings.appliesFailurePolicies && book.knowsPolicies }

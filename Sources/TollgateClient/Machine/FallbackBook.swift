@@ -39,6 +39,9 @@ struct FallbackBook {
   var knowsPolicies: Bool { policies != nil }
 
   mutating func learn(_ welcome: Welcome) {
+    // A sidecar that has only just started knows no configuration yet and tells no policies; it
+    // tells them when it does. Until then those of its predecessor hold.
+    if welcome.globalVersion == 0, welcome.policies.isEmpty, knowsPolicies { return }
     globalVersion = welcome.globalVersion
     var learnt: [Name: FailurePolicy] = [:]
     for policy in welcome.policies { learnt[policy.feature] = policy.policy }

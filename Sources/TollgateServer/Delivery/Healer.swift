@@ -181,14 +181,17 @@ actor Healer {
 
   private func tryRecover(_ bucket: Int, _ knownEpoch: Int64, above: Int64) async -> Bool {
     guard let identity = await store.identity() else { return false }
+    // In this order: what was seen before the meta is read is in it, if Redis has lost nothing.
+    // The other way round a bucket in use would be ahead of its own meta.
+    let seen = await seenPosition(bucket)
     let meta: BucketMeta?
     do { meta = try await store.meta(bucket: bucket) } catch { return false }
-    let seen = await seenPosition(bucket)
     let metaEpoch = meta?.fence.epoch ?? 0
     let metaSequence = meta?.fence.sequence ?? 0
     if let meta, isCurrent(meta, identity),
       metaEpoch > seen.epoch || (metaEpoch == seen.epoch && metaSequence >= seen.sequence),
-      metaEpoch > above, grants[bucket].map({ metaEpoch >= $0.epoch }) ?? true
+      metaEpoch > above, metaEpoch >= issuedEpoch(bucket),
+      grants[bucket].map({ metaEpoch >= $0.epoch }) ?? true
     {
       adopt(bucket, epoch: metaEpoch, sequence: metaSequence)
       return true
@@ -227,16 +230,21 @@ actor Healer {
   func adoptCurrent() async {
     guard let identity = await store.identity() else { return }
     for bucket in 0...buckets.control where open[bucket] == nil && !recovering.contains(bucket) {
-      guard let meta = try? await store.meta(bucket: bucket), isCurrent(meta, identity),
-        let epoch = meta.fence.epoch
-      else { continue }
       let seen = await seenPosition(bucket)
+      guard let meta = try? await store.meta(bucket: bucket), isCurrent(meta, identity),
+        let epoch = meta.fence.epoch, epoch >= issuedEpoch(bucket)
+      else { continue }
       guard StreamPosition(epoch: epoch, sequence: meta.fence.sequence ?? 0) >= seen else {
         continue
       }
       adopt(bucket, epoch: epoch, sequence: meta.fence.sequence ?? 0)
     }
   }
+
+  /// The epoch the ledger had issued when it was linked last. Redis may be behind it: who asked for
+  /// it was killed before it could open it. Going on under the epoch before would count what the
+  /// ledger has fenced, and lose it at the next opening.
+  private func issuedEpoch(_ bucket: Int) -> Int64 { ledger?.issuedEpoch(bucket) ?? 0 }
 
   private func seenPosition(_ bucket: Int) async -> StreamPosition {
     var seen = StreamPosition(epoch: open[bucket] ?? 0, sequence: 0)

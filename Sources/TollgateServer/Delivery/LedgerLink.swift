@@ -30,6 +30,8 @@ final class LedgerLink: Sendable {
     var connection: NIOLoopBound<LedgerHandler>?
     var eventLoop: (any EventLoop)?
     var stopped = false
+    /// Bucket → the ledger's epoch when it was linked last.
+    var issued: [Int: Int64] = [:]
   }
 
   private let address: ServiceAddress
@@ -56,6 +58,9 @@ final class LedgerLink: Sendable {
   }
 
   var isUp: Bool { state.withLock { $0.connection != nil } }
+
+  /// The epoch the ledger had issued for a bucket when it was linked last; nil: none that is known.
+  func issuedEpoch(_ bucket: Int) -> Int64? { state.withLock { $0.issued[bucket] } }
 
   /// Connects, and reconnects after every loss, until the task is cancelled.
   func run() async {
@@ -119,6 +124,7 @@ final class LedgerLink: Sendable {
     state.withLock {
       $0.connection = bound
       $0.eventLoop = channel.eventLoop
+      for bucket in linked.buckets { $0.issued[Int(bucket.bucket)] = bucket.epoch }
     }
     logger.notice("ledger connected", metadata: ["endpoint": "\(address)"])
     onPush(.connected(linked))

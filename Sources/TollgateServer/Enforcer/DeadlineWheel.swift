@@ -1,11 +1,17 @@
 // Deadlines of one event loop, in slots of one millisecond: no timer per request (house rule 6).
 // An answered request stays in its slot until the slot passes and is then let go, so the wheel
 // holds at most (arrival rate × deadline) small references.
+//
+// An answer due by its deadline has to be on its way before it: the wheel aims ahead of it, by the
+// resolution of its own ticks and a little for the way back, and never by more than a tenth of the
+// time the request was given.
 
 import NIOCore
 
 struct DeadlineWheel {
   static let slots = 2048
+  /// Nanoseconds by which an answer is given early, at most.
+  static let aheadMax: Int64 = 5_000_000
   private var wheel: [[Request]] = Array(repeating: [], count: slots)
   private var position: Int64
   private(set) var count = 0
@@ -16,15 +22,21 @@ struct DeadlineWheel {
     Int64(clamping: time.uptimeNanoseconds / 1_000_000)
   }
 
+  /// When the request is given up.
+  static func aim(_ request: Request) -> NIODeadline {
+    let given = (request.deadline - request.arrived).nanoseconds
+    return request.deadline - .nanoseconds(min(max(0, given) / 10, aheadMax))
+  }
+
   mutating func insert(_ request: Request) {
-    // A deadline in the middle of a millisecond passes with it, never before it.
-    let due = max(Self.tick(request.deadline) + 1, position + 1)
+    // An instant in the middle of a millisecond passes with it, never before it.
+    let due = max(Self.tick(Self.aim(request)) + 1, position + 1)
     let slot = min(due, position + Int64(Self.slots) - 1)
     wheel[Int(slot % Int64(Self.slots))].append(request)
     count += 1
   }
 
-  /// The requests whose deadline has passed unanswered.
+  /// The requests that are unanswered and have no time left to wait.
   mutating func advance(to now: NIODeadline) -> [Request] {
     let target = Self.tick(now)
     var expired: [Request] = []
@@ -41,7 +53,7 @@ struct DeadlineWheel {
       count -= passed.count
       for request in passed where !request.isAnswered {
         // A deadline further off than the wheel is wide was parked in its last slot.
-        if request.deadline > now { insert(request) } else { expired.append(request) }
+        if Self.aim(request) > now { insert(request) } else { expired.append(request) }
       }
     }
     return expired

@@ -24,6 +24,8 @@ final class ClientHandler: ChannelInboundHandler {
   private var noted = false
   private var readingPaused = false
   private var stopped = false
+  /// The role that was granted; nil before the welcome.
+  private var role: Role?
 
   init(shared: SessionContext, peerUID: UInt32?) {
     self.shared = shared
@@ -142,12 +144,24 @@ final class ClientHandler: ChannelInboundHandler {
     guard case .welcome = action else {
       return perform(action, correlation: frame.header.correlation)
     }
+    decoder.frameBytesMax = shared.configuration.limits.frameBytesMax
+    role = hello.role
+    welcome(hello.role, correlation: frame.header.correlation)
+  }
+
+  /// The failure policies are others than this client was told: it is told again, because it needs
+  /// them exactly when nobody is left to ask.
+  func policiesChanged() {
+    guard role == .check, !stopped, !shared.draining else { return }
+    welcome(.check, correlation: 0)
+  }
+
+  private func welcome(_ role: Role, correlation: UInt64) {
     let limits = shared.configuration.limits
-    decoder.frameBytesMax = limits.frameBytesMax
     guard let sidecar = try? Name(shared.configuration.sidecarID) else { return }
     write(
       Welcome(
-        role: hello.role, deployment: shared.configuration.deployment.id, sidecar: sidecar,
+        role: role, deployment: shared.configuration.deployment.id, sidecar: sidecar,
         frameBytesMax: UInt32(limits.frameBytesMax),
         inFlightMax: UInt32(limits.inFlightPerConnectionMax),
         defaultDeadlineMilliseconds: UInt32(limits.deadlineDefaultMilliseconds),
@@ -155,7 +169,7 @@ final class ClientHandler: ChannelInboundHandler {
         idleTimeoutMilliseconds: UInt32(limits.idleMilliseconds),
         time: shared.enforcer.redisNow, globalVersion: shared.enforcer.global?.version ?? 0,
         policies: shared.policies()),
-      correlation: frame.header.correlation)
+      correlation: correlation)
   }
 
   private func ping(_ frame: Frame) throws(WireError) {

@@ -35,6 +35,9 @@ final class SessionContext {
   let logger: Logger
   private var sessions: [ObjectIdentifier: ClientHandler] = [:]
   private(set) var draining = false
+  /// The policies that every client of this loop was told, and the configuration they are from.
+  private var toldPolicies: [FeaturePolicy] = []
+  private var toldVersion: Int64 = 0
 
   init(
     enforcer: Enforcer, configuration: ServerConfiguration, buckets: BucketMap,
@@ -63,6 +66,19 @@ final class SessionContext {
 
   func timePassed() {
     for handler in sessions.values { handler.timePassed() }
+    tellPolicies()
+  }
+
+  /// A catalog was applied, or this sidecar has only now heard its first one: clients that were
+  /// welcomed before learn the new policies within a beat.
+  private func tellPolicies() {
+    let version = enforcer.global?.version ?? 0
+    guard version != toldVersion else { return }
+    toldVersion = version
+    let policies = policies()
+    guard policies != toldPolicies else { return }
+    toldPolicies = policies
+    for handler in sessions.values { handler.policiesChanged() }
   }
 
   /// Stops accepting work; connections end as their last answer is written.

@@ -120,7 +120,7 @@ import TollgateRedis
     #expect(word(machine.replied(.error("ERR x"), now: 11)) == "complete 1")
   }
 
-  @Test func aReplyNobodyWaitsForIsFatal() {
+  @Test func pitfall50_aReplyNobodyWaitsForIsFatal() {
     var idle = ready()
     #expect(word(idle.replied(.status("OK"), now: 9)) == "fatal unexpectedReply")
     var unflushed = ready()

@@ -181,7 +181,7 @@ private func until(_ what: String, _ condition: () async throws -> Bool) async t
     await link.stop()
   }
 
-  @Test func aFrozenServerTimesOutAndLateRepliesGoToTheirOwnHandler() async throws {
+  @Test func pitfall51_aFrozenServerTimesOutAndLateRepliesGoToTheirOwnHandler() async throws {
     let server = try RedisServerProcess()
     let link = link(.unix(path: server.socketPath))
     let identity = try await untilReady(link)

@@ -1,0 +1,32 @@
+// The ids of which a caller was told "outcome unknown". Asked again, such an operation is not a new
+// one: until a sidecar has answered for its id, an earlier attempt may have been applied, whatever
+// happens to this one. So it never ends as `notSent` or `rejected`, which would invite another id,
+// and a denial by policy is taken back like that of any other operation in doubt.
+//
+// Bounded: beyond the capacity the oldest id is forgotten. What an earlier process was told is not
+// known here.
+
+internal import DequeModule
+internal import TollgateCore
+
+struct DoubtfulIDs {
+  let capacity: Int
+  private var ids: Set<OperationID> = []
+  /// Oldest first. May name ids that are settled.
+  private var order: Deque<OperationID> = []
+
+  init(capacity: Int) { self.capacity = max(1, capacity) }
+
+  var count: Int { ids.count }
+
+  func contains(_ id: OperationID) -> Bool { ids.contains(id) }
+
+  mutating func insert(_ id: OperationID) {
+    guard ids.insert(id).inserted else { return }
+    order.append(id)
+    while ids.count > capacity, let oldest = order.popFirst() { ids.remove(oldest) }
+    if order.count > 2 * ids.count + 64 { order = Deque(order.filter(ids.contains)) }
+  }
+
+  mutating func remove(_ id: OperationID) { ids.remove(id) }
+}
