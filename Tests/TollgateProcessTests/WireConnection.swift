@@ -71,13 +71,13 @@ final class WireConnection {
     }
   }
 
-  /// The next frame of this kind; goodbyes and pings in between are passed over.
+  /// The next frame of this kind; goodbyes, pings and news of policies in between are passed over.
   func frame(_ opcode: Opcode, within milliseconds: Int) throws -> Frame {
     while true {
       let frame = try next(within: milliseconds)
       if frame.header.opcode == opcode { return frame }
       switch frame.header.opcode {
-      case .goAway?, .ping?, .pong?: continue
+      case .goAway?, .ping?, .pong?, .welcome?: continue
       case .error?:
         let reply = try ErrorReply.decode(frame)
         throw WireFailure.refused(reply.code, reply.message)
