@@ -18,7 +18,12 @@ struct DrainPlan: Sendable {
 
   init(from start: NIODeadline, graceMilliseconds: Int64) {
     end = start + .milliseconds(graceMilliseconds)
-    workEnd = end - .milliseconds(min(Self.closeMillisecondsMax, graceMilliseconds / 4))
+    workEnd = start + .milliseconds(Self.workMilliseconds(ofGrace: graceMilliseconds))
+  }
+
+  /// What connections are told, in GOAWAY, that they have.
+  static func workMilliseconds(ofGrace milliseconds: Int64) -> Int64 {
+    milliseconds - min(closeMillisecondsMax, milliseconds / 4)
   }
 }
 

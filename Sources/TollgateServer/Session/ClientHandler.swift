@@ -311,18 +311,19 @@ final class ClientHandler: ChannelInboundHandler {
         ErrorReply(code: code, message: message ?? Self.text(of: code)), correlation: correlation)
       close()
     case .goAway(let code):
-      write(goAway(code), correlation: 0)
+      let drain = shared.configuration.limits.drainMilliseconds
+      write(
+        goAway(code, grace: DrainPlan.workMilliseconds(ofGrace: drain)), correlation: 0)
     case .goAwayAndClose(let code):
-      write(goAway(code), correlation: 0)
+      write(goAway(code, grace: 0), correlation: 0)
       close()
     case .close: close()
     }
   }
 
-  private func goAway(_ code: ErrorCode) -> GoAway {
+  private func goAway(_ code: ErrorCode, grace: Int64) -> GoAway {
     GoAway(
-      code: code, graceMilliseconds: UInt32(shared.configuration.limits.drainMilliseconds),
-      message: Self.text(of: code))
+      code: code, graceMilliseconds: UInt32(clamping: grace), message: Self.text(of: code))
   }
 
   private static func text(of code: ErrorCode) -> String {

@@ -108,8 +108,8 @@ final class SessionContext {
   }
 
   /// Each feature's failure policy as a client must apply it when this sidecar is gone: the
-  /// strictest of the hard limits of every plan, because a client does not know the plan. It is what
-  /// all sessions have been told.
+  /// strictest of the hard limits of every plan, because a client does not know the plan. It is
+  /// what all sessions have been told.
   var policies: [FeaturePolicy] { told.policies }
 
   private static func policies(of catalog: Catalog) -> [FeaturePolicy] {
