@@ -80,8 +80,8 @@ final class AdminDesk: Sendable {
     guard let method, method.changes, change?["dry_run"]?.isTrue != true else {
       return AdminError(
         AdminFailure(
-          .deadlineExceeded, "\(method?.name ?? "the method") was not done by the deadline; "
-            + "nothing was changed",
+          .deadlineExceeded,
+          "\(method?.name ?? "it") was not done by the deadline; nothing was changed",
           fix: "ask again with a longer deadline; `tollgate doctor` says what does not answer"))
     }
     let fix =
