@@ -94,17 +94,17 @@ struct AdminDeskTests {
     }
     try await withThrowingTaskGroup(of: AdminDesk.Answer.self) { group in
       for _ in 0..<AdminDesk.inFlightMax {
-        group.addTask { try await Self.ask(desk, .status, milliseconds: 60_000) }
+        group.addTask { try await Self.ask(desk, .status, milliseconds: 15_000) }
       }
       try await eventually(within: .seconds(10), "all are at work") { () async -> Bool in
         desk.inFlight == AdminDesk.inFlightMax
       }
-      let refused = try Self.failure(try await Self.ask(desk, .status, milliseconds: 60_000))
+      let refused = try Self.failure(try await Self.ask(desk, .status, milliseconds: 15_000))
       #expect(refused.code == .overloaded)
       release.withLock { $0 = true }
       for try await answer in group { #expect(try answer.get() == []) }
     }
-    _ = try await Self.ask(desk, .status, milliseconds: 60_000).get()
+    _ = try await Self.ask(desk, .status, milliseconds: 15_000).get()
   }
 
   @Test func aWaitLeavesTimeToAnswer() {
