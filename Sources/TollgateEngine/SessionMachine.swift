@@ -74,6 +74,11 @@ package struct SessionMachine: Sendable {
 
   package var isClosed: Bool { state == .closed }
 
+  /// The session's role while it takes requests, nil before and after.
+  package var readyRole: Role? {
+    if case .ready(let role, _, _, _) = state { role } else { nil }
+  }
+
   package var awaitsHello: Bool {
     if case .awaitingHello = state { true } else { false }
   }

@@ -107,7 +107,9 @@ final class LedgerHub {
       return connection.linkRefused(LedgerReads.reply(to: error), correlation: correlation)
     }
     if let (otherID, other) = links.first(where: { $0.value.sidecar == link.sidecar }) {
-      guard link.incarnation > other.incarnation else {
+      // The same incarnation is the same process on a new connection: the old one is dead on its
+      // side, even where no end of it has arrived here.
+      guard link.incarnation >= other.incarnation else {
         return connection.linkRefused(
           ErrorReply(
             code: .conflict,

@@ -4,7 +4,8 @@
 // configuration ─▶ listeners. It listens before everything is well: a sidecar that cannot reach
 // Redis answers by policy, which needs configuration it has once heard.
 // Stop (SIGTERM): listeners close ─▶ GOAWAY, what is in flight is answered ─▶ fallback posted ─▶
-// outboxes handed over ─▶ links close. Everything within the grace time.
+// outboxes handed over ─▶ links close. Everything within the grace time, whatever of Redis and the
+// ledger is frozen: what does not end by then is cut off (`DrainPlan`).
 
 import Logging
 import NIOCore
@@ -56,14 +57,14 @@ final class Sidecar: Sendable {
       operationsMax: configuration.limits.fallbackOperationsMax, journal: journal,
       accountsMax: configuration.limits.accountsCachedMax)
     let late = LateBound<AdminHandler>()
+    let desk = AdminDesk { method, body in
+      guard let handler = late.value else {
+        return .failure(AdminError(code: .notReady, message: "starting"))
+      }
+      return await handler(method, body)
+    }
     let built = try await Self.buildLoops(
-      group, configuration, keys, buckets, metrics, fallback, logger,
-      admin: { method, body in
-        guard let handler = late.value else {
-          return .failure(AdminError(code: .notReady, message: "starting"))
-        }
-        return await handler(method, body)
-      })
+      group, configuration, keys, buckets, metrics, fallback, logger, admin: desk)
     loops = built.loops
     sessions = built.sessions
     links = built.links
@@ -121,13 +122,32 @@ final class Sidecar: Sendable {
       ])
     ready()
     await stop()
-    await drain(channels)
+    let plan = DrainPlan(
+      from: .now(), graceMilliseconds: configuration.limits.drainMilliseconds)
+    await drain(channels, until: plan.workEnd)
     services.cancel()
-    await services.value
-    try? await http?.close().get()
-    for link in links { await link.stop() }
-    await store.stop()
-    try? await group.shutdownGracefully()
+    await close(services, http, plan)
+  }
+
+  /// Ends what runs and what is connected. The services end by themselves as soon as the calls
+  /// they have made are answered; where Redis or the ledger is silent those calls are cut off, and
+  /// what has not ended by the end of the grace time ends with the process.
+  private func close(
+    _ services: Task<Void, Never>, _ http: (any Channel)?, _ plan: DrainPlan
+  ) async {
+    if !(await Bounded.ended(by: plan.workEnd, { await services.value })) {
+      store.link.abort()
+      for link in links { link.abort() }
+    }
+    let (links, store, group) = (links, store, group)
+    let isClosed = await Bounded.ended(by: plan.end) {
+      try? await http?.close().get()
+      await services.value
+      for link in links { await link.stop() }
+      await store.stop()
+      try? await group.shutdownGracefully()
+    }
+    if !isClosed { logger.notice("the drain's grace time is over; leaving what is unanswered") }
   }
 
   private func services() async {
@@ -256,10 +276,9 @@ final class Sidecar: Sendable {
 
   // MARK: - Drain
 
-  private func drain(_ channels: [any Channel]) async {
+  private func drain(_ channels: [any Channel], until end: NIODeadline) async {
     draining.withLock { $0 = true }
     logger.notice("draining")
-    let end = NIODeadline.now() + .milliseconds(configuration.limits.drainMilliseconds)
     for channel in channels { try? await channel.close().get() }
     for unit in sessions { unit.onLoop { $0.drain() } }
     while NIODeadline.now() < end {
@@ -297,7 +316,7 @@ final class Sidecar: Sendable {
   private static func buildLoops(
     _ group: MultiThreadedEventLoopGroup, _ configuration: ServerConfiguration, _ keys: KeySpace,
     _ buckets: BucketMap, _ metrics: Metrics, _ fallback: FallbackQueue, _ logger: Logger,
-    admin: @escaping AdminHandler
+    admin: AdminDesk
   ) async throws -> Built {
     var built = Built()
     for eventLoop in group.makeIterator() {

@@ -150,6 +150,16 @@ private func isFailure(_ action: Machine.Action) -> Bool {
       machine.received(try frame(Ping(nonce: 42), 9)) == .reply(Pong(nonce: 42), correlation: 9))
   }
 
+  @Test func aPingUnderTheNumberOfARequestIsNoAnswerToIt() throws {
+    var machine = try opened()
+    let slot = machine.open(Parcel(number: 1))
+    #expect(
+      machine.received(try frame(Ping(nonce: 4), slot)) == .reply(Pong(nonce: 4), correlation: slot)
+    )
+    #expect(
+      machine.received(try frame(answer, slot)) == .answered(Parcel(number: 1), answer.records))
+  }
+
   @Test func framesThatAreNotForAClientAreFatal() throws {
     for stray in [
       try frame { $0.writeFrame(.consume, OperationBatch([record(1)]), correlation: 5) },

@@ -127,6 +127,16 @@ struct SessionMachineTests {
     #expect(session.isClosed)
   }
 
+  @Test func onlyAReadySessionHasARole() {
+    #expect(machine().readyRole == nil)
+    var session = ready()
+    #expect(session.readyRole == .check)
+    _ = session.requestReceived(records: 1, needs: .check, now: at(1))
+    #expect(session.readyRole == .check)
+    _ = session.drainStarted()
+    #expect(session.readyRole == nil)
+  }
+
   @Test func drainOfAnIdleConnectionClosesAtOnce() {
     var session = ready()
     #expect(session.drainStarted() == .goAwayAndClose(.draining))

@@ -62,10 +62,23 @@ extension LiveTests {
       try crash("killedRedis", .init(sidecars: 2)) { stack, _ in try stack.redis.restart() }
     }
 
+    /// The bar holds for each of the two connections: so many cuts of Redis's and as many of the
+    /// ledger's, each of a request that had passed.
     @Test func connectionsCutAfterTheRequestPassed() throws {
-      try crash("connectionsCutAfterTheRequestPassed", .init(sidecars: 2, proxies: true)) {
-        stack, random in
-        if random.chance(0.7) { stack.redisProxy?.cutNow() } else { stack.ledgerProxy?.cutNow() }
+      try crash(
+        "connectionsCutAfterTheRequestPassed", .init(sidecars: 2, proxies: true)
+      ) { stack, random in
+        let proxies = [stack.redisProxy, stack.ledgerProxy]
+        for proxy in random.chance(0.5) ? proxies : proxies.reversed() {
+          let proxy = try #require(proxy)
+          let before = proxy.counters.cut
+          proxy.cutNow()
+          try eventually(within: .seconds(30), "a reply was lost") { proxy.counters.cut > before }
+        }
+      } after: { stack in
+        let cuts = [stack.redisProxy?.counters.cut ?? 0, stack.ledgerProxy?.counters.cut ?? 0]
+        print("cut after the request passed: \(cuts[0]) of Redis, \(cuts[1]) of the ledger")
+        #expect(cuts.allSatisfy { $0 >= Self.kills })
       }
     }
   }

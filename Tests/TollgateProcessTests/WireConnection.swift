@@ -71,7 +71,7 @@ final class WireConnection {
     }
   }
 
-  /// The next frame of this kind; goodbyes and pings in between are passed over.
+  /// The next frame of this kind; goodbyes, pings and news of policies in between are passed over.
   func frame(_ opcode: Opcode, within milliseconds: Int) throws -> Frame {
     while true {
       let frame = try next(within: milliseconds)

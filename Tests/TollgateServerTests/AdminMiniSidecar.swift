@@ -82,6 +82,9 @@ private final class MiniHandler: ChannelInboundHandler {
     case .admin:
       let request = try AdminRequest.decode(frame)
       guard let method = request.method else { return }
+      // A ping of ours under the number of theirs: no answer to their request.
+      buffer.writeFrame(Ping(nonce: 1), correlation: correlation)
+      context.writeAndFlush(wrapOutboundOut(buffer), promise: nil)
       let channel = context.channel
       let service = service
       Task {

@@ -91,6 +91,13 @@ package final class RedisLink: Sendable {
     }
   }
 
+  /// Stops for good and drops the connection at once: every reply still owed is
+  /// `.outcomeUnknown`, every command from now on `.notSent`. For an end that must not wait.
+  package func abort() {
+    let core = core
+    eventLoop.execute { core.value.abort() }
+  }
+
   private func onLoop<Value: Sendable>(
     _ body: @escaping @Sendable (Core, @escaping @Sendable (Value) -> Void) -> Void
   ) async -> Value {
@@ -134,6 +141,11 @@ extension RedisLink {
       stopped.append(done)
       perform(machine.stopRequested())
       if current == nil { reportStopped() }
+    }
+
+    func abort() {
+      stop {}
+      current?.closeNow()
     }
 
     private func perform(_ action: RedisLinkMachine.Action) {

@@ -128,6 +128,7 @@ final class LedgerLink: Sendable {
     }
     logger.notice("ledger connected", metadata: ["endpoint": "\(address)"])
     onPush(.connected(linked))
+    channel.eventLoop.execute { bound.value.startProbing() }
     // A future knows nothing of cancellation: without the close a drained sidecar would wait here
     // for the ledger to leave first.
     await withTaskCancellationHandler {
@@ -244,6 +245,14 @@ final class LedgerHandler: ChannelInboundHandler {
   private var decoder = FrameDecoder(frameBytesMax: WireLimits.frameBytesMax)
   private var waiting: [UInt64: Waiting] = [:]
   private var correlation: UInt64 = 0
+  private var lastHeard = NIODeadline.now()
+  private var probe: Scheduled<Void>?
+
+  /// A connection on which nothing arrived for this long is pinged …
+  static let probeInterval = TimeAmount.seconds(5)
+  /// … and given up after this: a host that is gone says nothing, and a new connection may reach
+  /// another that took its place. Above the longest time a request waits.
+  static let silenceMax = TimeAmount.seconds(15)
 
   init(eventLoop: any EventLoop, onPush: @escaping @Sendable (LedgerPush) -> Void) {
     self.eventLoop = eventLoop
@@ -252,6 +261,30 @@ final class LedgerHandler: ChannelInboundHandler {
 
   func handlerAdded(context: ChannelHandlerContext) { self.context = context }
   func handlerRemoved(context: ChannelHandlerContext) { self.context = nil }
+
+  /// From now on asks a silent ledger for a sign of life.
+  func startProbing() {
+    guard context != nil, probe == nil else { return }
+    lastHeard = .now()
+    scheduleProbe()
+  }
+
+  private func scheduleProbe() {
+    probe = eventLoop.assumeIsolated().scheduleTask(in: Self.probeInterval) {
+      self.scheduleProbe()
+      self.probeDue(now: .now())
+    }
+  }
+
+  func probeDue(now: NIODeadline) {
+    let silence = now - lastHeard
+    if silence >= Self.silenceMax {
+      fail(.timedOut, "the ledger is silent")
+      context?.close(promise: nil)
+    } else if silence >= Self.probeInterval {
+      request(Ping(nonce: now.uptimeNanoseconds), timeout: LedgerLink.requestTimeout) { _ in }
+    }
+  }
 
   func request(
     _ message: some OpcodeMessage, timeout: TimeAmount, completion: @escaping Completion
@@ -287,6 +320,7 @@ final class LedgerHandler: ChannelInboundHandler {
   }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    lastHeard = .now()
     decoder.feed(unwrapInboundIn(data))
     do throws(WireError) {
       while let frame = try decoder.next() { try received(frame, context: context) }
@@ -297,6 +331,12 @@ final class LedgerHandler: ChannelInboundHandler {
   }
 
   private func received(_ frame: Frame, context: ChannelHandlerContext) throws(WireError) {
+    // Each direction has its own correlation ids: the id of the ledger's request says nothing
+    // about ours, even where one of ours has the same number.
+    if frame.header.opcode == .ping {
+      let pong = Pong(nonce: try Ping.decode(frame).nonce)
+      return send(pong, correlation: frame.header.correlation, flags: [], context: context)
+    }
     if frame.header.correlation != 0 {
       // A reply nobody waits for any more was timed out; ids are never reused, so it is dropped.
       guard var entry = waiting[frame.header.correlation] else { return }
@@ -318,14 +358,13 @@ final class LedgerHandler: ChannelInboundHandler {
       fail(.refused(error.code), error.message)
       context.close(promise: nil)
     case .goAway?: context.close(promise: nil)
-    case .ping?:
-      send(
-        Pong(nonce: try Ping.decode(frame).nonce), correlation: 0, flags: [], context: context)
     default: throw WireError.fatal(.badFrame, "unexpected push")
     }
   }
 
   func channelInactive(context: ChannelHandlerContext) {
+    probe?.cancel()
+    probe = nil
     fail(.disconnected, "the ledger's connection was lost")
   }
 

@@ -24,8 +24,8 @@ final class ClientHandler: ChannelInboundHandler {
   private var noted = false
   private var readingPaused = false
   private var stopped = false
-  /// The role that was granted; nil before the welcome.
-  private var role: Role?
+  /// A WELCOME with new policies waits until the client reads.
+  private var policiesDue = false
 
   init(shared: SessionContext, peerUID: UInt32?) {
     self.shared = shared
@@ -78,7 +78,10 @@ final class ClientHandler: ChannelInboundHandler {
 
   func channelReadComplete(context: ChannelHandlerContext) { flushAnswers() }
 
-  func channelWritabilityChanged(context: ChannelHandlerContext) { updateReading() }
+  func channelWritabilityChanged(context: ChannelHandlerContext) {
+    updateReading()
+    if policiesDue { policiesChanged() }
+  }
 
   func errorCaught(context: ChannelHandlerContext, error: any Error) {
     context.close(promise: nil)
@@ -137,6 +140,9 @@ final class ClientHandler: ChannelInboundHandler {
 
   private func hello(_ frame: Frame) throws(WireError) {
     let hello = try Hello.decode(frame)
+    // Before this session takes part: others may be told of a change now, and the first WELCOME
+    // here is the answer to the hello.
+    shared.refreshPolicies()
     let supported = (hello.versionMin...hello.versionMax).contains(FrameHeader.version)
     let action = machine.helloReceived(
       versionSupported: supported, asked: hello.role,
@@ -145,18 +151,10 @@ final class ClientHandler: ChannelInboundHandler {
       return perform(action, correlation: frame.header.correlation)
     }
     decoder.frameBytesMax = shared.configuration.limits.frameBytesMax
-    role = hello.role
-    welcome(hello.role, correlation: frame.header.correlation)
+    writeWelcome(hello.role, correlation: frame.header.correlation)
   }
 
-  /// The failure policies are others than this client was told: it is told again, because it needs
-  /// them exactly when nobody is left to ask.
-  func policiesChanged() {
-    guard role == .check, !stopped, !shared.draining else { return }
-    welcome(.check, correlation: 0)
-  }
-
-  private func welcome(_ role: Role, correlation: UInt64) {
+  private func writeWelcome(_ role: Role, correlation: UInt64) {
     let limits = shared.configuration.limits
     guard let sidecar = try? Name(shared.configuration.sidecarID) else { return }
     write(
@@ -168,8 +166,16 @@ final class ClientHandler: ChannelInboundHandler {
         maxDeadlineMilliseconds: UInt32(limits.deadlineMaxMilliseconds),
         idleTimeoutMilliseconds: UInt32(limits.idleMilliseconds),
         time: shared.enforcer.redisNow, globalVersion: shared.enforcer.global?.version ?? 0,
-        policies: shared.policies()),
+        policies: shared.policies),
       correlation: correlation)
+  }
+
+  /// Tells the client, with a WELCOME of correlation id 0; one that does not read is told once, the
+  /// newest, when it does, so that edits cannot pile up in front of it.
+  func policiesChanged() {
+    guard let context, let role = machine.readyRole else { return }
+    policiesDue = !context.channel.isWritable
+    if !policiesDue { writeWelcome(role, correlation: 0) }
   }
 
   private func ping(_ frame: Frame) throws(WireError) {
@@ -243,14 +249,15 @@ final class ClientHandler: ChannelInboundHandler {
     if case .acceptAndPauseReading = action { perform(action) }
     guard let context else { return }
     let correlation = frame.header.correlation
-    let handler = shared.admin
-    let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
-    let eventLoop = context.eventLoop
-    let (method, body) = (request.rawMethod, request.body)
-    Task {
-      let result = await handler(method, body)
-      eventLoop.execute { bound.value.adminAnswered(correlation, result) }
-    }
+    // Without a deadline of its own an admin request has the longest: the default is made for
+    // decisions, and few administrative answers come as fast.
+    let longest = shared.configuration.limits.deadlineMaxMilliseconds
+    let asked = Int64(frame.header.deadlineMilliseconds)
+    shared.admin.ask(
+      request.rawMethod, request.body,
+      deadline: .now() + .milliseconds(asked == 0 ? longest : min(asked, longest)),
+      on: context.eventLoop
+    ) { self.adminAnswered(correlation, $0) }
   }
 
   private func adminAnswered(_ correlation: UInt64, _ result: Result<[UInt8], AdminError>) {
@@ -304,18 +311,19 @@ final class ClientHandler: ChannelInboundHandler {
         ErrorReply(code: code, message: message ?? Self.text(of: code)), correlation: correlation)
       close()
     case .goAway(let code):
-      write(goAway(code), correlation: 0)
+      let drain = shared.configuration.limits.drainMilliseconds
+      write(
+        goAway(code, grace: DrainPlan.workMilliseconds(ofGrace: drain)), correlation: 0)
     case .goAwayAndClose(let code):
-      write(goAway(code), correlation: 0)
+      write(goAway(code, grace: 0), correlation: 0)
       close()
     case .close: close()
     }
   }
 
-  private func goAway(_ code: ErrorCode) -> GoAway {
+  private func goAway(_ code: ErrorCode, grace: Int64) -> GoAway {
     GoAway(
-      code: code, graceMilliseconds: UInt32(shared.configuration.limits.drainMilliseconds),
-      message: Self.text(of: code))
+      code: code, graceMilliseconds: UInt32(clamping: grace), message: Self.text(of: code))
   }
 
   private static func text(of code: ErrorCode) -> String {

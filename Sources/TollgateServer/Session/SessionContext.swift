@@ -13,7 +13,7 @@ typealias AdminHandler =
 
 struct AdminError: Error, Sendable {
   var code: ErrorCode
-  /// A JSON document: `{"message": …, "fix": …, "problems": […]}`.
+  /// A JSON document: an `AdminErrorReply`.
   var body: [UInt8]
 
   init(code: ErrorCode, body: [UInt8]) {
@@ -22,7 +22,7 @@ struct AdminError: Error, Sendable {
   }
 
   init(code: ErrorCode, message: String) {
-    self.init(code: code, body: Document.fields(["message": .string(message)]).jsonBytes())
+    self.init(AdminFailure(code, message))
   }
 }
 
@@ -31,17 +31,17 @@ final class SessionContext {
   let configuration: ServerConfiguration
   let buckets: BucketMap
   let flusher: LoopFlusher
-  let admin: AdminHandler
+  let admin: AdminDesk
   let logger: Logger
   private var sessions: [ObjectIdentifier: ClientHandler] = [:]
+  /// What every session was told of failure policies, and the configuration it came from.
+  private var told: (version: Int64, policies: [FeaturePolicy]) = (0, [])
   private(set) var draining = false
   /// The policies that every client of this loop was told, and the configuration they are from.
-  private var toldPolicies: [FeaturePolicy] = []
-  private var toldVersion: Int64 = 0
 
   init(
     enforcer: Enforcer, configuration: ServerConfiguration, buckets: BucketMap,
-    admin: @escaping AdminHandler, logger: Logger
+    admin: AdminDesk, logger: Logger
   ) {
     self.enforcer = enforcer
     self.configuration = configuration
@@ -65,20 +65,18 @@ final class SessionContext {
   }
 
   func timePassed() {
+    refreshPolicies()
     for handler in sessions.values { handler.timePassed() }
-    tellPolicies()
   }
 
-  /// A catalog was applied, or this sidecar has only now heard its first one: clients that were
-  /// welcomed before learn the new policies within a beat.
-  private func tellPolicies() {
-    let version = enforcer.global?.version ?? 0
-    guard version != toldVersion else { return }
-    toldVersion = version
-    let policies = policies()
-    guard policies != toldPolicies else { return }
-    toldPolicies = policies
-    for handler in sessions.values { handler.policiesChanged() }
+  /// Tells every session of changed failure policies: what a client does when this sidecar is gone
+  /// must be what was last configured, not what was in force when the connection was made.
+  func refreshPolicies() {
+    guard let global = enforcer.global, global.version != told.version else { return }
+    let policies = Self.policies(of: global.catalog)
+    let changed = policies != told.policies
+    told = (global.version, policies)
+    if changed { for handler in sessions.values { handler.policiesChanged() } }
   }
 
   /// Stops accepting work; connections end as their last answer is written.
@@ -111,10 +109,12 @@ final class SessionContext {
   }
 
   /// Each feature's failure policy as a client must apply it when this sidecar is gone: the
-  /// strictest of the hard limits of every plan, because a client does not know the plan.
-  func policies() -> [FeaturePolicy] {
-    guard let catalog = enforcer.global?.catalog else { return [] }
-    return catalog.features.keys.sorted().map { feature in
+  /// strictest of the hard limits of every plan, because a client does not know the plan. It is
+  /// what all sessions have been told.
+  var policies: [FeaturePolicy] { told.policies }
+
+  private static func policies(of catalog: Catalog) -> [FeaturePolicy] {
+    catalog.features.keys.sorted().map { feature in
       var strictest: FailurePolicy?
       for plan in catalog.plans.values {
         for limit in plan.entitlements[feature] ?? [] where limit.enforcement == .hard {

@@ -289,7 +289,7 @@ extension LiveBackend {
     bucket: Int, position: StreamPosition?, milliseconds: Int64
   ) async throws(AdminFailure) -> Bool {
     guard hasLedger else { return false }
-    let end = NIODeadline.now() + .milliseconds(milliseconds)
+    let end = AdminDeadline.end(ofWait: milliseconds, from: .now())
     var target = position
     while true {
       let meta = try await reading { () async throws(StoreFailure) in
@@ -302,7 +302,7 @@ extension LiveBackend {
         // A later epoch was opened after everything of the earlier one was posted.
         if epoch > wanted.epoch || meta.acknowledged >= wanted.sequence { return true }
       }
-      guard NIODeadline.now() < end else { return false }
+      guard NIODeadline.now() < end, !Task.isCancelled else { return false }
       try? await Task.sleep(for: .milliseconds(10))
     }
   }

@@ -240,16 +240,21 @@ private final class CallHandler: ChannelDuplexHandler {
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
     decoder.feed(unwrapInboundIn(data))
     do throws(WireError) {
-      while let frame = try decoder.next() { receive(frame) }
+      while let frame = try decoder.next() { try receive(frame, context) }
     } catch {
       end(CommandFailure(.internalError, "the sidecar sent what is not our protocol: \(error)"))
       context.close(promise: nil)
     }
   }
 
-  private func receive(_ frame: Frame) {
+  private func receive(_ frame: Frame, _ context: ChannelHandlerContext) throws(WireError) {
     let correlation = frame.header.correlation
     switch frame.header.opcode {
+    case .ping:
+      // The server's ids are its own: its ping is never the answer to a call of ours.
+      var buffer = context.channel.allocator.buffer(capacity: 32)
+      buffer.writeFrame(Pong(nonce: try Ping.decode(frame).nonce), correlation: correlation)
+      context.writeAndFlush(wrapOutboundOut(buffer), promise: nil)
     case .error:
       guard let error = try? TollgateWire.ErrorReply.decode(frame) else { return }
       let failure = CommandFailure(

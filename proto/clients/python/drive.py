@@ -186,6 +186,11 @@ class Drive:
         self.expect(back.reason == "CANCELLED", f"cancel after consume: {back}")
         client.cancel(self.subject, {self.feature: self.amount}, id=done.id)
         self.counted(client, count, "cancel takes back once")
+        for id in (tombstone, done.id):
+            posted = client.post(self.subject, {self.feature: self.amount}, id=id)
+            self.expect(posted.reason == "CANCELLED" and posted.replayed,
+                        f"post after cancel: {posted}")
+        self.counted(client, count, "cancel is final")
 
     def posts(self, client):
         count, id = self.settled(client), t.new_id()

@@ -79,7 +79,7 @@ class ModelServer:
         if header.name is None:
             return self._refuse(connection, "UNKNOWN_OPCODE", header.correlation)
         if header.name not in ("HELLO", "PING", "GOAWAY", "CHECK", "CONSUME", "POST", "CANCEL",
-                               "ADMIN"):
+                               "ADMIN", "PONG"):
             raise Violation("BAD_FRAME")
         if header.name in self.behaviour:
             return self.behaviour[header.name](connection, header)
@@ -94,7 +94,7 @@ class ModelServer:
             self._send(connection, "PONG", message, header.correlation)
         elif header.name == "ADMIN":
             self._admin(connection, session, header, message)
-        elif header.name != "GOAWAY":
+        elif header.name not in ("GOAWAY", "PONG"):
             with self.lock:
                 answers = [self._decide(header.name, record) for record in message["records"]]
             self._send(connection, "DECISIONS", {"records": answers}, header.correlation)
@@ -145,6 +145,10 @@ class ModelServer:
         if known:
             if known["body"] not in (None, body):
                 return {"error": "IDEMPOTENCY_MISMATCH", "message": "the body differs"}
+            reason = known["answer"]["reason"]
+            if mode == "POST" and reason != "CANCELLED" and t.REASON_NUMBERS[reason] >= 16:
+                known["answer"], known["units"] = self._fresh(mode, record)
+                return known["answer"]
             if mode == "CANCEL" and known["units"]:
                 self.settled[record["subject"]] -= known["units"]
                 known.update(units=0, answer=self._answer("CANCELLED", record))

@@ -125,6 +125,55 @@ class ClientTests(unittest.TestCase):
         for (connection, correlation), (_, future) in zip(held, sent):
             self.assertEqual(future.result(30)["records"][0]["message"], str(correlation))
 
+    def test_a_ping_under_the_number_of_a_request_is_no_answer_to_it(self):
+        client, held, arrived = self.client(), [], threading.Event()
+
+        def hold(connection, header):
+            held.append((connection, header.correlation))
+            arrived.set()
+
+        ponged = threading.Event()
+        self.server.behaviour["PONG"] = lambda connection, header: (
+            ponged.set() if header.correlation == held[0][1] else None)
+        self.server.behaviour["CHECK"] = hold
+        _, future = client.submit("CHECK", "acme", {model.FEATURE: 1})
+        self.assertTrue(arrived.wait(30))
+        connection, correlation = held[0]
+        self.server._send(connection, "PING", {"nonce": 9}, correlation)
+        self.assertTrue(ponged.wait(30))
+        self.assertFalse(future.done())
+        self.server._send(connection, "DECISIONS", {
+            "records": [{"error": "CONFLICT", "message": ""}]}, correlation)
+        self.assertEqual(future.result(30)["records"][0]["error"], "CONFLICT")
+
+    def test_welcome_again_brings_policies_and_unknown_pushes_are_passed_over(self):
+        client = self.client()
+        self.assertEqual(client.policies[model.FEATURE]["allowance"], 5)
+        news = {**client.welcome, "policies": [
+            {"feature": model.FEATURE, "policy": "open", "allowance": 9}]}
+
+        def tell(connection, header):
+            connection.sendall(t.frame_bytes(0x7F, b"later", 0))
+            self.server._send(connection, "WELCOME", news, 0)
+            self.server._send(connection, "PONG", {"nonce": 1}, header.correlation)
+
+        self.server.behaviour["PING"] = tell
+        with self.assertRaises(t.OutcomeUnknown):
+            client.ping()
+        self.assertEqual(client.policies[model.FEATURE]["allowance"], 9)
+        self.assertTrue(client.consume("acme", {model.FEATURE: 1}).allowed)
+
+    def test_an_admin_answer_says_whether_anything_was_changed(self):
+        client = t.Client.unix(self.path, model.ADMIN_TOKEN, role="admin")
+        self.addCleanup(client.close)
+        for status, kind in (("DEADLINE_EXCEEDED", t.Rejected), ("OVERLOADED", t.Rejected),
+                             ("OUTCOME_UNKNOWN", t.OutcomeUnknown)):
+            self.server.behaviour["ADMIN"] = lambda connection, header: self.server._send(
+                connection, "ADMIN_REPLY", {"status": status, "document": "{}"},
+                header.correlation)
+            with self.assertRaises(kind):
+                client.admin("account.set")
+
     def test_a_document_in_pieces_is_put_together(self):
         client = t.Client.unix(self.path, model.ADMIN_TOKEN, role="admin")
         self.addCleanup(client.close)

@@ -1178,11 +1178,13 @@ class Client:
         record = self._record(subject, items, id)
         return record["id"], self._send(opcode, {"records": [record]}, deadline, id=record["id"])
 
-    def admin(self, method, document=None, deadline=30.0):
+    def admin(self, method, document=None, deadline=0.0):
+        """Rejected: nothing was changed. OutcomeUnknown: repeat a change with the same operation
+        id, and only if it named one. Without a deadline the server has the longest it grants."""
         number = ADMIN_METHODS[method] if isinstance(method, str) else method
         text = json.dumps(document or {})
         reply = self._wait(self._send("ADMIN", {"method": number, "document": text}, deadline),
-                           self._patience(deadline))
+                           self._patience(deadline or self.welcome["maxDeadline"] / 1000))
         if reply["status"] != "OK":
             raise failure(reply["status"], reply["document"])
         return json.loads(reply["document"] or "{}")
@@ -1260,6 +1262,7 @@ class Client:
         except concurrent.futures.TimeoutError:
             with self.lock:
                 _, id = self.waiting.pop(future.correlation, (None, None))
+                self.pieces.pop(future.correlation, None)
                 self.abandoned.add(future.correlation)
             raise OutcomeUnknown("DEADLINE_EXCEEDED", "no answer in time", id) from None
 
@@ -1277,8 +1280,11 @@ class Client:
 
     def _received(self, header, payload):
         if header.name is None:
+            if header.correlation == 0:
+                return  # A push of a later release.
             raise WireError("BAD_FRAME", "an opcode that this client does not know", fatal=True)
         if header.name == "PING":
+            # The server's ids are its own: one that equals an id of ours answers nothing.
             with self.send_lock:
                 self.socket.sendall(frame_bytes(OPCODES["PONG"], payload, header.correlation))
             return
@@ -1288,7 +1294,7 @@ class Client:
             return
         if header.correlation == 0:
             if header.name == "WELCOME":
-                self.welcome = message
+                self.welcome = message  # New failure policies; everything else is as it was.
                 return
             raise WireError(message.get("code", "BAD_FRAME"), message.get("message", ""), True)
         with self.lock:
