@@ -58,11 +58,11 @@ final class Sidecar: Sendable {
     let late = LateBound<AdminHandler>()
     let built = try await Self.buildLoops(
       group, configuration, keys, buckets, metrics, fallback, logger,
-      admin: { method, body in
+      admin: { method, body, caller in
         guard let handler = late.value else {
           return .failure(AdminError(code: .notReady, message: "starting"))
         }
-        return await handler(method, body)
+        return await handler(method, body, caller)
       })
     loops = built.loops
     sessions = built.sessions

@@ -24,6 +24,8 @@ final class ClientHandler: ChannelInboundHandler {
   private var noted = false
   private var readingPaused = false
   private var stopped = false
+  /// What the hello proved, for the audit of what is changed here.
+  private var proof = ""
 
   init(shared: SessionContext, peerUID: UInt32?) {
     self.shared = shared
@@ -136,9 +138,11 @@ final class ClientHandler: ChannelInboundHandler {
   private func hello(_ frame: Frame) throws(WireError) {
     let hello = try Hello.decode(frame)
     let supported = (hello.versionMin...hello.versionMax).contains(FrameHeader.version)
+    let identity = shared.identity(token: hello.token, peerUID: peerUID)
+    proof = identity?.proof ?? ""
     let action = machine.helloReceived(
       versionSupported: supported, asked: hello.role,
-      granted: shared.role(token: hello.token, peerUID: peerUID), now: Self.now())
+      granted: identity?.role, now: Self.now())
     guard case .welcome = action else {
       return perform(action, correlation: frame.header.correlation)
     }
@@ -232,9 +236,9 @@ final class ClientHandler: ChannelInboundHandler {
     let handler = shared.admin
     let bound = NIOLoopBound(self, eventLoop: context.eventLoop)
     let eventLoop = context.eventLoop
-    let (method, body) = (request.rawMethod, request.body)
+    let (method, body, caller) = (request.rawMethod, request.body, AdminCaller(proof: proof))
     Task {
-      let result = await handler(method, body)
+      let result = await handler(method, body, caller)
       eventLoop.execute { bound.value.adminAnswered(correlation, result) }
     }
   }
