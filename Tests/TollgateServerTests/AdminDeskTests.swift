@@ -108,6 +108,12 @@ struct AdminDeskTests {
     _ = try await Self.ask(desk, .status, milliseconds: 15_000).get()
   }
 
+  /// PROTOCOL, section 11.
+  @Test func itsLimitsAreTheDocuments() {
+    #expect(AdminDesk.inFlightMax == 64)
+    #expect(AdminJSON.bytesMax == 16_777_216)
+  }
+
   @Test func aWaitLeavesTimeToAnswer() {
     let now = NIODeadline.uptimeNanoseconds(1_000_000_000)
     #expect(AdminDeadline.end(ofWait: 500, from: now) - now == .milliseconds(500))

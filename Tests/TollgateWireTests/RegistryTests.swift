@@ -88,6 +88,8 @@ import TollgateCore
       "| trace parent | 64 bytes |", "| client name; token | 64; 512 bytes |",
       "| entries in BATCH, PRESENT | 4,096 |", "| body of a delta | 786,432 bytes |",
       "| document in a frame | 1,044,480 bytes |", "| balances in a page | 2,048 |",
+      "| configuration of an account in BALANCES_REPLY | 262,144 bytes |",
+      "| ADMIN requests at work in a sidecar | 64 |",
     ] {
       // As a truth value of its own, so that a failure quotes the row and not the document.
       let found = text.contains(wanted)
@@ -102,6 +104,7 @@ import TollgateCore
     #expect(WireLimits.deltaBodyBytesMax == 786_432)
     #expect(WireLimits.documentBytesMax == 1_044_480)
     #expect(WireLimits.balancesMax == 2048)
+    #expect(WireLimits.accountConfigBytesMax == 262_144)
   }
 }
 
