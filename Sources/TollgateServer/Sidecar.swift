@@ -50,11 +50,11 @@ final class Sidecar: Sendable {
     buckets = BucketMap(buckets: configuration.deployment.buckets)
     keys = KeySpace(deployment: configuration.deployment.id, map: buckets)
     group = MultiThreadedEventLoopGroup(numberOfThreads: configuration.eventLoops)
-    let journal = try configuration.journal.map { path throws(FallbackJournal.Failure) in
-      try FallbackJournal(path: path)
+    let journal = try configuration.journal.map { [metrics] path throws(FallbackJournal.Failure) in
+      try Self.journal(path, configuration, metrics, logger)
     }
     fallback = FallbackQueue(
-      operationsMax: configuration.limits.fallbackOperationsMax, journal: journal,
+      limits: configuration.limits.fallback, journal: journal,
       accountsMax: configuration.limits.accountsCachedMax)
     let late = LateBound<AdminHandler>()
     let desk = AdminDesk { method, body, caller in
@@ -92,6 +92,23 @@ final class Sidecar: Sendable {
       configuration: configuration, store: store, ledger: ledger, loops: loops, metrics: metrics,
       logger: logger, buckets: buckets)
     late.set(admin(self))
+  }
+
+  private static func journal(
+    _ path: String, _ configuration: ServerConfiguration, _ metrics: Metrics, _ logger: Logger
+  ) throws(FallbackJournal.Failure) -> FallbackJournal {
+    let journal = try FallbackJournal(
+      path: path, bytesMax: configuration.limits.fallback.journalFileBytesMax)
+    if journal.tornBytes > 0 {
+      logger.notice(
+        "the journal ended in half a line, whose answer was never given",
+        metadata: ["bytes": "\(journal.tornBytes)"])
+    }
+    for line in journal.damaged.prefix(100) {
+      logger.error("a damaged line in the journal", metadata: ["line": "\(line.prefix(2000))"])
+    }
+    metrics.journalDamaged.add(Int64(journal.damaged.count) + (journal.tornBytes > 0 ? 1 : 0))
+    return journal
   }
 
   // MARK: - Life
@@ -173,7 +190,7 @@ final class Sidecar: Sendable {
       group.addTask { await sweeper.run() }
       group.addTask { await self.openBuckets() }
       let poster = FallbackPoster(
-        loop: loops[0], queue: fallback, buckets: buckets, metrics: metrics)
+        loop: loops[0], queue: fallback, buckets: buckets, metrics: metrics, logger: logger)
       group.addTask { await poster.run() }
     }
   }
@@ -284,7 +301,7 @@ final class Sidecar: Sendable {
     while NIODeadline.now() < end {
       let open = metrics.connections.current
       let inFlight = metrics.inFlight.current
-      if open == 0 && inFlight == 0 && fallback.count == 0 { break }
+      if open == 0 && inFlight == 0 && fallback.owed == 0 { break }
       try? await Task.sleep(for: .milliseconds(10))
     }
     for unit in sessions { unit.onLoop { $0.closeAll() } }

@@ -25,6 +25,8 @@ final class Stack: Sendable {
     var proxies = false
     /// This sidecar alone reaches the ledger through the proxy.
     var cutOff: Int?
+    /// Each sidecar has a fallback journal.
+    var journals = false
     /// More lines of every sidecar's configuration.
     var extra = ""
     var catalog = Stack.catalog
@@ -116,6 +118,7 @@ final class Stack: Sendable {
 
   var endpoints: [TestEndpoint] { (0..<options.sidecars).map(endpoint) }
   func endpoint(_ index: Int) -> TestEndpoint { .unix(directory.file("t\(index).sock")) }
+  func journal(_ index: Int) -> String { directory.file("t\(index).journal") }
   var database: String { directory.file("ledger.db") }
   func sidecar(_ index: Int) -> ChildProcess? { children.withLock { $0[index] } }
   var ledger: ChildProcess? { ledgerChild.withLock { $0 } }
@@ -182,6 +185,7 @@ final class Stack: Sendable {
       redis: {address: "\(redisAddress)"}
       ledger: {address: "\(ledgerAddress)", token: ledger-token}
       log_level: info
+      \(options.journals ? "journal: \"\(journal(index))\"" : "")
       \(options.extra)
 
       """)

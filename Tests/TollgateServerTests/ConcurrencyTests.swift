@@ -106,7 +106,7 @@ struct SidecarConcurrencyTests {
   }
 
   @Test func theFallbackQueueLosesAndRepeatsNothing() async throws {
-    let queue = FallbackQueue(operationsMax: 10_000, journal: nil)
+    let queue = FallbackQueue(limits: .init(), journal: nil)
     let posted = Tally()
     let subject = try Subject("acme")
     let item = Item(feature: try Name("calls"), amount: 1)
@@ -122,18 +122,19 @@ struct SidecarConcurrencyTests {
         }
         group.addTask {
           for _ in 0..<400 {
-            for operation in queue.take(7) {
-              posted.add(operation.id.hex)
-              queue.posted(operation.id)
+            for errand in queue.take(7) {
+              posted.add(errand.operation.id.hex)
+              #expect(
+                queue.resolve(errand, .done, at: WallTime(milliseconds: 0)) == .settled)
             }
             await Task.yield()
           }
         }
       }
     }
-    for operation in queue.take(10_000) {
-      posted.add(operation.id.hex)
-      queue.posted(operation.id)
+    for errand in queue.take(10_000) {
+      posted.add(errand.operation.id.hex)
+      #expect(queue.resolve(errand, .done, at: WallTime(milliseconds: 0)) == .settled)
     }
     #expect(queue.count == 0)
     let counts = posted.all

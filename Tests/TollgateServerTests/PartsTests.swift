@@ -1,5 +1,5 @@
-// The sidecar's small parts: deadlines, caches, the fallback queue and its journal, configuration,
-// metrics text. None needs a server.
+// The sidecar's small parts: deadlines, caches, configuration, metrics
+// text. None needs a server.
 
 import Foundation
 import NIOCore
@@ -94,100 +94,6 @@ struct AccountCacheTests {
     for n in 0..<2 { cache["a\(n)"] = AccountConfig() }
     cache["x"] = nil
     #expect(cache["x"] == nil)
-  }
-}
-
-@Suite("Fallback queue")
-struct FallbackQueueTests {
-  private func operation(_ n: UInt64) throws -> FallbackOperation {
-    FallbackOperation(
-      id: OperationID(high: n, low: n), subject: try Subject("acme/bob@x.org"),
-      items: [Item(feature: try Name("chat"), amount: 3)], attributes: ["model": "a \"b\""],
-      traceParent: "00-aa-bb-01")
-  }
-
-  @Test func aFullQueueLetsNothingMoreThrough() throws {
-    let queue = FallbackQueue(operationsMax: 2, journal: nil)
-    #expect(queue.admit(try operation(1), claims: []) == .kept)
-    #expect(queue.admit(try operation(2), claims: []) == .kept)
-    #expect(queue.admit(try operation(3), claims: []) == .full)
-    #expect(queue.admit(try operation(2), claims: []) == .known)
-  }
-
-  private func claim(_ amount: Int64) throws -> AllowanceBook.Claim {
-    AllowanceBook.Claim(subject: "acme", limit: try Name("rpm"), amount: amount, allowance: 5)
-  }
-
-  @Test func aRetryOfWhatWasLetThroughDrawsOnNoAllowance() throws {
-    let queue = FallbackQueue(operationsMax: 10, journal: nil)
-    #expect(queue.admit(try operation(1), claims: [try claim(5)]) == .kept)
-    #expect(queue.admit(try operation(1), claims: [try claim(5)]) == .known)
-    #expect(queue.admit(try operation(2), claims: [try claim(1)]) == .exhausted(try Name("rpm")))
-    #expect(queue.refusal(of: [try claim(1)]) == (try Name("rpm")))
-    #expect(queue.count == 1)
-  }
-
-  @Test func whatOneLoopHeardOfAnAccountAnotherKnows() throws {
-    let queue = FallbackQueue(operationsMax: 1, journal: nil, accountsMax: 10)
-    #expect(queue.configuration(of: "acme") == nil)
-    queue.learned("acme", AccountConfig(version: 3))
-    #expect(queue.configuration(of: "acme")?.version == 3)
-    queue.learned("acme", nil)
-    #expect(queue.configuration(of: "acme") == nil)
-  }
-
-  @Test func allowancesAreWholeWhenAllIsPosted() throws {
-    let queue = FallbackQueue(operationsMax: 10, journal: nil)
-    for n: UInt64 in 1...2 {
-      #expect(queue.admit(try operation(n), claims: [try claim(2)]) == .kept)
-    }
-    queue.posted(try operation(1).id)
-    #expect(queue.admit(try operation(3), claims: [try claim(2)]) == .exhausted(try Name("rpm")))
-    queue.posted(try operation(2).id)
-    #expect(queue.admit(try operation(3), claims: [try claim(5)]) == .kept)
-  }
-
-  @Test func anEntryIsPostedByOneAtATime() throws {
-    let queue = FallbackQueue(operationsMax: 10, journal: nil)
-    #expect(queue.admit(try operation(1), claims: []) == .kept)
-    #expect(queue.take(5).count == 1)
-    #expect(queue.take(5).isEmpty)
-    queue.failed(try operation(1).id)
-    #expect(queue.take(5).count == 1)
-    queue.posted(try operation(1).id)
-    #expect(queue.count == 0)
-  }
-
-  @Test func aJournalBringsEntriesBackAfterTheProcessIsGone() throws {
-    let directory = try TemporaryDirectory()
-    let path = directory.path + "/journal"
-    do {
-      let queue = FallbackQueue(operationsMax: 10, journal: try FallbackJournal(path: path))
-      #expect(queue.admit(try operation(1), claims: []) == .kept)
-      #expect(queue.admit(try operation(2), claims: []) == .kept)
-    }
-    // What a torn write leaves: half a line.
-    let handle = try #require(FileHandle(forWritingAtPath: path))
-    handle.seekToEndOfFile()
-    handle.write(Data("12345 {\"id\":\"0000".utf8))
-    try handle.close()
-    let journal = try FallbackJournal(path: path)
-    #expect(journal.damagedLines == 1)
-    let queue = FallbackQueue(operationsMax: 10, journal: journal)
-    #expect(queue.count == 2)
-    #expect(queue.take(10).contains(try operation(2)))
-    queue.posted(try operation(1).id)
-    queue.posted(try operation(2).id)
-    let size = try FileManager.default.attributesOfItem(atPath: path)[.size] as? Int
-    #expect(size == 0)
-  }
-
-  @Test func twoProcessesCannotShareAJournal() throws {
-    let directory = try TemporaryDirectory()
-    let path = directory.path + "/journal"
-    let first = try FallbackJournal(path: path)
-    #expect(throws: FallbackJournal.Failure.self) { _ = try FallbackJournal(path: path) }
-    _ = consume first
   }
 }
 

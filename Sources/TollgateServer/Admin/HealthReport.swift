@@ -120,10 +120,32 @@ package struct HealthReport: Hashable, Sendable, Codable {
     /// Units let through by a failure policy, ever, and not posted yet.
     package var unitsAdmitted: Int64
     package var operationsToPost: Int
+    /// Of them: the store answered, and they wait for what it needs.
+    package var deferred: Int
+    /// Refused for good and parked.
+    package var refused: Int
+    /// The latest of the parked ones.
+    package var refusals: [Refusal]
+    package var journalBytes: Int
 
-    package init(unitsAdmitted: Int64, operationsToPost: Int) {
+    package struct Refusal: Hashable, Sendable, Codable {
+      package var operation: String
+      package var subject: String
+      package var amounts: [String: Int64]
+      package var reason: String
+      package var atMilliseconds: Int64
+    }
+
+    package init(
+      unitsAdmitted: Int64, operationsToPost: Int, deferred: Int = 0, refused: Int = 0,
+      refusals: [Refusal] = [], journalBytes: Int = 0
+    ) {
       self.unitsAdmitted = unitsAdmitted
       self.operationsToPost = operationsToPost
+      self.deferred = deferred
+      self.refused = refused
+      self.refusals = refusals
+      self.journalBytes = journalBytes
     }
   }
 

@@ -164,7 +164,7 @@ final class Enforcer {
   }
 
   func attempt(_ request: Request) {
-    guard !request.isAnswered else { return }
+    guard !request.isAnswered, !answeredFromQueue(request) else { return }
     guard let global else { return park(request, .global) { $0.refreshGlobal(atLeast: 0) } }
     guard link?.connection != nil else { return storeIsAway(request) }
     let state = buckets[request.bucket]
@@ -311,7 +311,7 @@ final class Enforcer {
   /// Redis cannot be asked now. A request in doubt waits for the link, because only its id can
   /// tell; any other is answered by the failure policy of its limits.
   func storeIsAway(_ request: Request) {
-    guard !request.isAnswered else { return }
+    guard !request.isAnswered, !cancelledInQueue(request) else { return }
     if request.inDoubt || request.mode == .post || request.mode == .cancel {
       waiting[.link, default: []].append(request)
       // The link may be up by now, or never have been what was missing: nobody else would say so.
@@ -332,6 +332,7 @@ final class Enforcer {
 
   private func deadlinePassed(_ request: Request) {
     metrics.timeouts.add()
+    if cancelledInQueue(request) { return }
     switch request.mode {
     case .post, .cancel: finishInDoubt(request)
     case .check, .consume:
@@ -384,7 +385,7 @@ final class Enforcer {
         case .kept:
           metrics.fallbackUnits.add(units)
           metrics.fallbackPending.set(Int64(fallback.count))
-        case .known: break
+        case .remembered(let answer): return finish(request, outcome(of: answer))
         case .exhausted(let limit):
           binding = limit
           refused = true

@@ -30,6 +30,10 @@ struct ReadinessBoard: Sendable {
     if metrics.fallbackPending.current > 0 {
       lines.append("\(metrics.fallbackPending.current) operations wait to be posted")
     }
+    if metrics.fallbackRefused.current > 0 {
+      lines.append(
+        "\(metrics.fallbackRefused.current) operations let through are refused: see status")
+    }
     return ReadinessReport(ready: ready, lines: lines)
   }
 }

@@ -117,6 +117,13 @@ struct Metrics: Sendable {
   let fallbackPending = Gauge()
   let fallbackPosted = Counter()
   let fallbackExpired = Counter()
+  let fallbackCancelled = Counter()
+  let fallbackDeferred = Gauge()
+  let fallbackRefused = Gauge()
+  let fallbackRefusals = Counter()
+  let fallbackRefusalsDropped = Counter()
+  let journalBytes = Gauge()
+  let journalDamaged = Counter()
   let configVersion = Gauge()
   let configRefreshes = Counter()
   let bucketsOwned = Gauge()
@@ -240,6 +247,26 @@ struct Metrics: Sendable {
       "tollgate_fallback_expired_total",
       "Posts given up, without a ledger, because the operation is older than the dedupe window.",
       fallbackExpired)
+    counter(
+      "tollgate_fallback_cancelled_total",
+      "Operations let through and taken back by their callers.",
+      fallbackCancelled)
+    gauge(
+      "tollgate_fallback_deferred",
+      "Of the pending ones: the store answered, and they wait for what it needs.", fallbackDeferred)
+    gauge(
+      "tollgate_fallback_refused", "Operations let through whose post is refused for good, parked.",
+      fallbackRefused)
+    counter(
+      "tollgate_fallback_refusals_total", "Operations parked since the start.", fallbackRefusals)
+    counter(
+      "tollgate_fallback_refusals_dropped_total",
+      "Parked operations that made room for others: named in the log only.",
+      fallbackRefusalsDropped)
+    gauge("tollgate_fallback_journal_bytes", "Size of the journal.", journalBytes)
+    counter(
+      "tollgate_fallback_journal_damaged_total",
+      "Lines of the journal that could not be read at the start.", journalDamaged)
     gauge(
       "tollgate_config_version", "Version of the global configuration in force.",
       configVersion)
@@ -252,5 +279,14 @@ struct Metrics: Sendable {
     gauge("tollgate_buckets_owned", "Buckets whose outbox this sidecar ships.", bucketsOwned)
     gauge("tollgate_buckets_fenced", "Buckets waiting for recovery.", bucketsFenced)
     return text
+  }
+}
+
+extension Metrics {
+  func note(_ status: FallbackQueue.Status) {
+    fallbackPending.set(Int64(status.pending))
+    fallbackDeferred.set(Int64(status.deferred))
+    fallbackRefused.set(Int64(status.refused))
+    journalBytes.set(Int64(status.journalBytes))
   }
 }

@@ -53,9 +53,25 @@ struct HealthReporter: Sendable {
         retained: Int(metrics.retainedDeltas.current),
         duplicatesAbsorbed: metrics.duplicatesAbsorbed.current,
         losses: metrics.ledgerLost.current),
-      fallback: .init(
-        unitsAdmitted: metrics.fallbackUnits.current, operationsToPost: sidecar.fallback.count),
+      fallback: fallback(),
       decisions: decisions)
+  }
+
+  static let refusalsShown = 100
+
+  private func fallback() -> HealthReport.Fallback {
+    let status = sidecar.fallback.status
+    return .init(
+      unitsAdmitted: sidecar.metrics.fallbackUnits.current, operationsToPost: status.pending,
+      deferred: status.deferred, refused: status.refused,
+      refusals: sidecar.fallback.refusals(Self.refusalsShown).map { refusal in
+        let operation = refusal.operation
+        return .init(
+          operation: operation.id.hex, subject: operation.subject.path,
+          amounts: Dictionary(
+            operation.items.map { ($0.feature.text, $0.amount) }, uniquingKeysWith: { $1 }),
+          reason: refusal.reason, atMilliseconds: refusal.time.milliseconds)
+      }, journalBytes: status.journalBytes)
   }
 }
 

@@ -59,13 +59,20 @@ struct StatusCommand: AsyncParsableCommand {
         + "\(delivery.oldestMilliseconds) ms; \(delivery.retained) retained, "
         + "\(delivery.duplicatesAbsorbed) duplicates absorbed, \(delivery.losses) losses",
       "fallback    \(report.fallback.unitsAdmitted) units let through, "
-        + "\(report.fallback.operationsToPost) operations to post",
+        + "\(report.fallback.operationsToPost) operations to post, "
+        + "\(report.fallback.deferred) of them deferred, \(report.fallback.refused) refused",
       "sessions    \(sidecar.connections) connections, \(sidecar.inFlight) in flight",
     ]
     if !report.decisions.isEmpty {
       let counts = report.decisions.sorted { ($1.value, $0.key) < ($0.value, $1.key) }
       lines.append(
         "decisions   " + counts.map { "\($0.key) \($0.value)" }.joined(separator: ", "))
+    }
+    for refusal in report.fallback.refusals {
+      let amounts = refusal.amounts.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
+      lines.append(
+        "refused     \(refusal.operation) \(refusal.subject) "
+          + "\(amounts.joined(separator: " ")): \(refusal.reason)")
     }
     return lines.joined(separator: "\n")
   }
