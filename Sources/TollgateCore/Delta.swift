@@ -130,10 +130,13 @@ public struct ConfigDelta: Hashable, Sendable {
   /// JSON of the state before and after (the whole global or account configuration).
   public var before: String
   public var after: String
+  /// Of the request; 0: not known. Redis is seeded with it, so that the same id with another
+  /// request is told apart even after Redis lost everything.
+  public var fingerprint: UInt64
 
   public init(
     scope: Scope, key: String, version: Int64, action: String, actor: String, reason: String,
-    before: String, after: String
+    before: String, after: String, fingerprint: UInt64 = 0
   ) {
     self.scope = scope
     self.key = key
@@ -143,5 +146,6 @@ public struct ConfigDelta: Hashable, Sendable {
     self.reason = reason
     self.before = before
     self.after = after
+    self.fingerprint = fingerprint
   }
 }

@@ -55,7 +55,16 @@ public struct AppliedLimit: Hashable, Sendable {
 
 public struct Resolution: Hashable, Sendable {
   public static let itemsMax = 16
+  /// Limits of one request. One feature never has more (`Catalog.limitsPerFeatureMax`), so every
+  /// feature can be asked for; a request that names many rich ones is refused as a whole.
   public static let limitsMax = 32
+
+  /// Why it is not decided; nil where it is. TOO_MANY_ITEMS, because fewer features help.
+  package var refusal: String? {
+    guard limits.count > Self.limitsMax else { return nil }
+    return "the features named have \(limits.count) limits together; at most \(Self.limitsMax) are "
+      + "decided in one request: name fewer features"
+  }
 
   public var limits: [AppliedLimit]
   public var cells: [Cell]

@@ -29,9 +29,10 @@ package struct DeltaBodies: Sendable {
 struct CounterChange: Decodable {
   var subject: Subject
   var feature: Name
-  /// The window's code.
-  var window: String
-  var start: Int64
+  /// The window's code; nil: a rate, which has no books.
+  var window: String?
+  var limit: Name?
+  var start: Int64?
   var end: Int64?
 }
 
@@ -131,24 +132,27 @@ extension DeltaBodies {
     } catch {
       throw Poison(reason: "undecodable counter change: \(error)")
     }
-    guard let window = Window(code: change.window) else {
-      throw Poison(reason: "unknown window \"\(change.window)\"")
+    if change.window == nil, change.limit != nil, entry.actual == 0, entry.charged == 0 {
+      return meaning
     }
-    guard Quantity.isValid(entry.actual), Quantity.isValid(change.start) else {
+    guard let window = change.window.flatMap({ Window(code: $0) }) else {
+      throw Poison(reason: "unknown window \"\(change.window ?? "")\"")
+    }
+    guard let start = change.start, Quantity.isValid(entry.actual), Quantity.isValid(start) else {
       throw Poison(reason: "counter change out of range")
     }
     guard entry.charged == 0, entry.actual == entry.absorbed else {
       throw Poison(reason: "a counter change that charges \(entry.charged)")
     }
     let end =
-      change.end ?? window.period(containing: WallTime(milliseconds: change.start)).end.milliseconds
+      change.end ?? window.period(containing: WallTime(milliseconds: start)).end.milliseconds
     // What is settled is the bill and does not move: what limits see moves by forgiving units,
     // in a cell of its own beside the counter's.
     meaning.cells = [
       .init(
         key: CellKey(
           account: change.subject.account.path, subject: change.subject.path,
-          feature: change.feature.text, window: window.code + "^", start: change.start),
+          feature: change.feature.text, window: window.code + "^", start: start),
         end: end, change: -entry.actual)
     ]
     return meaning

@@ -118,7 +118,7 @@ extension LedgerStore {
     try read { try Self.latestConfig($0, scope: scope, key: key) }
   }
 
-  private static func latestConfig(
+  static func latestConfig(
     _ db: Database, scope: ConfigDelta.Scope, key: String
   ) throws -> ConfigRecord? {
     try Row.fetchOne(
@@ -128,47 +128,6 @@ extension LedgerStore {
         ORDER BY version DESC, time DESC, op DESC, idx DESC LIMIT 1
         """, arguments: [scope.rawValue, key]
     ).map(configRecord)
-  }
-
-  /// Where a page of recorded changes ended.
-  package struct ChangePageKey: Hashable, Sendable {
-    package var time: Int64
-    package var id: DeltaID
-
-    package init(time: Int64, id: DeltaID) {
-      self.time = time
-      self.id = id
-    }
-  }
-
-  /// Recorded changes, newest first: of one thing, of one scope, or all, made before `before`.
-  package func configHistory(
-    scope: ConfigDelta.Scope? = nil, key: String? = nil, before: Int64 = .max,
-    after page: ChangePageKey? = nil, limit: Int = pageMax
-  ) throws -> LedgerPage<ConfigRecord, ChangePageKey> {
-    let limit = Self.bounded(limit)
-    let rows = try read { db in
-      try Row.fetchAll(
-        db,
-        sql: """
-          SELECT * FROM config WHERE time < ?1 AND (?2 IS NULL OR scope = ?2)
-            AND (?3 IS NULL OR key = ?3) AND (time, op, idx) < (?4, ?5, ?6)
-          ORDER BY time DESC, op DESC, idx DESC LIMIT ?7
-          """,
-        arguments: [
-          before, scope?.rawValue, key, page?.time ?? Int64.max,
-          page?.id.operation.blob ?? Data(repeating: 0xFF, count: 17),
-          page.map { Int64($0.id.index) } ?? 0, limit,
-        ])
-    }
-    var next: ChangePageKey?
-    if rows.count == limit, let last = rows.last, let op = OperationID(blob: last["op"]) {
-      let index: Int64 = last["idx"]
-      next = ChangePageKey(
-        time: last["time"],
-        id: DeltaID(operation: op, index: UInt16(truncatingIfNeeded: index)))
-    }
-    return LedgerPage(elements: rows.map(Self.configRecord), next: next)
   }
 
   /// Which of these deltas are on record: posted, or parked until they can be.
@@ -397,7 +356,7 @@ extension LedgerStore {
     }
   }
 
-  private static func configRecord(_ row: Row) -> ConfigRecord {
+  static func configRecord(_ row: Row) -> ConfigRecord {
     let op: Data = row["op"]
     return ConfigRecord(
       scope: row["scope"], key: row["key"], version: row["version"],

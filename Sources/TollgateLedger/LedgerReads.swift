@@ -108,6 +108,7 @@ struct LedgerReads: Sendable {
   private struct HistoryQuery: Decodable {
     var scope: String?
     var key: String?
+    var account: String?
     var before: Int64?
     var cursor: String?
     var count: Int?
@@ -115,6 +116,12 @@ struct LedgerReads: Sendable {
   private struct HistoryAnswer: Encodable {
     var changes: [ConfigRecord]
     var next: String?
+  }
+  private struct CurrentQuery: Decodable {
+    var accounts: [String]?
+  }
+  private struct CurrentAnswer: Encodable {
+    var configs: [CurrentConfig]
   }
   private struct DeltasQuery: Decodable {
     var ids: [String]?
@@ -153,6 +160,7 @@ struct LedgerReads: Sendable {
       case .configHistory: try encode(history(decode(HistoryQuery.self, body)))
       case .deltaIDs: try deltas(decode(DeltasQuery.self, body))
       case .status: try encode(status())
+      case .configCurrent: try encode(current(decode(CurrentQuery.self, body)))
       }
     // One frame holds almost a mebibyte; a longer document goes on in the next.
     var rest = document[...]
@@ -201,11 +209,26 @@ struct LedgerReads: Sendable {
       return LedgerStore.ChangePageKey(time: time, id: id)
     }
     // Documents may be large, so a page of them is small.
+    let filter: LedgerStore.ChangeFilter
+    switch (query.account, query.key, scope) {
+    case (let account?, nil, nil): filter = .account(account)
+    case (_?, _, _):
+      throw WireError.refused(.invalidDocument, "account excludes scope and key")
+    case (nil, let key?, let scope): filter = .thing(scope, key: key)
+    case (nil, nil, let scope?): filter = .scope(scope)
+    case (nil, nil, nil): filter = .all
+    }
     let page = try store.configHistory(
-      scope: scope, key: query.key, before: query.before ?? .max, after: key,
-      limit: min(query.count ?? 20, 100))
+      filter, before: query.before ?? .max, after: key, limit: min(query.count ?? 20, 100))
     return HistoryAnswer(
       changes: page.elements, next: page.next.map { "\($0.time)|\($0.id)" })
+  }
+
+  private func current(_ query: CurrentQuery) throws -> CurrentAnswer {
+    guard (query.accounts?.count ?? 0) <= LedgerStore.pageMax else {
+      throw WireError.refused(.invalidDocument, "more than \(LedgerStore.pageMax) accounts")
+    }
+    return CurrentAnswer(configs: try store.currentConfigs(accounts: query.accounts))
   }
 
   private func deltas(_ query: DeltasQuery) throws -> Data {

@@ -219,12 +219,13 @@ extension Poster {
       }
     }
     if let config = plan.config {
-      try db.execute(
+      let record = try db.cachedStatement(
         sql: """
           INSERT INTO config
             (scope, key, version, op, idx, time, action, actor, reason, before, after)
           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-          """,
+          """)
+      try record.execute(
         arguments: [
           config.scope.rawValue, config.key, config.version, op, index, entry.time.milliseconds,
           config.action, config.actor, config.reason, config.before, config.after,

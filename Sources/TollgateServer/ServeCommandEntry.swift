@@ -45,12 +45,11 @@ package enum ServeEntry {
     let sidecar = try await Sidecar(configuration: configuration, logger: logger) { sidecar in
       let service = AdminService(
         backend: LiveBackend(sidecar: sidecar), clock: { SystemClock.wallTime() })
-      return { method, body in
+      return { method, body, caller in
         guard let method = AdminMethod(rawValue: method) else {
           return .failure(AdminError(code: .notFound, message: "no admin method \(method)"))
         }
-        let answer = await service.answer(
-          method, body: body, caller: AdminCaller(proof: "admin credential"))
+        let answer = await service.answer(method, body: body, caller: caller)
         if let status = answer.status {
           return .failure(AdminError(code: status, body: answer.body))
         }

@@ -57,11 +57,11 @@ final class Sidecar: Sendable {
       operationsMax: configuration.limits.fallbackOperationsMax, journal: journal,
       accountsMax: configuration.limits.accountsCachedMax)
     let late = LateBound<AdminHandler>()
-    let desk = AdminDesk { method, body in
+    let desk = AdminDesk { method, body, caller in
       guard let handler = late.value else {
         return .failure(AdminError(code: .notReady, message: "starting"))
       }
-      return await handler(method, body)
+      return await handler(method, body, caller)
     }
     let built = try await Self.buildLoops(
       group, configuration, keys, buckets, metrics, fallback, logger, admin: desk)

@@ -91,6 +91,7 @@ extension ConfigDelta {
     static let reason: UInt16 = 6
     static let before: UInt16 = 7
     static let after: UInt16 = 8
+    static let fingerprint: UInt16 = 9
   }
 
   package func encode() -> [UInt8] {
@@ -104,6 +105,7 @@ extension ConfigDelta {
     buffer.putField(Tag.reason, text: reason)
     buffer.putField(Tag.before, text: before)
     buffer.putField(Tag.after, text: after)
+    if fingerprint != 0 { buffer.putField(Tag.fingerprint) { $0.put(fingerprint) } }
     return Array(buffer.readableBytesView)
   }
 
@@ -111,6 +113,7 @@ extension ConfigDelta {
     var buffer = ByteBuffer(bytes: bytes)
     var scope: Scope?
     var version: Int64?
+    var fingerprint: UInt64 = 0
     var texts = ["", "", "", "", "", ""]
     try buffer.takeFields { (tag, field) throws(WireError) in
       switch tag {
@@ -126,6 +129,7 @@ extension ConfigDelta {
       case Tag.reason: texts[3] = try field.takeWholeText(max: WireLimits.auditReasonBytesMax)
       case Tag.before: texts[4] = try field.takeWholeText(max: WireLimits.deltaBodyBytesMax)
       case Tag.after: texts[5] = try field.takeWholeText(max: WireLimits.deltaBodyBytesMax)
+      case Tag.fingerprint: fingerprint = try field.take(UInt64.self)
       default: return false
       }
       return true
@@ -135,7 +139,7 @@ extension ConfigDelta {
     }
     return ConfigDelta(
       scope: scope, key: texts[0], version: version, action: texts[1], actor: texts[2],
-      reason: texts[3], before: texts[4], after: texts[5])
+      reason: texts[3], before: texts[4], after: texts[5], fingerprint: fingerprint)
   }
 }
 

@@ -70,6 +70,8 @@ package enum QueryMethod: UInt16, Sendable, Hashable, CaseIterable {
   /// Which of these delta ids are posted; or the ids of one account, feature and period, paged.
   case deltaIDs = 4
   case status = 5
+  /// The newest configuration of some accounts, or the global one, with its latest changes.
+  case configCurrent = 6
 
   package var name: String {
     switch self {
@@ -78,6 +80,7 @@ package enum QueryMethod: UInt16, Sendable, Hashable, CaseIterable {
     case .configHistory: "config.history"
     case .deltaIDs: "delta.ids"
     case .status: "status"
+    case .configCurrent: "config.current"
     }
   }
 }

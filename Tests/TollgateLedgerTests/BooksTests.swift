@@ -199,11 +199,53 @@ import TollgateWire
     #expect(global?.actor == "ops")
     #expect(global?.action == "catalog.apply")
     #expect(
-      try books.store.configHistory(scope: .account, key: "acme").elements.map(\.version) == [1, 2])
+      try books.store.configHistory(.thing(.account, key: "acme")).elements.map(\.version) == [
+        1, 2,
+      ])
     let first = try books.store.configHistory(limit: 2)
     #expect(first.elements.map(\.version) == [7, 1])
     #expect(
       try books.store.configHistory(after: first.next, limit: 2).elements.map(\.version) == [2])
+  }
+
+  @Test func currentConfigurationsTellTheIdsOfTheLatestChanges() throws {
+    _ = try books.apply(
+      (1...40).map {
+        change(
+          Int64($0), op: $0, scope: .account, key: "acme", version: Int64($0), after: "v\($0)")
+      } + [
+        change(41, op: 41, scope: .account, key: "acmf", version: 1, after: "other"),
+        change(42, op: 42, scope: .global, key: "", version: 9, after: "all"),
+      ])
+    let (acme, unknown) = (
+      try books.store.currentConfigs(accounts: ["acme", "nobody"])[0],
+      try books.store.currentConfigs(accounts: ["acme", "nobody"])[1]
+    )
+    #expect(acme.version == 40 && acme.document == "v40")
+    #expect(acme.changes.map(\.result) == (9...40).reversed().map { Int64($0) })
+    #expect(acme.changes.first?.operation == operation(40).hex)
+    #expect(acme.floor == operation(8).hex)
+    #expect(unknown == CurrentConfig(account: "nobody", version: 0, document: "", changes: []))
+    let global = try books.store.currentConfigs(accounts: nil)
+    #expect(global.map(\.version) == [9] && global[0].changes.count == 1)
+  }
+
+  @Test func aRateResetIsRecordedAndChangesNoCounter() throws {
+    let after = #"{"subject":"acme/bob","feature":"tokens","limit":"tokens.rpm","used":0}"#
+    _ = try books.apply([
+      change(1, op: 1, scope: .counter, key: "acme/bob", version: 0, after: after, action: "reset"),
+      change(2, op: 2, scope: .counter, key: "acmf", version: 0, after: after, action: "reset"),
+      change(3, op: 3, scope: .account, key: "acme", version: 1, after: "one"),
+    ])
+    #expect(try books.store.parked().isEmpty)
+    #expect(
+      try books.store.balances(account: "acme", endingAfter: WallTime(milliseconds: 0)).elements
+        .isEmpty)
+    let history = try books.store.configHistory(.account("acme")).elements
+    #expect(history.map(\.operation) == [3, 1].map { operation($0).hex })
+    let changes = try books.store.currentConfigs(accounts: ["acme"])[0].changes
+    #expect(changes.map(\.operation) == [3, 1].map { operation($0).hex })
+    #expect(changes.map(\.result) == [1, 0])
   }
 
   @Test func closedPeriodTakesAdjustmentsNotEdits() throws {

@@ -175,7 +175,10 @@ final class Stack: Sendable {
       sidecar_id: side-\(index)
       listen: {unix: "\(directory.file("t\(index).sock"))"}
       http: "127.0.0.1:\(ports[index])"
-      credentials: {check: \(Self.checkToken), admin: \(Self.adminToken)}
+      credentials:
+        check: \(Self.checkToken)
+        admin: \(Self.adminToken)
+        admins: {ann: {token: ann-token}, bob: {token: bob-token}}
       redis: {address: "\(redisAddress)"}
       ledger: {address: "\(ledgerAddress)", token: ledger-token}
       log_level: info
@@ -204,13 +207,21 @@ final class Stack: Sendable {
   }
 
   /// Runs `tollgate …` against a sidecar, with the admin credential.
-  func cli(_ arguments: [String], sidecar index: Int = 0) throws -> CommandResult {
-    let child = try ChildProcess(
-      binary,
-      arguments + ["--unix", directory.file("t\(index).sock"), "--token", Self.adminToken])
+  func cli(
+    _ arguments: [String], sidecar index: Int = 0, token: String = adminToken
+  ) throws -> CommandResult {
+    let child = try start(arguments, sidecar: index, token: token)
     let status = try child.wait(within: .seconds(30))
     return CommandResult(
       status: status, output: child.standardOutput, errors: child.standardError)
+  }
+
+  /// Starts `tollgate …` and does not wait for its end.
+  func start(
+    _ arguments: [String], sidecar index: Int = 0, token: String = adminToken
+  ) throws -> ChildProcess {
+    try ChildProcess(
+      binary, arguments + ["--unix", directory.file("t\(index).sock"), "--token", token])
   }
 
   /// The same, where anything but success is an error.

@@ -156,6 +156,13 @@ struct OracleRound {
     }
   }
 
+  /// Changes are remembered by count, not by age: these come in the order of their ids.
+  private func newChange() -> ChangeKey {
+    let time = UInt64(max(microseconds, evaluator.state.latest) / 1000)
+    return ChangeKey(
+      operation: OperationID(high: time << 16, low: UInt64(sequence)), fingerprint: 7)
+  }
+
   private mutating func newID() -> OperationID {
     var time = max(microseconds, evaluator.state.latest) / 1000
     switch random.unit() {
@@ -337,10 +344,11 @@ struct OracleRound {
     evaluator.setCounter(key, to: value, nowMicroseconds: microseconds)
     sequence += 1
     let expected = sequence
-    let call = CounterResetCall(
-      keySpace: rig.keySpace, fence: rig.fence, operation: newID(), subject: subject,
-      feature: feature, window: window, period: window.period(containing: now), value: value,
-      body: [7])
+    let call = ResetCall(
+      keySpace: rig.keySpace, fence: rig.fence,
+      change: newChange(), subject: subject, feature: feature,
+      target: .cell(window, window.period(containing: now), value: value), body: [7],
+      outboxEntriesMax: 1_000_000_000)
     put(StoreRig.command(call, rig.library)) { reply in
       let got = call.decode(RESPReply(reply))
       guard case .done(let outcome) = got, outcome.position.sequence == expected,
@@ -363,8 +371,9 @@ struct OracleRound {
     evaluator.state.latest = max(evaluator.state.latest, microseconds)
     sequence += 1
     let call = ConfigAccountCall(
-      keySpace: rig.keySpace, fence: rig.fence, operation: newID(), account: account,
-      expectedVersion: config.version - 1, newVersion: config.version, config: "{}", body: [3])
+      keySpace: rig.keySpace, fence: rig.fence, change: newChange(), account: account,
+      expectedVersion: config.version - 1, newVersion: config.version, config: "{}", body: [3],
+      outboxEntriesMax: 1_000_000_000)
     put(StoreRig.command(call, rig.library)) { reply in
       let got = call.decode(RESPReply(reply))
       if case .done = got { return nil }

@@ -227,7 +227,8 @@ struct Scenario: CustomTestStringConvertible, Sendable {
       try openControl(rig)
       return command(
         rig,
-        RestoreGlobalCall(keySpace: rig.keySpace, fence: rig.fence, version: 9, config: "{}"))
+        RestoreGlobalCall(
+          keySpace: rig.keySpace, fence: rig.fence, version: 9, config: "{}", memory: memory(rig)))
     },
     Scenario("push of a version", .pushVersion) {
       command(
@@ -240,6 +241,21 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     Scenario("reset of a member's cell", .counterReset) {
       _ = try $0.consume("acme/ann", ("chat", 3))
       return command($0, try reset($0, "acme/ann", "chat", .day))
+    },
+    Scenario("reset of a rate", .counterReset) {
+      _ = try $0.consume("acme/ann", ("chat", 3))
+      return command($0, try reset($0, "acme/ann", rate: "chat.rate"))
+    },
+    Scenario("reset without a ledger", .counterReset) { rig in
+      var call = try reset(rig, "acme", "tokens", .month)
+      call.outboxEntriesMax = 0
+      return command(rig, call)
+    },
+    Scenario("account configuration past what is remembered", .configAccount) { rig in
+      for version in Int64(1)...40 {
+        _ = try rig.redis.pipeline([try accountChange(rig, "acme", expected: version)])
+      }
+      return try accountChange(rig, "acme", expected: 41)
     },
     Scenario("reset of a member never seen", .counterReset) {
       command($0, try reset($0, "acme/eve", "chat", .hour))
@@ -260,7 +276,16 @@ struct Scenario: CustomTestStringConvertible, Sendable {
       cells: [
         try cell("acme", .day), try cell("acme/ann", .hour), try cell("acme/ann", .day),
         try cell("acme/bob", .hour),
-      ], accountVersion: 5, accountConfig: "{\"plan\":1}")
+      ], accountVersion: 5, accountConfig: "{\"plan\":1}", memory: memory(rig))
+  }
+
+  static func memory(_ rig: StoreRig) -> ChangeMemory {
+    ChangeMemory(
+      entries: (0..<40).map { number in
+        .init(
+          operation: rig.newID(), fingerprint: 7, result: Int64(number),
+          time: rig.now + -Int64(number))
+      })
   }
 
   static func accountChange(
@@ -269,9 +294,9 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     command(
       rig,
       ConfigAccountCall(
-        keySpace: rig.keySpace, fence: rig.fence, operation: rig.newID(),
+        keySpace: rig.keySpace, fence: rig.fence, change: rig.newChange(),
         account: try Subject(account), expectedVersion: expected, newVersion: expected + 1,
-        config: "{}", body: [1, 2, 3]))
+        config: "{}", body: [1, 2, 3], outboxEntriesMax: 1000))
   }
 
   static func openControl(_ rig: StoreRig) throws {
@@ -283,18 +308,27 @@ struct Scenario: CustomTestStringConvertible, Sendable {
 
   static func globalChange(_ rig: StoreRig, version: Int64) -> ConfigGlobalCall {
     ConfigGlobalCall(
-      keySpace: rig.keySpace, fence: rig.fence, operation: rig.newID(),
+      keySpace: rig.keySpace, fence: rig.fence, change: rig.newChange(),
       expectedVersion: version == 1 ? 0 : 1, newVersion: version, config: "{}",
-      catalog: (version: version, document: "{}"), body: [1])
+      catalog: (version: version, document: "{}"), body: [1], outboxEntriesMax: 1000)
   }
 
   static func reset(
     _ rig: StoreRig, _ subject: String, _ feature: String, _ window: Window
-  ) throws -> CounterResetCall {
-    CounterResetCall(
-      keySpace: rig.keySpace, fence: rig.fence, operation: rig.newID(),
-      subject: try Subject(subject), feature: try Name(feature), window: window,
-      period: window.period(containing: rig.now), body: [9])
+  ) throws -> ResetCall {
+    ResetCall(
+      keySpace: rig.keySpace, fence: rig.fence, change: rig.newChange(),
+      subject: try Subject(subject), feature: try Name(feature),
+      target: .cell(window, window.period(containing: rig.now), value: 0),
+      body: Array(ResetCall.before.utf8), outboxEntriesMax: 1000)
+  }
+
+  static func reset(_ rig: StoreRig, _ subject: String, rate: String) throws -> ResetCall {
+    ResetCall(
+      keySpace: rig.keySpace, fence: rig.fence, change: rig.newChange(),
+      subject: try Subject(subject), feature: try Name("chat"),
+      target: .rate(limit: try Name(rate)), body: Array(ResetCall.before.utf8),
+      outboxEntriesMax: 1000)
   }
 }
 

@@ -127,6 +127,10 @@ final class StoreRig {
     }
   }
 
+  func newChange(_ fingerprint: UInt64 = 7) -> ChangeKey {
+    ChangeKey(operation: newID(), fingerprint: fingerprint)
+  }
+
   func newID() -> OperationID { OperationID(time: now, using: &random) }
 
   func resolve(_ subject: Subject, _ items: [Item]) -> Resolution {

@@ -16,7 +16,7 @@ struct AdminDeskTests {
   private static let loop = MultiThreadedEventLoopGroup.singleton.next()
 
   /// Works until it is cancelled, as a handler does whose Redis never answers.
-  private static let stuck: AdminHandler = { _, _ in
+  private static let stuck: AdminHandler = { _, _, _ in
     while !Task.isCancelled { try? await Task.sleep(for: .milliseconds(1)) }
     return .success([])
   }
@@ -27,7 +27,8 @@ struct AdminDeskTests {
     let promise = loop.makePromise(of: AdminDesk.Answer.self)
     loop.execute {
       desk.ask(
-        method.rawValue, Array(document.utf8), deadline: .now() + .milliseconds(milliseconds),
+        method.rawValue, Array(document.utf8), AdminCaller(proof: "test"),
+        deadline: .now() + .milliseconds(milliseconds),
         on: loop
       ) { promise.succeed($0) }
     }
@@ -44,7 +45,7 @@ struct AdminDeskTests {
   private struct Missing: Error {}
 
   @Test func anAnswerInTimeIsPassedOn() async throws {
-    let desk = AdminDesk { method, body in .success([UInt8(method)] + body) }
+    let desk = AdminDesk { method, body, _ in .success([UInt8(method)] + body) }
     let answer = try await Self.ask(desk, .status, "{}", milliseconds: 10_000)
     #expect(try answer.get() == [21] + Array("{}".utf8))
     try await eventually(within: .seconds(5), "its place is free") { () async -> Bool in
@@ -88,7 +89,7 @@ struct AdminDeskTests {
 
   @Test func oneMoreThanItHoldsIsOverloadedAtOnce() async throws {
     let release = Mutex(false)
-    let desk = AdminDesk { _, _ in
+    let desk = AdminDesk { _, _, _ in
       while !release.withLock({ $0 }) { try? await Task.sleep(for: .milliseconds(1)) }
       return .success([])
     }

@@ -30,6 +30,12 @@ final class FakeBackend: AdminBackend {
     var records: [OperationID: Bool] = [:]
     var decisions: [OperationID: Decision] = [:]
     var sequence: Int64 = 0
+    /// Of everything; only where a test sets it.
+    var memory = ChangeMemory()
+    /// How often `writeAccounts` still answers `crowded`.
+    var crowded = 0
+    var outboxReads = 0
+    var history = AuditPage.History.read
     var failing: AdminFailure?
   }
 
@@ -76,6 +82,8 @@ final class FakeBackend: AdminBackend {
     edit { $0.published.append(version) }
   }
 
+  func globalMemory() async throws(AdminFailure) -> ChangeMemory { read(\.memory) }
+
   func catalog(version: Int64) async throws(AdminFailure) -> Catalog? {
     read { $0.catalogs[version] }
   }
@@ -84,8 +92,42 @@ final class FakeBackend: AdminBackend {
     try check()
     return read {
       AccountState(
-        config: $0.accounts[account] ?? AccountConfig(), bucket: 0, isLoaded: $0.isLoaded)
+        config: $0.accounts[account] ?? AccountConfig(), bucket: 0, isLoaded: $0.isLoaded,
+        memory: $0.memory)
     }
+  }
+
+  func accounts(_ accounts: [Subject]) async -> [Result<AccountState, AdminFailure>] {
+    await each(accounts) { (account) throws(AdminFailure) in try await self.account(account) }
+  }
+
+  func writeAccounts(_ writes: [AccountWrite]) async -> [Result<WriteOutcome, AdminFailure>] {
+    let isCrowded = state.withLock { state in
+      state.crowded -= 1
+      return state.crowded >= 0
+    }
+    if isCrowded { return writes.map { _ in .success(.crowded) } }
+    return await each(writes) { (write) throws(AdminFailure) in
+      try await self.writeAccount(
+        write.account, write.config, before: write.before, expecting: write.before.version,
+        change: write.change)
+    }
+  }
+
+  func waitForRoom(buckets: Set<Int>, milliseconds: Int64) async -> Bool { read(\.ledgerConfirms) }
+
+  private func each<Element, Value: Sendable>(
+    _ elements: [Element], _ body: (Element) async throws(AdminFailure) -> Value
+  ) async -> [Result<Value, AdminFailure>] {
+    var results: [Result<Value, AdminFailure>] = []
+    for element in elements {
+      do throws(AdminFailure) {
+        results.append(.success(try await body(element)))
+      } catch {
+        results.append(.failure(error))
+      }
+    }
+    return results
   }
 
   func writeAccount(
@@ -141,10 +183,17 @@ final class FakeBackend: AdminBackend {
   }
 
   func audit(
-    account: String?, before: WallTime?, limit: Int
-  ) async throws(AdminFailure) -> [AuditEntry] {
+    account: String?, before place: AuditPlace?, limit: Int
+  ) async throws(AdminFailure) -> AuditPage {
     read { state in
-      Array(state.audit.filter { account == nil || $0.change.key == account }.prefix(limit))
+      let found = state.audit.filter { entry in
+        (account == nil || entry.change.key == account)
+          && (place.map { entry.place < $0 } ?? true)
+      }
+      let page = Array(found.prefix(limit))
+      return AuditPage(
+        entries: page, history: state.history,
+        next: page.count < found.count ? page.last?.place : nil)
     }
   }
 
@@ -167,7 +216,9 @@ final class FakeBackend: AdminBackend {
     _ reference: CounterReference, change: ChangeRecord
   ) async throws(AdminFailure) -> ResetOutcome {
     state.withLock { state in
-      if let earlier = state.operations[change.operation] { return .replayed(earlier.written) }
+      if let earlier = state.operations[change.operation] {
+        return .replayed(forgiven: 0, earlier.written)
+      }
       let counter = state.counters[reference] ?? .empty
       let forgiven = counter.settled - counter.forgiven
       state.counters[reference]?.forgiven = counter.settled
@@ -199,16 +250,21 @@ final class FakeBackend: AdminBackend {
   }
 
   func storeBilling(
-    account: Subject, after cursor: StreamPosition
-  ) async throws(AdminFailure) -> StoreBilling {
-    let answer: StoreBilling? = state.withLock { state in
-      guard let prepared = state.store[account] else { return nil }
-      if prepared.count > 1 { state.store[account]?.removeFirst() }
-      return prepared.first
+    bucket: Int, _ accounts: [(account: Subject, cursor: StreamPosition)]
+  ) async throws(AdminFailure) -> [StoreBilling] {
+    edit { $0.outboxReads += 1 }
+    var billings: [StoreBilling] = []
+    for (account, cursor) in accounts {
+      let answer: StoreBilling? = state.withLock { state in
+        guard let prepared = state.store[account] else { return nil }
+        if prepared.count > 1 { state.store[account]?.removeFirst() }
+        return prepared.first
+      }
+      guard var answer else { throw AdminFailure(.notFound, "nothing prepared for \(account)") }
+      answer.undelivered.removeAll { $0.position <= cursor }
+      billings.append(answer)
     }
-    guard var answer else { throw AdminFailure(.notFound, "nothing prepared for \(account)") }
-    answer.undelivered.removeAll { $0.position <= cursor }
-    return answer
+    return billings
   }
 
   func ledgerDeltas(

@@ -216,6 +216,50 @@ import TollgateWire
       .reconcile, ReconcileRequest(account: acme), as: ReconcileReply.self)
   }
 
+  /// A closed period has its line and one of adjustments: the bill is both.
+  @Test func twoLinesOfOnePeriodAreOneTotal() async throws {
+    let fixture = try AdminFixture()
+    var billed = try ledger(cursor: 5, 50)
+    billed.totals += try ledger(cursor: 5, -7).totals
+    let reply = try await reconcile(
+      fixture, [billed], [try store(fixture, last: 5, first: 0, 43)])
+    #expect(reply.difference == 0 && reply.totals == 1 && reply.ledger == 43)
+  }
+
+  @Test func entriesBeyondTheListAreCountedAllTheSame() async throws {
+    let fixture = try AdminFixture()
+    var stored = try store(fixture, last: 7, first: 6, 65, [try delta(2, 6, 5)])
+    stored.unlisted = [
+      BillingTotal(feature: try Name("chat.requests"), period: month, settled: 10)
+    ]
+    let reply = try await reconcile(fixture, [try ledger(cursor: 5, 50)], [stored])
+    #expect(reply.difference == 0 && reply.undelivered == 15)
+  }
+
+  @Test func theOutboxIsReadOncePerBucketAndNotPerAccount() async throws {
+    let fixture = try AdminFixture()
+    let map = BucketMap(buckets: 4)
+    let accounts = try (0..<40).map { try Subject("a\($0)") }
+    let (billed, stored) = (
+      try ledger(cursor: 5, 50), try store(fixture, last: 5, first: 0, 50)
+    )
+    let free = AccountConfig(version: 1, plan: try Name("free"))
+    fixture.backend.edit { state in
+      state.accounts = [:]
+      for account in accounts {
+        state.accounts[account] = free
+        state.ledger[account] = [billed]
+        state.store[account] = [stored]
+      }
+    }
+    let reply = try await fixture.send(
+      .reconcile, ReconcileRequest(limit: 100), as: ReconcileReply.self)
+    #expect(reply.accounts == 40 && reply.difference == 0)
+    #expect(
+      fixture.backend.read(\.outboxReads)
+        == Set(accounts.map { map.bucket(ofAccount: $0.path) }).count)
+  }
+
   @Test func undeliveredEntriesCloseTheSum() async throws {
     let fixture = try AdminFixture()
     let reply = try await reconcile(

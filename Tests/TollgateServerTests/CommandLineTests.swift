@@ -224,7 +224,7 @@ private struct Harness {
       run.out == """
           acme chat.month: as in the plan → amount=60
         dry-run: nothing was changed
-        1 accounts affected, 1 denied at once
+        1 account affected, 1 denied at once
           denied at once: acme
 
         """)
@@ -301,18 +301,38 @@ private struct Harness {
 
   @Test func anImportGoesOnWhereItWasStopped() async throws {
     let harness = try await Harness()
-    let rows = (1...250).map { "b\($0),free" }.joined(separator: "\n")
-    let file = try harness.directory.write("rows.csv", "account,plan\n" + rows)
-    let size = Int64(rows.utf8.count + "account,plan\n".utf8.count)
-    let progress = #"{"file":"\#(file)","bytes":\#(size),"rows":200}"#
-    _ = try harness.directory.write("rows.csv.progress", progress)
+    let text = "account,plan\n" + (1...250).map { "b\($0),free" }.joined(separator: "\n")
+    let file = try harness.directory.write("rows.csv", text)
+    // Of a small file the first and the last window are the whole of it.
+    var hash = StableHash()
+    for byte in Array(text.utf8) + Array(text.utf8) { hash.combine(byte) }
+    let operation = AdminFixture.id(77)
+    func stopped(_ rows: Int, content: String) throws {
+      let done =
+        #"{"applied":150,"unchanged":50,"ignored":0,"replayed":0,"failed":[],"#
+        + #""failed_unlisted":0,"dry_run":false,"denied_at_once":0,"durable":"redis"}"#
+      _ = try harness.directory.write(
+        "rows.csv.progress",
+        #"{"file":"\#(file)","bytes":\#(text.utf8.count),"content":"\#(content)","#
+          + #""rows":\#(rows),"operation":"\#(operation)","done":\#(done)}"#)
+    }
+    try stopped(200, content: "0")
+    let changed = try await harness.run("account", "import", file)
+    #expect(changed.code == 2 && changed.error.contains("changed since"), "\(changed.error)")
+    try stopped(200, content: String(hash.value, radix: 16))
     let run = try await harness.run("account", "import", file, "--batch", "20")
     #expect(run.code == 0, "\(run.error)")
-    #expect(run.out.contains("50 applied, 0 unchanged"))
-    #expect(run.out.contains("200 rows were done before"))
+    #expect(run.out.contains("200 applied, 50 unchanged"), "\(run.out)")
+    #expect(run.out.contains("of these 200 rows were done before"))
+    #expect(harness.fixture.backend.read { $0.accounts.count } == 51)
     #expect(!FileManager.default.fileExists(atPath: file + ".progress"))
+    // Ten rows that were not done are done now, the others are as asked.
+    try stopped(190, content: String(hash.value, radix: 16))
     let again = try await harness.run("account", "import", file, "--batch", "20")
-    #expect(again.out.contains("200 applied, 50 unchanged"))
+    #expect(again.out.contains("160 applied, 100 unchanged"), "\(again.out)")
+    _ = try harness.directory.write("rows.csv.progress", "?")
+    #expect(try await harness.run("account", "import", file).code == 2)
+    #expect(try await harness.run("account", "import", file, "--restart").code == 0)
   }
 
   @Test func anImportReadsJSONLinesAndReportsBadRows() async throws {
@@ -320,15 +340,37 @@ private struct Harness {
     let file = try harness.directory.write(
       "rows.jsonl",
       """
+      # A comment.
       {"account":"x","plan":"free"}
       {"account":"y","paln":"free"}
+
       {"account":"z","plan":"gold"}
       """)
     let run = try await harness.run("account", "import", file)
     #expect(run.code == 4)
     #expect(run.out.contains("1 applied"))
-    #expect(run.out.contains("row 2"))
-    #expect(run.out.contains("row 3 z: the catalog (version 1) has no plan gold (NOT_FOUND)"))
+    #expect(run.out.contains("line 3: "), "\(run.out)")
+    #expect(run.out.contains("line 5 z: the catalog (version 1) has no plan gold (NOT_FOUND)"))
+  }
+
+  @Test func aColumnTooManyIsNotPassedOver() async throws {
+    let harness = try await Harness()
+    let odd = try harness.directory.write("odd.csv", "account,paln\nx,free\n")
+    let run = try await harness.run("account", "import", odd)
+    #expect(run.code == 2 && run.error.contains("has a column paln"), "\(run.error)")
+    let wide = try harness.directory.write("wide.csv", "account,plan\nx,free\ny,free,true\n")
+    let rows = try await harness.run("account", "import", wide)
+    #expect(rows.code == 4 && rows.out.contains("line 3: has 3 fields"), "\(rows.out)")
+  }
+
+  @Test(arguments: ["bash", "zsh", "fish"])
+  func theShellCompletesEveryCommand(_ shell: String) async throws {
+    let directory = try TemporaryDirectory("cli")
+    let script = try await Harness.run(["--generate-completion-script", shell], directory)
+    #expect(script.code == 0)
+    for word in ["catalog", "audit-log", "bypass", "reconcile", "doctor", "import"] {
+      #expect(script.out.contains(word), "\(word)")
+    }
   }
 
   @Test func aDryRunOfAnImportWritesNothing() async throws {

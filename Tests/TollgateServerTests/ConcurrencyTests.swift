@@ -51,7 +51,7 @@ struct SidecarConcurrencyTests {
     // A sanitizer slows everything down; here only the counting matters.
     configuration.limits.redisSlowMilliseconds = 20_000
     let sidecar = try await Sidecar(configuration: configuration, logger: quiet) { _ in
-      { _, _ in .failure(AdminError(code: .notFound, message: "none here")) }
+      { _, _, _ in .failure(AdminError(code: .notFound, message: "none here")) }
     }
     let (stops, stop) = AsyncStream.makeStream(of: Void.self)
     let running = Task { try await sidecar.run(until: { for await _ in stops { break } }) }

@@ -12,6 +12,7 @@
 --   0 done · 1 done before · 2 fenced · 3 mismatch · 4 id too old · 5 id from the future
 --   6 expired · 7 stale · 8 rebuild · 9 period passed · 10 overflow · 11 conflict
 --   12 counted: the bodies of what was counted are wanted
+--   13 outbox full
 local call, try = redis.call, redis.pcall
 local encode, decode = cmsgpack.pack, cmsgpack.unpack
 local floor, max, format, sub = math.floor, math.max, string.format, string.sub
@@ -152,19 +153,89 @@ local function lifetime(periodEnd)
   return periodEnd >= NEVER - DAY and NEVER or periodEnd + DAY
 end
 
--- The ids of the last 16 changes made to something, newest first, 16 bytes each: a change repeated
--- after later ones is recognised too.
-local function remembers(ids, id)
-  for i = 1, #(ids or ''), 16 do
-    if sub(ids, i, i + 15) == id then
-      return true
+-- The changes remembered of an account or of the global configuration (KEYS.md, field `op`):
+-- 16 bytes of floor, then 40 each, newest first: id, fingerprint, result and time (ms). The floor is
+-- the highest id that was dropped: whatever lies at or below it and is not remembered may have had
+-- its effect already.
+local CHANGES, CHANGE, FLOOR = 32, 40, 16
+
+-- a <= b, byte by byte: '<' of Lua goes by the server's locale.
+local function upTo(a, b)
+  for i = 1, 16 do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then
+      return x < y
     end
   end
-  return false
+  return true
 end
 
-local function remember(ids, id)
-  return sub(id .. (ids or ''), 1, 256)
+-- nil: a change that is new; else the reply. `op`: 16 bytes of id and 8 of fingerprint.
+local function known(memory, op, ms)
+  memory = memory or ''
+  local id = sub(op, 1, 16)
+  for at = FLOOR + 1, #memory, CHANGE do
+    if sub(memory, at, at + 15) == id then
+      if sub(memory, at + 16, at + 23) ~= sub(op, 17, 24) then
+        return {3, sub(memory, at + 16, at + 19) ~= sub(op, 17, 20) and 0 or 1}
+      end
+      local result, time = struct.unpack('>dd', memory, at + 24)
+      return {1, int(result), int(time)}
+    end
+  end
+  if memory ~= '' and upTo(id, memory) then
+    return {4}
+  end
+  if struct.unpack('>I6', id) - ms > 60000 then
+    return {5}
+  end
+end
+
+-- The floor and entries, newest first, cut to what is remembered.
+local function bounded(bottom, entries)
+  for at = CHANGES * CHANGE + 1, #entries, CHANGE do
+    local gone = sub(entries, at, at + 15)
+    if upTo(bottom, gone) then
+      bottom = gone
+    end
+  end
+  return bottom .. sub(entries, 1, CHANGES * CHANGE)
+end
+
+local function remember(memory, op, result, ms)
+  memory = memory or string.rep('\0', FLOOR)
+  return bounded(sub(memory, 1, FLOOR),
+    struct.pack('>c24dd', op, result, ms) .. sub(memory, FLOOR + 1))
+end
+
+-- Two memories of the same thing as one; nil where both are empty.
+local function joined(a, b)
+  if (a or '') == '' or (b or '') == '' then
+    return (a or '') ~= '' and a or (b or '') ~= '' and b or nil
+  end
+  local all, seen = {}, {}
+  for _, memory in ipairs({a, b}) do
+    for at = FLOOR + 1, #memory, CHANGE do
+      local entry = sub(memory, at, at + CHANGE - 1)
+      local id = sub(entry, 1, 16)
+      if not seen[id] then
+        seen[id] = true
+        local time = struct.unpack('>d', entry, 33)
+        all[#all + 1] = {time, entry}
+      end
+    end
+  end
+  table.sort(all, function(x, y)
+    if x[1] ~= y[1] then
+      return x[1] > y[1]
+    end
+    return x[2] < y[2]
+  end)
+  local entries = {}
+  for i = 1, #all do
+    entries[i] = all[i][2]
+  end
+  return bounded(sub(upTo(a, b) and b or a, 1, FLOOR), table.concat(entries))
 end
 
 -- The fence of all scripts but `decide`: nil, or the FENCED reply. KEYS[1] is the bucket's meta,
@@ -172,5 +243,28 @@ end
 local function fenced(f, seq)
   if f ~= ARGV[1] or (tonumber(seq) or 0) < tonumber(ARGV[2]) then
     return {2, f, seq}
+  end
+end
+
+-- Whether the outbox holds as much undelivered as a change may find there. Without a ledger nothing
+-- is ever delivered, and `announce` bounds the stream itself.
+local function crowded(seq, ack, allowed)
+  allowed = tonumber(allowed)
+  return allowed > 0 and seq - (tonumber(ack) or 0) >= allowed
+end
+
+-- The last writes of a change: its delta (KEYS[2]) and its audit entry (KEYS[4]).
+local function announce(epoch, seq, ms, op, change, body, allowed)
+  local id, d = epoch .. '-' .. int(seq + 1), sub(op, 1, 16) .. encode(3, 0, ms, change, 0, change)
+  if allowed == '0' then
+    write(nil, 'XADD', KEYS[2], 'MAXLEN', '~', '10000', id, 'd', d, 'b', body)
+  else
+    write(nil, 'XADD', KEYS[2], id, 'd', d, 'b', body)
+  end
+  local r = try('XADD', KEYS[4], 'MAXLEN', '~', '10000', '*', 't', int(ms), 'b', body,
+    'o', sub(op, 1, 16))
+  if type(r) == 'table' then
+    unappend(KEYS[2], epoch, seq, 1)
+    abort(r)
   end
 end

@@ -4,6 +4,7 @@
 --
 -- KEYS  1 meta of the control bucket · 2 global
 -- ARGV  1 fence text · 2 seen sequence · 3 version · 4 configuration (JSON)
+--       5 changes the ledger remembers, or empty
 -- Reply {0, version in force} · {2, f, seq}
 --
 -- Invariant: never replaces a newer version. Complexity: O(1).
@@ -12,12 +13,16 @@ local stop = fenced(M[1], M[2])
 if stop then
   return stop
 end
-local H = call('HMGET', KEYS[2], 'version', 'cfg')
+local H = call('HMGET', KEYS[2], 'version', 'cfg', 'op')
 local version = tonumber(ARGV[3])
 if version <= (tonumber(H[1]) or -1) then
   return {0, H[1]}
 end
-set(KEYS[2], {'version', int(version), 'cfg', ARGV[4]}, H)
+local fields, memory = {'version', int(version), 'cfg', ARGV[4]}, joined(H[3], ARGV[5])
+if memory then
+  fields[5], fields[6] = 'op', memory
+end
+set(KEYS[2], fields, H)
 if version > (tonumber(M[3]) or -1) then
   set(KEYS[1], {'gv', int(version)}, {M[3]})
 end

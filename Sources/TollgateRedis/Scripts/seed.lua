@@ -6,12 +6,12 @@
 --       3 MessagePack: epoch, last chunk (1) or not, account version, number of cells, and per
 --         cell: hash (1 header, 2 = KEYS[4]...), field, period end, start, settled, forgiven,
 --         start and settled of the period before
---       4 account configuration (JSON), or empty
+--       4 account configuration (JSON), or empty · 5 changes the ledger remembers, or empty
 -- Reply {0} seeded · {1} the account is current already · {2, f, seq}
 --
 -- Invariants: values are set, never added; the last chunk marks the header with the epoch and is
 --   the only one that does; a current header makes every chunk a no-op. Counters of an older epoch
---   are dropped, the newer of two configurations is kept.
+--   are dropped, the newer of two configurations is kept, and what either side remembers of changes.
 -- Complexity: O(cells + fields of the hashes written).
 local A, position = {}, 0
 repeat
@@ -85,9 +85,10 @@ if last == 1 then
     flat[#flat + 1] = 'cfg'
     flat[#flat + 1] = cfg
   end
-  if H[4] then
+  local memory = joined(H[4], ARGV[5])
+  if memory then
     flat[#flat + 1] = 'op'
-    flat[#flat + 1] = H[4]
+    flat[#flat + 1] = memory
   end
   local w = W[1] or {}
   for i = 1, #w do

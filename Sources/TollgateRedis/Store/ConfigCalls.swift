@@ -1,6 +1,6 @@
 // Changes of configuration: each is one compare-and-set on the old version, together with its
 // config delta in the same outbox and an entry in the bounded audit stream. A retry under the same
-// operation id is recognised, so an edit of unknown outcome may be sent again.
+// operation id is answered as the first time, so an edit of unknown outcome may be sent again.
 
 package import TollgateCore
 
@@ -10,16 +10,64 @@ package struct ConfigOutcome: Hashable, Sendable {
   package var time: WallTime
 }
 
+/// Who asks for a change: its operation id, and the fingerprint of the request it stands for.
+package struct ChangeKey: Hashable, Sendable {
+  package var operation: OperationID
+  package var fingerprint: UInt64
+
+  package init(operation: OperationID, fingerprint: UInt64) {
+    self.operation = operation
+    self.fingerprint = fingerprint
+  }
+
+  var argument: RESPArgument {
+    .bytes(
+      operation.bytes
+        + stride(from: UInt64(56), through: 0, by: -8).map {
+          UInt8(truncatingIfNeeded: fingerprint >> $0)
+        })
+  }
+}
+
+/// Why a change under this id was not looked at any further; nothing was written.
+package enum KnownChange: Hashable, Sendable {
+  /// Applied before: what it made (a version, or units forgiven), and when.
+  case applied(result: Int64, time: WallTime)
+  case mismatch(ChangeMemory.Difference)
+  case tooOld
+  case fromFuture
+
+  init?(_ reply: RESPReply) {
+    switch reply.code {
+    case .replayed?:
+      guard let result = reply[1].number, let time = reply[2].number else { return nil }
+      self = .applied(result: result, time: WallTime(milliseconds: time))
+    case .mismatch?:
+      guard let half = reply[1].integer, let half = ChangeMemory.Difference(rawValue: Int(half))
+      else { return nil }
+      self = .mismatch(half)
+    case .tooOld?: self = .tooOld
+    case .fromFuture?: self = .fromFuture
+    default: return nil
+    }
+  }
+}
+
 package enum ConfigReply: Hashable, Sendable {
   case done(ConfigOutcome)
-  /// This operation was applied before.
-  case alreadyDone
+  case known(KnownChange)
   /// The version that stands differs from the expected one.
   case conflict(version: Int64)
+  /// The ledger is too far behind.
+  case outboxFull
   case fenced(FenceState)
   case error(String)
 
   fileprivate init(_ reply: RESPReply) {
+    if let known = KnownChange(reply) {
+      self = .known(known)
+      return
+    }
     switch reply.code {
     case .done?:
       guard let epoch = reply[1].number, let sequence = reply[2].number, let time = reply[3].number
@@ -31,8 +79,8 @@ package enum ConfigReply: Hashable, Sendable {
         ConfigOutcome(
           position: StreamPosition(epoch: epoch, sequence: sequence),
           time: WallTime(milliseconds: time)))
-    case .replayed?: self = .alreadyDone
     case .conflict?: self = .conflict(version: reply[1].number ?? 0)
+    case .outboxFull?: self = .outboxFull
     case .fenced?: self = .fenced(reply.fenceState)
     default: self = .error(reply.problem)
     }
@@ -43,7 +91,7 @@ package struct ConfigAccountCall: ScriptCall {
   package var keySpace: KeySpace
   package var bucket: Int
   package var fence: Fence
-  package var operation: OperationID
+  package var change: ChangeKey
   package var account: Subject
   /// 0: no header, or one that nobody ever set.
   package var expectedVersion: Int64
@@ -51,20 +99,24 @@ package struct ConfigAccountCall: ScriptCall {
   package var config: String
   /// The encoded `ConfigDelta`.
   package var body: [UInt8]
+  /// Undelivered entries that the change may find in the outbox; 0: there is no ledger.
+  package var outboxEntriesMax: Int64
 
   package init(
-    keySpace: KeySpace, fence: Fence, operation: OperationID, account: Subject,
-    expectedVersion: Int64, newVersion: Int64, config: String, body: [UInt8]
+    keySpace: KeySpace, fence: Fence, change: ChangeKey, account: Subject,
+    expectedVersion: Int64, newVersion: Int64, config: String, body: [UInt8],
+    outboxEntriesMax: Int64
   ) {
     self.keySpace = keySpace
     self.bucket = keySpace.bucket(of: account)
     self.fence = fence
-    self.operation = operation
+    self.change = change
     self.account = account
     self.expectedVersion = expectedVersion
     self.newVersion = newVersion
     self.config = config
     self.body = body
+    self.outboxEntriesMax = outboxEntriesMax
   }
 
   package var script: ScriptName { .configAccount }
@@ -76,8 +128,8 @@ package struct ConfigAccountCall: ScriptCall {
   }
   package var arguments: [RESPArgument] {
     fence.arguments + [
-      .integer(fence.epoch), .bytes(operation.bytes), .integer(expectedVersion),
-      .integer(newVersion), .string(config), .bytes(body),
+      .integer(fence.epoch), change.argument, .integer(expectedVersion), .integer(newVersion),
+      .string(config), .bytes(body), .integer(outboxEntriesMax),
     ]
   }
   package func decode(_ reply: RESPReply) -> ConfigReply { ConfigReply(reply) }
@@ -90,28 +142,30 @@ package struct ConfigGlobalCall: ScriptCall {
 
   package var keySpace: KeySpace
   package var fence: Fence
-  package var operation: OperationID
+  package var change: ChangeKey
   package var expectedVersion: Int64
   package var newVersion: Int64
   package var config: String
   /// The catalog document to keep under this number; nil where the change made none.
   package var catalog: (version: Int64, document: String)?
   package var body: [UInt8]
+  package var outboxEntriesMax: Int64
   package var bucket: Int { keySpace.map.control }
 
   package init(
-    keySpace: KeySpace, fence: Fence, operation: OperationID, expectedVersion: Int64,
+    keySpace: KeySpace, fence: Fence, change: ChangeKey, expectedVersion: Int64,
     newVersion: Int64, config: String, catalog: (version: Int64, document: String)?,
-    body: [UInt8]
+    body: [UInt8], outboxEntriesMax: Int64
   ) {
     self.keySpace = keySpace
     self.fence = fence
-    self.operation = operation
+    self.change = change
     self.expectedVersion = expectedVersion
     self.newVersion = newVersion
     self.config = config
     self.catalog = catalog
     self.body = body
+    self.outboxEntriesMax = outboxEntriesMax
   }
 
   package var script: ScriptName { .configGlobal }
@@ -123,9 +177,10 @@ package struct ConfigGlobalCall: ScriptCall {
   }
   package var arguments: [RESPArgument] {
     fence.arguments + [
-      .integer(fence.epoch), .bytes(operation.bytes), .integer(expectedVersion),
-      .integer(newVersion), .string(config), .bytes(body), .integer(catalog?.version ?? 0),
-      .string(catalog?.document ?? ""), .integer((catalog?.version ?? 0) - Self.catalogsKept),
+      .integer(fence.epoch), change.argument, .integer(expectedVersion), .integer(newVersion),
+      .string(config), .bytes(body), .integer(outboxEntriesMax),
+      .integer(catalog?.version ?? 0), .string(catalog?.document ?? ""),
+      .integer((catalog?.version ?? 0) - Self.catalogsKept),
     ]
   }
   package func decode(_ reply: RESPReply) -> ConfigReply { ConfigReply(reply) }
@@ -138,118 +193,28 @@ package struct RestoreGlobalCall: ScriptCall {
   package var fence: Fence
   package var version: Int64
   package var config: String
+  /// What the ledger knows of earlier changes, so that their ids are still known.
+  package var memory: ChangeMemory
   package var bucket: Int { keySpace.map.control }
 
-  package init(keySpace: KeySpace, fence: Fence, version: Int64, config: String) {
+  package init(
+    keySpace: KeySpace, fence: Fence, version: Int64, config: String,
+    memory: ChangeMemory = ChangeMemory()
+  ) {
     self.keySpace = keySpace
     self.fence = fence
     self.version = version
     self.config = config
+    self.memory = memory
   }
 
   package var script: ScriptName { .restoreGlobal }
   package var keys: [String] { [keySpace.meta(bucket), keySpace.global] }
   package var arguments: [RESPArgument] {
-    fence.arguments + [.integer(version), .string(config)]
+    fence.arguments + [.integer(version), .string(config), .bytes(memory.bytes)]
   }
   /// The version in force afterwards.
   package func decode(_ reply: RESPReply) -> StoreReply<Int64> {
     reply.storeReply { $0.code == .done ? $0[1].number : nil }
-  }
-}
-
-/// Forgives (or charges against a limit) the usage of one cell, without touching what is billed:
-/// limits see settled − forgiven, the bill sees settled. Safe against deltas in flight, because it
-/// changes an offset, not the sum (PITFALL 27).
-package struct CounterResetCall: ScriptCall {
-  package struct Outcome: Hashable, Sendable {
-    package var position: StreamPosition
-    package var time: WallTime
-    /// What limits saw before and see now.
-    package var before: Int64
-    package var after: Int64
-  }
-
-  package enum Reply: Hashable, Sendable {
-    case done(Outcome)
-    case alreadyDone
-    /// The period given is not the current one.
-    case period(now: WallTime)
-    case rebuild
-    case fenced(FenceState)
-    case error(String)
-  }
-
-  package var keySpace: KeySpace
-  package var bucket: Int
-  package var fence: Fence
-  package var operation: OperationID
-  /// Of exactly the cell's level.
-  package var subject: Subject
-  package var feature: Name
-  package var window: Window
-  package var period: Period
-  /// What limits shall see: 0 for a reset.
-  package var value: Int64
-  /// The encoded `ConfigDelta` of scope `counter`. The entry's `actual` and `absorbed` carry the
-  /// change (after − before), its `charged` is 0.
-  package var body: [UInt8]
-
-  package init(
-    keySpace: KeySpace, fence: Fence, operation: OperationID, subject: Subject, feature: Name,
-    window: Window, period: Period, value: Int64 = 0, body: [UInt8]
-  ) {
-    self.keySpace = keySpace
-    self.bucket = keySpace.bucket(of: subject)
-    self.fence = fence
-    self.operation = operation
-    self.subject = subject
-    self.feature = feature
-    self.window = window
-    self.period = period
-    self.value = value
-    self.body = body
-  }
-
-  package var script: ScriptName { .counterReset }
-  package var keys: [String] {
-    var keys = [
-      keySpace.meta(bucket), keySpace.outbox(bucket), keySpace.subject(bucket, subject.account),
-      keySpace.audit(bucket),
-    ]
-    if subject.depth > 1 {
-      keys += [
-        keySpace.index(bucket, account: subject.account), keySpace.subject(bucket, subject),
-      ]
-    }
-    return keys
-  }
-  package var arguments: [RESPArgument] {
-    fence.arguments + [
-      .integer(fence.epoch), .bytes(operation.bytes),
-      .string(KeySpace.field(feature: feature, window: window)),
-      .integer(period.start.milliseconds), .integer(period.end.milliseconds), .integer(value),
-      .bytes(body),
-    ]
-  }
-
-  package func decode(_ reply: RESPReply) -> Reply {
-    switch reply.code {
-    case .done?:
-      guard let epoch = reply[1].number, let sequence = reply[2].number,
-        let time = reply[3].number, let before = reply[4].number, let after = reply[5].number
-      else { return .error(reply.problem) }
-      return .done(
-        Outcome(
-          position: StreamPosition(epoch: epoch, sequence: sequence),
-          time: WallTime(milliseconds: time), before: before, after: after))
-    case .replayed?: return .alreadyDone
-    case .period?:
-      return reply[1].number.map { .period(now: WallTime(milliseconds: $0)) }
-        ?? .error(reply.problem)
-    case .rebuild?: return .rebuild
-    case .fenced?: return .fenced(reply.fenceState)
-    default: return .error(reply.problem)
-    }
   }
 }

@@ -79,7 +79,7 @@ package enum DecideReply: Hashable, Sendable {
       else { return problem }
       decided.bornAt = WallTime(milliseconds: now)
       return .decided(decided)
-    case .conflict?, .counted?, nil: return problem
+    case .conflict?, .counted?, .outboxFull?, nil: return problem
     }
   }
 }

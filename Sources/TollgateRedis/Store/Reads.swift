@@ -37,6 +37,8 @@ package struct AccountHeader: Hashable, Sendable {
   /// nil: there is no header. 0: one that nobody ever set.
   package var version: Int64?
   package var config: String?
+  /// The changes made to it that are still known by their ids.
+  package var memory = ChangeMemory()
 }
 
 package struct BucketMeta: Hashable, Sendable {
@@ -54,6 +56,8 @@ package struct AuditEntry: Hashable, Sendable {
   package var streamID: String
   package var time: WallTime
   package var body: [UInt8]
+  /// nil: written by a release that did not note it.
+  package var operation: OperationID?
 }
 
 package enum Reads {
@@ -66,6 +70,15 @@ package enum Reads {
       guard reply.array != nil else { return nil }
       guard let version = reply[0].number, let config = reply[1].text else { return .some(nil) }
       return StoredConfig(version: version, config: config)
+    }
+  }
+
+  /// The global changes that are still known by their ids.
+  package static func globalMemory(_ keySpace: KeySpace) -> ReadCommand<ChangeMemory> {
+    ReadCommand(
+      bucket: keySpace.map.control, words: ["HGET", .string(keySpace.global), "op"]
+    ) { reply in
+      reply.error == nil ? ChangeMemory(bytes: reply.bytes ?? []) : nil
     }
   }
 
@@ -89,11 +102,12 @@ package enum Reads {
     let bucket = keySpace.bucket(of: account)
     return ReadCommand(
       bucket: bucket,
-      words: ["HMGET", .string(keySpace.subject(bucket, account.account)), "e", "v", "cfg"]
+      words: ["HMGET", .string(keySpace.subject(bucket, account.account)), "e", "v", "cfg", "op"]
     ) { reply in
       guard reply.array != nil else { return nil }
+      guard let memory = ChangeMemory(bytes: reply[3].bytes ?? []) else { return nil }
       return AccountHeader(
-        epoch: reply[0].number, version: reply[1].number, config: reply[2].text)
+        epoch: reply[0].number, version: reply[1].number, config: reply[2].text, memory: memory)
     }
   }
 
@@ -146,20 +160,24 @@ package enum Reads {
     ) { reply in OutboxCodec.entries(reply) }
   }
 
-  /// The latest audit entries, newest first.
+  /// The latest audit entries, newest first; `end`: from this stream id on (`(` in front of one:
+  /// below it).
   package static func audit(
-    _ keySpace: KeySpace, bucket: Int, count: Int
+    _ keySpace: KeySpace, bucket: Int, count: Int, from end: String = "+"
   ) -> ReadCommand<[AuditEntry]> {
     ReadCommand(
       bucket: bucket,
       words: [
-        "XREVRANGE", .string(keySpace.audit(bucket)), "+", "-", "COUNT", .integer(Int64(count)),
+        "XREVRANGE", .string(keySpace.audit(bucket)), .string(end), "-", "COUNT",
+        .integer(Int64(count)),
       ]
     ) { reply in
       reply.array?.compactMap { entry in
         guard let id = entry[0].text, let body = entry[1][3].bytes, let time = entry[1][1].number
         else { return nil }
-        return AuditEntry(streamID: id, time: WallTime(milliseconds: time), body: body)
+        return AuditEntry(
+          streamID: id, time: WallTime(milliseconds: time), body: body,
+          operation: entry[1][5].bytes.flatMap { OperationID(bytes: $0[...]) })
       }
     }
   }

@@ -44,6 +44,7 @@ enum ReplyCode: Int64, Sendable {
   case overflow = 10
   case conflict = 11
   case counted = 12
+  case outboxFull = 13
 }
 
 /// How a call other than `decide` came out. `error` changed nothing: either Redis refused the

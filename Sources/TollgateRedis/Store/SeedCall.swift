@@ -52,19 +52,21 @@ package struct SeedCall: ScriptCall {
   /// Written on the last chunk where its version is higher than the header's.
   package var accountVersion: Int64
   package var accountConfig: String?
+  /// What the ledger knows of earlier changes; joined to what the header remembers.
+  package var memory: ChangeMemory
 
   package var script: ScriptName { .seed }
 
   /// The calls that seed an account, in order.
   package static func chunks(
     keySpace: KeySpace, fence: Fence, account: Subject, cells: [SeedCell], accountVersion: Int64,
-    accountConfig: String?
+    accountConfig: String?, memory: ChangeMemory = ChangeMemory()
   ) -> [SeedCall] {
     let bucket = keySpace.bucket(of: account)
     func call(_ cells: [SeedCell], last: Bool) -> SeedCall {
       SeedCall(
         keySpace: keySpace, bucket: bucket, fence: fence, account: account, cells: cells,
-        isLast: last, accountVersion: accountVersion, accountConfig: accountConfig)
+        isLast: last, accountVersion: accountVersion, accountConfig: accountConfig, memory: memory)
     }
     let deeper = cells.filter { $0.subject.depth > 1 }.sorted { $0.subject < $1.subject }
     var calls: [SeedCall] = []
@@ -113,7 +115,9 @@ package struct SeedCall: ScriptCall {
       writer.append(cell.previousStart?.milliseconds ?? 0)
       writer.append(cell.previousSettled)
     }
-    return fence.arguments + [.bytes(writer.bytes), .string(accountConfig ?? "")]
+    return fence.arguments + [
+      .bytes(writer.bytes), .string(accountConfig ?? ""), .bytes(memory.bytes),
+    ]
   }
 
   package func decode(_ reply: RESPReply) -> StoreReply<Effect> {

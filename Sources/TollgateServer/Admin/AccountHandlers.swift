@@ -1,4 +1,4 @@
-// account.set | show | list | import. A plan event of an outside system carries that system's
+// account.set | show | list. A plan event of an outside system carries that system's
 // version; an older one that arrives late changes nothing, so it cannot set an account back.
 
 import TollgateCore
@@ -17,10 +17,10 @@ extension AdminService {
     return try await accountSet(request, record)
   }
 
-  private func accountSet(
-    _ request: AccountSetRequest, _ record: ChangeRecord, global: GlobalConfig? = nil
+  func accountSet(
+    _ request: AccountSetRequest, _ record: ChangeRecord
   ) async throws(AdminFailure) -> ChangeReply {
-    try await changeAccount(request.account, request.change, record, global: global) {
+    try await changeAccount(request.account, request.change, record) {
       (before, global) throws(AdminFailure) in
       try Self.edit(before, global, request, now: clock())
     } impact: { (global, before, after) throws(AdminFailure) in
@@ -85,7 +85,7 @@ extension AdminService {
     }
   }
 
-  private func checkSource(_ id: String?, _ version: Int64?) throws(AdminFailure) {
+  func checkSource(_ id: String?, _ version: Int64?) throws(AdminFailure) {
     guard (id == nil) == (version == nil) else {
       throw .badRequest("source_id", "source_id and source_version go together")
     }
@@ -138,94 +138,6 @@ extension AdminService {
     return AccountListReply(accounts: rows, next: cursor)
   }
 
-  // MARK: Import
-
-  /// Each row is a change of its own under an id derived from the import's id and the row's
-  /// number: a batch that is sent again applies what is missing and nothing twice.
-  func accountImport(
-    _ request: AccountImportRequest, _ caller: AdminCaller
-  ) async throws(AdminFailure) -> AccountImportReply {
-    guard (1...AccountImportRequest.rowsMax).contains(request.rows.count) else {
-      throw .badRequest(
-        "rows", "must be 1 … \(AccountImportRequest.rowsMax)", value: "\(request.rows.count)")
-    }
-    guard request.firstRow >= 0 else { throw .badRequest("first_row", "must not be negative") }
-    let base = try begin(
-      request.change, action: "account.import", request: EmptyRequest(), caller: caller)
-    var single = request.change
-    // One wait at the end serves all rows.
-    single.wait = .redis
-    var prepared: [Result<(AccountSetRequest, ChangeRecord), AdminFailure>] = []
-    for (offset, row) in request.rows.enumerated() {
-      prepared.append(prepare(row, at: request.firstRow + offset, request, single, base))
-    }
-    let global = try await backend.globalConfig()
-    let results = await Self.inParallel(prepared) { prepared in
-      do throws(AdminFailure) {
-        let (set, record) = try prepared.get()
-        return Result<ChangeReply, AdminFailure>.success(
-          try await accountSet(set, record, global: global))
-      } catch {
-        return .failure(error)
-      }
-    }
-    var reply = AccountImportReply(dryRun: request.change.dryRun)
-    for (offset, result) in results.enumerated() {
-      reply.count(
-        result, row: request.firstRow + offset, account: request.rows[offset].account)
-    }
-    if request.change.wait == .ledger && !request.change.dryRun {
-      reply.durable = try await waitForAll(request) ? .ledger : .redis
-    }
-    return reply
-  }
-
-  private func waitForAll(_ request: AccountImportRequest) async throws(AdminFailure) -> Bool {
-    let map = BucketMap(buckets: backend.deployment.buckets)
-    let buckets = Set(request.rows.map { map.bucket(ofAccount: $0.account) })
-    let end = clock() + request.change.waitMilliseconds
-    for bucket in buckets.sorted() {
-      let left = max(1, end - clock())
-      guard
-        try await backend.waitForLedger(bucket: bucket, position: nil, milliseconds: left)
-      else { return false }
-    }
-    return true
-  }
-
-  private func prepare(
-    _ row: AccountImportRequest.Row, at number: Int, _ request: AccountImportRequest,
-    _ options: ChangeOptions, _ base: ChangeRecord
-  ) -> Result<(AccountSetRequest, ChangeRecord), AdminFailure> {
-    do throws(AdminFailure) {
-      let account: Subject
-      let plan: Name
-      do throws(InvalidName) {
-        account = try Subject(row.account)
-        plan = try Name(row.plan)
-      } catch {
-        throw AdminFailure(.invalidName, error.description)
-      }
-      try checkIsAccount(account)
-      let versioned = row.sourceVersion != nil && request.sourceID != nil
-      let set = AccountSetRequest(
-        account: account, plan: plan, frozen: row.frozen,
-        sourceID: versioned ? request.sourceID : nil,
-        sourceVersion: versioned ? row.sourceVersion : nil, change: options)
-      try checkSource(set.sourceID, set.sourceVersion)
-      var hash = StableHash()
-      hash.combine(Int64(bitPattern: base.operation.low))
-      hash.combine(Int64(number))
-      hash.combine(row.account)
-      var record = base
-      record.operation = OperationID(high: base.operation.high, low: hash.value)
-      record.fingerprint = try Self.fingerprint("account.import", set)
-      return .success((set, record))
-    } catch {
-      return .failure(error)
-    }
-  }
-
   /// Runs `body` for each element with a bounded number in flight; results in the order given.
   static func inParallel<Element: Sendable, Output: Sendable>(
     _ elements: [Element],
@@ -246,26 +158,6 @@ extension AdminService {
         if next < elements.count { start() }
       }
       return outputs.compactMap { $0 }
-    }
-  }
-}
-
-extension AccountImportReply {
-  mutating func count(_ result: Result<ChangeReply, AdminFailure>, row: Int, account: String) {
-    switch result {
-    case .failure(let failure):
-      let reason = failure.problems.first?.description ?? failure.message
-      failed.append(.init(row: row, account: account, code: failure.code.name, reason: reason))
-    case .success(let reply):
-      switch reply.result {
-      case .applied: applied += 1
-      case .dryRun:
-        applied += 1
-        deniedAtOnce += reply.impact?.deniedAtOnce ?? 0
-      case .unchanged: unchanged += 1
-      case .ignored: ignored += 1
-      case .replayed: replayed += 1
-      }
     }
   }
 }

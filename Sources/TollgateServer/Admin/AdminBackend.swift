@@ -32,21 +32,31 @@ package protocol AdminBackend: Sendable {
   /// The content of a catalog by its number; nil: never existed or no longer kept.
   func catalog(version: Int64) async throws(AdminFailure) -> Catalog?
 
+  /// The changes of the global configuration that are still known by their ids.
+  func globalMemory() async throws(AdminFailure) -> ChangeMemory
+
   /// Seeds nothing. An account nobody ever set comes back with `config.version` 0.
   func account(_ account: Subject) async throws(AdminFailure) -> AccountState
+  /// The same of many, in the order asked, in as few round trips as there can be.
+  func accounts(_ accounts: [Subject]) async -> [Result<AccountState, AdminFailure>]
   func writeAccount(
     _ account: Subject, _ config: AccountConfig, before: AccountConfig, expecting: Int64,
     change: ChangeRecord
   ) async throws(AdminFailure) -> WriteOutcome
+  /// The same of many different accounts, in the order given. A bucket that holds as much
+  /// undelivered as an import may add to answers `crowded`.
+  func writeAccounts(_ writes: [AccountWrite]) async -> [Result<WriteOutcome, AdminFailure>]
+  /// Waits until none of these buckets is crowded. False: the time passed first.
+  func waitForRoom(buckets: Set<Int>, milliseconds: Int64) async -> Bool
   /// Accounts that were ever set or ever used, in an order of the implementation's choosing;
   /// `cursor` nil starts, the page's `next` continues, `next` nil ends. A page may be empty.
   func accounts(after cursor: String?, limit: Int) async throws(AdminFailure) -> AccountPage
 
-  /// Recent changes, newest first. `account` nil: all; "" : the global configuration only.
-  /// With a ledger the implementation asks it and adds what is not delivered yet.
+  /// Changes, newest first, older than `place`: the ledger's history and what is not delivered
+  /// yet as one list. `account` nil: all; "" : the global configuration only.
   func audit(
-    account: String?, before: WallTime?, limit: Int
-  ) async throws(AdminFailure) -> [AuditEntry]
+    account: String?, before place: AuditPlace?, limit: Int
+  ) async throws(AdminFailure) -> AuditPage
 
   // MARK: Counters
 
@@ -67,11 +77,12 @@ package protocol AdminBackend: Sendable {
 
   /// The ledger's totals of one account with the cursor of its bucket, read in one transaction.
   func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling
-  /// Redis' totals of one account, the bucket's last sequence number, and the outbox entries of
-  /// that account with a sequence number above `cursor`, read atomically.
+  /// Of each account of one bucket: Redis' totals, the bucket's last sequence number at that
+  /// moment, and the account's outbox entries from above its cursor up to that number. The outbox
+  /// is read once for all of them, page by page.
   func storeBilling(
-    account: Subject, after cursor: StreamPosition
-  ) async throws(AdminFailure) -> StoreBilling
+    bucket: Int, _ accounts: [(account: Subject, cursor: StreamPosition)]
+  ) async throws(AdminFailure) -> [StoreBilling]
   /// Delta ids of one total in the ledger, newest first, at most `limit`.
   func ledgerDeltas(
     account: Subject, feature: Name, period: Period, limit: Int
@@ -130,6 +141,25 @@ package enum WriteOutcome: Hashable, Sendable {
   case replayed(Written)
   /// The state has another version than expected; nothing was written.
   case conflict(current: Int64)
+  /// The ledger is behind, and an import has to wait for it; nothing was written.
+  case crowded
+}
+
+/// One account's change among many.
+package struct AccountWrite: Sendable {
+  package var account: Subject
+  package var config: AccountConfig
+  package var before: AccountConfig
+  package var change: ChangeRecord
+
+  package init(
+    account: Subject, config: AccountConfig, before: AccountConfig, change: ChangeRecord
+  ) {
+    self.account = account
+    self.config = config
+    self.before = before
+    self.change = change
+  }
 }
 
 package struct Written: Hashable, Sendable {
@@ -149,7 +179,7 @@ package struct Written: Hashable, Sendable {
 
 package enum ResetOutcome: Hashable, Sendable {
   case reset(forgiven: Int64, Written)
-  case replayed(Written)
+  case replayed(forgiven: Int64, Written)
 }
 
 /// One account as Redis (or, where Redis does not have it, the ledger) knows it.
@@ -158,11 +188,16 @@ package struct AccountState: Hashable, Sendable {
   package var bucket: Int
   /// True where the counters are seeded under the bucket's current epoch.
   package var isLoaded: Bool
+  /// Changes and resets that are still known by their ids.
+  package var memory: ChangeMemory
 
-  package init(config: AccountConfig, bucket: Int, isLoaded: Bool) {
+  package init(
+    config: AccountConfig, bucket: Int, isLoaded: Bool, memory: ChangeMemory = ChangeMemory()
+  ) {
     self.config = config
     self.bucket = bucket
     self.isLoaded = isLoaded
+    self.memory = memory
   }
 }
 
@@ -183,22 +218,6 @@ package struct AccountPage: Hashable, Sendable {
   package init(entries: [Entry], next: String?) {
     self.entries = entries
     self.next = next
-  }
-}
-
-package struct AuditEntry: Hashable, Sendable {
-  package var time: WallTime
-  /// nil: the source does not hold it.
-  package var operation: OperationID?
-  package var change: ConfigDelta
-  /// Whether the ledger has it.
-  package var delivered: Bool
-
-  package init(time: WallTime, operation: OperationID?, change: ConfigDelta, delivered: Bool) {
-    self.time = time
-    self.operation = operation
-    self.change = change
-    self.delivered = delivered
   }
 }
 
@@ -283,80 +302,5 @@ package struct CountersSnapshot: Hashable, Sendable {
     self.accountVersion = accountVersion
     self.counters = counters
     self.rates = rates
-  }
-}
-
-/// One billed total: units of a feature in a billing period.
-package struct BillingTotal: Hashable, Sendable {
-  package var feature: Name
-  package var period: Period
-  package var settled: Int64
-
-  package init(feature: Name, period: Period, settled: Int64) {
-    self.feature = feature
-    self.period = period
-    self.settled = settled
-  }
-}
-
-package struct LedgerBilling: Hashable, Sendable {
-  /// What the ledger has of the account's bucket.
-  package var cursor: StreamPosition
-  package var totals: [BillingTotal]
-
-  package init(cursor: StreamPosition, totals: [BillingTotal]) {
-    self.cursor = cursor
-    self.totals = totals
-  }
-}
-
-package struct BilledDelta: Hashable, Sendable {
-  package var id: DeltaID
-  package var kind: DeltaKind
-  package var position: StreamPosition
-  package var time: WallTime
-  package var feature: Name
-  package var period: Period
-  package var charged: Int64
-
-  package init(
-    id: DeltaID, kind: DeltaKind, position: StreamPosition, time: WallTime, feature: Name,
-    period: Period, charged: Int64
-  ) {
-    self.id = id
-    self.kind = kind
-    self.position = position
-    self.time = time
-    self.feature = feature
-    self.period = period
-    self.charged = charged
-  }
-}
-
-package struct StoreBilling: Hashable, Sendable {
-  /// Redis time.
-  package var time: WallTime
-  package var bucketState: CountersSnapshot.Bucket
-  /// The account's totals are comparable only while it is loaded.
-  package var isLoaded: Bool
-  /// The bucket's epoch and the last sequence number given out in it.
-  package var last: StreamPosition
-  /// The oldest entry still in the stream of the current epoch; 0 where the stream is empty.
-  package var firstSequence: Int64
-  package var totals: [BillingTotal]
-  /// Entries of this account above the cursor asked for, oldest first.
-  package var undelivered: [BilledDelta]
-
-  package init(
-    time: WallTime, bucketState: CountersSnapshot.Bucket, isLoaded: Bool, last: StreamPosition,
-    firstSequence: Int64, totals: [BillingTotal], undelivered: [BilledDelta]
-  ) {
-    self.time = time
-    self.bucketState = bucketState
-    self.isLoaded = isLoaded
-    self.last = last
-    self.firstSequence = firstSequence
-    self.totals = totals
-    self.undelivered = undelivered
   }
 }

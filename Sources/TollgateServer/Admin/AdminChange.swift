@@ -67,8 +67,9 @@ extension AdminService {
       reason: options.reason)
   }
 
-  /// Over what the request means, not over how it was asked: the options are left out.
-  static func fingerprint(
+  /// Over what the request means, not over how it was asked: the options are left out. One half
+  /// is the kind of change, the other its body, so that a mismatch can say which differs.
+  package static func fingerprint(
     _ action: String, _ request: some Encodable
   ) throws(AdminFailure) -> UInt64 {
     let document: Document
@@ -78,27 +79,51 @@ extension AdminService {
       throw AdminFailure(.internalError, "the request cannot be fingerprinted: \(error)")
     }
     var hash = StableHash()
-    hash.combine(action)
     if case .object(let members) = document {
       for member in members where member.key != "change" {
         hash.combine(member.key)
         hash.combine(member.value.json())
       }
     }
-    return hash.value
+    return StableHash.of(action) << 32 | hash.value & 0xFFFF_FFFF
   }
 
-  /// `global`: already read by the caller for many accounts at once; nil: read it here.
+  /// The answer to an id that is remembered; nil: it is new, and the write will say so.
+  private func remembered(
+    _ memory: ChangeMemory, bucket: Int, _ options: ChangeOptions, _ record: ChangeRecord
+  ) async throws(AdminFailure) -> ChangeReply? {
+    guard let entry = try Self.entry(of: record, in: memory) else { return nil }
+    return try await reply(
+      .replayed,
+      Written(version: entry.result, bucket: bucket, position: nil, time: entry.time), options,
+      record, changes: [])
+  }
+
+  /// Asked before the edit, because an edit that has nothing left to do would be answered
+  /// `unchanged` where the first answer was `applied`; the script asks again.
+  static func entry(
+    of record: ChangeRecord, in memory: ChangeMemory
+  ) throws(AdminFailure) -> ChangeMemory.Entry? {
+    switch memory.verdict(on: record.operation, fingerprint: record.fingerprint) {
+    case .unknown: return nil
+    case .replayed(let entry): return entry
+    case .mismatch(let difference): throw record.mismatch(difference)
+    case .tooOld: throw record.tooOld
+    }
+  }
+
   func changeAccount(
     _ account: Subject, _ options: ChangeOptions, _ record: ChangeRecord,
-    global known: GlobalConfig? = nil,
     edit: (AccountConfig, GlobalConfig?) throws(AdminFailure) -> Edit<AccountConfig>,
     impact: (GlobalConfig?, AccountConfig, AccountConfig) async throws(AdminFailure) -> Impact
   ) async throws(AdminFailure) -> ChangeReply {
     for _ in 0..<AdminLimits.attemptsMax {
-      var global = known
-      if global == nil { global = try await backend.globalConfig() }
-      let before = try await backend.account(account).config
+      let global = try await backend.globalConfig()
+      let state = try await backend.account(account)
+      if let reply = try await remembered(state.memory, bucket: state.bucket, options, record) {
+        return reply
+      }
+      let before = state.config
       switch try edit(before, global) {
       case .unchanged(let detail):
         return ChangeReply(
@@ -130,6 +155,11 @@ extension AdminService {
     for _ in 0..<AdminLimits.attemptsMax {
       let before = try await backend.globalConfig()
       let version = before?.version ?? 0
+      let memory = try await backend.globalMemory()
+      let control = backend.deployment.buckets
+      if let reply = try await remembered(memory, bucket: control, options, record) {
+        return (reply, before)
+      }
       switch try await edit(before) {
       case .unchanged(let detail):
         let reply = ChangeReply(
@@ -172,6 +202,9 @@ extension AdminService {
   ) async throws(AdminFailure) -> ChangeReply? {
     switch outcome {
     case .conflict: return nil
+    case .crowded:
+      throw AdminFailure(
+        .overloaded, "the ledger is behind; nothing was changed", fix: "repeat it in a moment")
     case .written(let written):
       return try await reply(.applied, written, options, record, changes: changes)
     case .replayed(let written):

@@ -11,7 +11,20 @@ extension AdminService {
     let catalog = try read(request.document)
     return CatalogValidateReply(
       features: catalog.features.count, plans: catalog.plans.count,
-      limits: catalog.limitUses.count)
+      limits: catalog.limitUses.count, warnings: Self.warnings(about: catalog))
+  }
+
+  /// What is sound and may surprise: plans whose richest features cannot all be named in one
+  /// request.
+  static func warnings(about catalog: Catalog) -> [String] {
+    catalog.plans.values.sorted { $0.name < $1.name }.compactMap { plan in
+      let richest = plan.entitlements.values.map(\.count).sorted(by: >)
+      let limits = richest.prefix(Resolution.itemsMax).reduce(0, +)
+      guard limits > Resolution.limitsMax else { return nil }
+      let named = min(richest.count, Resolution.itemsMax)
+      return "plans/\(plan.name): a request that names \(named) of its features can have \(limits) "
+        + "limits; above \(Resolution.limitsMax) it is answered TOO_MANY_ITEMS and has to be split"
+    }
   }
 
   func catalogDiff(

@@ -22,6 +22,9 @@ extension AdminService {
     repeat {
       let resolution = Resolution.resolve(
         subject: subject, items: items, global: global, account: state.config, now: now)
+      if let refusal = resolution.refusal {
+        throw AdminFailure(.tooManyItems, refusal, fix: "explain fewer features at a time")
+      }
       guard
         let answer = try await judge(subject, [Question(items: items, resolution: resolution)])
           .first

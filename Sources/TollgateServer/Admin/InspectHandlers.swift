@@ -81,7 +81,8 @@ extension AdminService {
     let record = try begin(
       request.change, action: "reset", request: request, caller: caller, reasonRequired: true)
     let global = try await backend.globalConfig()
-    let account = try await backend.account(request.subject.account).config
+    let state = try await backend.account(request.subject.account)
+    let account = state.config
     let use = try Self.findLimit(request.limit, global)
     guard request.subject.depth >= use.limit.level else {
       throw .badRequest(
@@ -90,6 +91,11 @@ extension AdminService {
         value: request.subject.path)
     }
     let owner = request.subject.prefix(use.limit.level)
+    if let entry = try Self.entry(of: record, in: state.memory) {
+      let written = Written(version: 0, bucket: state.bucket, position: nil, time: entry.time)
+      return try await finish(
+        .replayed(forgiven: entry.result, written), request, owner, use, record, [])
+    }
     let items = [Item(feature: use.feature, amount: 0)]
     switch use.limit.kind {
     case .gate, .unlimited:
@@ -137,9 +143,9 @@ extension AdminService {
     case .reset(let forgiven, let written):
       let change = try await reply(.applied, written, request.change, record, changes: lines)
       return ResetReply(change: change, owner: owner, feature: use.feature, forgiven: forgiven)
-    case .replayed(let written):
+    case .replayed(let forgiven, let written):
       let change = try await reply(.replayed, written, request.change, record, changes: [])
-      return ResetReply(change: change, owner: owner, feature: use.feature, forgiven: 0)
+      return ResetReply(change: change, owner: owner, feature: use.feature, forgiven: forgiven)
     }
   }
 
@@ -162,16 +168,31 @@ extension AdminService {
       throw .badRequest(
         "limit", "must be from 1 to \(AuditRequest.limitMax)", value: "\(request.limit)")
     }
-    let entries = try await backend.audit(
-      account: request.account, before: request.before, limit: request.limit)
-    return AuditReply(
-      entries: entries.map { entry in
+    var place = request.before.map { AuditPlace(time: $0) }
+    if let after = request.after {
+      guard request.before == nil, let continued = AuditPlace(text: after) else {
+        throw .badRequest("after", "must be the `next` of a page, without before_ms", value: after)
+      }
+      place = continued
+    }
+    let page = try await backend.audit(
+      account: request.account, before: place, limit: request.limit)
+    var reply = AuditReply(
+      entries: page.entries.map { entry in
         .init(
           time: entry.time, operation: entry.operation, action: entry.change.action,
           scope: entry.change.scope.rawValue, key: entry.change.key,
           version: entry.change.version, actor: entry.change.actor, reason: entry.change.reason,
           before: entry.change.before, after: entry.change.after, delivered: entry.delivered)
-      })
+      }, ledger: "read", ledgerProblem: "", next: page.next?.text)
+    switch page.history {
+    case .read: break
+    case .none: reply.ledger = "none"
+    case .unreachable(let problem):
+      reply.ledger = "unreachable"
+      reply.ledgerProblem = problem
+    }
+    return reply
   }
 
   func resolveOperation(

@@ -32,21 +32,26 @@ extension AdminService {
       accounts = page.entries.map(\.account)
       next = page.next
     }
-    let results = await Self.inParallel(accounts) { account in
+    let map = BucketMap(buckets: backend.deployment.buckets)
+    let groups = Dictionary(grouping: accounts) { map.bucket(ofAccount: $0.path) }
+    let results = await Self.inParallel(groups.sorted { $0.key < $1.key }) { group in
       do throws(AdminFailure) {
-        return Result<AccountReconciliation, AdminFailure>.success(
-          try await reconcile(account))
+        return Result<[Subject: AccountReconciliation], AdminFailure>.success(
+          try await reconcile(bucket: group.key, group.value))
       } catch {
         return .failure(error)
       }
     }
+    var found: [Subject: AccountReconciliation] = [:]
+    for result in results { found.merge(try result.get()) { first, _ in first } }
     var reply = ReconcileReply()
     reply.next = next
-    for (account, result) in zip(accounts, results) {
-      switch try result.get() {
-      case .skipped(let why, let idle):
+    for account in accounts {
+      switch found[account] {
+      case nil: continue
+      case .skipped(let why, let idle)?:
         reply.skipped.append(.init(account: account, why: why, idle: idle))
-      case .compared(let rows):
+      case .compared(let rows)?:
         reply.accounts += 1
         for row in rows {
           reply.totals += 1
@@ -66,42 +71,71 @@ extension AdminService {
     case skipped(String, idle: Bool)
   }
 
-  private func reconcile(_ account: Subject) async throws(AdminFailure) -> AccountReconciliation {
-    var why = ""
-    for _ in 0..<Self.rereadsMax {
-      let ledger = try await backend.ledgerBilling(account: account)
-      let store = try await backend.storeBilling(account: account, after: ledger.cursor)
-      if store.bucketState != .ready {
-        return .skipped(
-          "bucket is \(store.bucketState.rawValue); its counters are not in force", idle: false)
+  /// Accounts of one bucket together, so that its outbox is read once for them and not once each.
+  private func reconcile(
+    bucket: Int, _ accounts: [Subject]
+  ) async throws(AdminFailure) -> [Subject: AccountReconciliation] {
+    var found: [Subject: AccountReconciliation] = [:]
+    var pending = accounts
+    var why: [Subject: String] = [:]
+    for _ in 0..<Self.rereadsMax where !pending.isEmpty {
+      var asked: [(account: Subject, cursor: StreamPosition)] = []
+      var ledgers: [LedgerBilling] = []
+      for account in pending {
+        let ledger = try await backend.ledgerBilling(account: account)
+        ledgers.append(ledger)
+        asked.append((account, ledger.cursor))
       }
-      if !store.isLoaded {
-        let pending = store.undelivered.count
-        return .skipped(
-          "not loaded in Redis under epoch \(store.last.epoch) (rebuilt from the ledger at its "
-            + "next request)" + (pending > 0 ? "; \(pending) deltas undelivered" : ""),
-          idle: pending == 0)
+      let stores = try await backend.storeBilling(bucket: bucket, asked)
+      pending = []
+      for ((account, _), (ledger, store)) in zip(asked, zip(ledgers, stores)) {
+        switch judge(ledger, store) {
+        case .skip(let reason, let idle): found[account] = .skipped(reason, idle: idle)
+        case .again(let reason):
+          why[account] = reason
+          pending.append(account)
+        case .compare: found[account] = .compared(try await compare(account, ledger, store))
+        }
       }
-      if store.last.epoch != ledger.cursor.epoch {
-        why = "Redis is in epoch \(store.last.epoch), the ledger in \(ledger.cursor.epoch)"
-        continue
-      }
-      if ledger.cursor.sequence > store.last.sequence {
-        why =
-          "the ledger has entry \(ledger.cursor.sequence), Redis only \(store.last.sequence): "
-          + "Redis lost writes and will be fenced"
-        continue
-      }
-      if store.last.sequence > ledger.cursor.sequence,
-        store.firstSequence == 0 || store.firstSequence > ledger.cursor.sequence + 1
-      {
-        // Delivered and trimmed between the two reads; the next ledger read has them.
-        why = "entries after \(ledger.cursor.sequence) are no longer in the outbox"
-        continue
-      }
-      return .compared(try await compare(account, ledger, store))
     }
-    return .skipped(why, idle: false)
+    for account in pending { found[account] = .skipped(why[account] ?? "", idle: false) }
+    return found
+  }
+
+  private enum Comparability {
+    case compare
+    case skip(String, idle: Bool)
+    /// Read both again.
+    case again(String)
+  }
+
+  private func judge(_ ledger: LedgerBilling, _ store: StoreBilling) -> Comparability {
+    if store.bucketState != .ready {
+      return .skip(
+        "bucket is \(store.bucketState.rawValue); its counters are not in force", idle: false)
+    }
+    if !store.isLoaded {
+      let pending = store.undelivered.count
+      return .skip(
+        "not loaded in Redis under epoch \(store.last.epoch) (rebuilt from the ledger at its "
+          + "next request)" + (pending > 0 ? "; \(pending) deltas undelivered" : ""),
+        idle: pending == 0)
+    }
+    if store.last.epoch != ledger.cursor.epoch {
+      return .again("Redis is in epoch \(store.last.epoch), the ledger in \(ledger.cursor.epoch)")
+    }
+    if ledger.cursor.sequence > store.last.sequence {
+      return .again(
+        "the ledger has entry \(ledger.cursor.sequence), Redis only \(store.last.sequence): "
+          + "Redis lost writes and will be fenced")
+    }
+    if store.last.sequence > ledger.cursor.sequence,
+      store.firstSequence == 0 || store.firstSequence > ledger.cursor.sequence + 1
+    {
+      // Delivered and trimmed between the two reads; the next ledger read has them.
+      return .again("entries after \(ledger.cursor.sequence) are no longer in the outbox")
+    }
+    return .compare
   }
 
   private struct Key: Hashable, Comparable {
@@ -122,23 +156,29 @@ extension AdminService {
     for total in store.totals {
       redis[Key(feature: total.feature, period: total.period), default: 0] += total.settled
     }
+    // A closed period has a second line, of adjustments: both are the bill.
     for total in ledger.totals {
       billed[Key(feature: total.feature, period: total.period), default: 0] += total.settled
     }
     for delta in store.undelivered {
       undelivered[Key(feature: delta.feature, period: delta.period), default: []].append(delta)
     }
+    var unlisted: [Key: Int64] = [:]
+    for total in store.unlisted {
+      unlisted[Key(feature: total.feature, period: total.period), default: 0] += total.settled
+    }
     // Redis keeps the current period and the one before it where it saw both; of older ones only
     // the ledger knows. A missing counter of the current period is zero.
     let current = Window.month.period(containing: store.time)
     var keys = Set(redis.keys)
-    for key in Set(billed.keys).union(undelivered.keys) where key.period == current {
+    for key in Set(billed.keys).union(undelivered.keys).union(unlisted.keys)
+    where key.period == current {
       keys.insert(key)
     }
     var rows: [ReconcileReply.Row] = []
     for key in keys.sorted() {
       let pending = undelivered[key] ?? []
-      let pendingUnits = pending.reduce(Int64(0)) { $0 + $1.charged }
+      let pendingUnits = pending.reduce(unlisted[key] ?? 0) { $0 + $1.charged }
       let difference = (redis[key] ?? 0) - (billed[key] ?? 0) - pendingUnits
       var row = ReconcileReply.Row(
         account: account, feature: key.feature, period: key.period, redis: redis[key] ?? 0,

@@ -53,6 +53,8 @@ package struct ServerConfiguration: Sendable {
   var eventLoops = 1
   var checkToken: String?
   var adminToken: String?
+  /// Admin credentials of their own for people and tools, so that the audit tells them apart.
+  var namedAdmins: [(name: Name, secret: String)] = []
   /// Users who may use the Unix socket in role `check` without a credential; the server's own
   /// user always may.
   var peerUIDs: [UInt32] = []
@@ -239,7 +241,7 @@ private struct ConfigurationReader {
   }
 
   private func credentials(_ node: DocumentNode?, into configuration: inout ServerConfiguration) {
-    let keys = ["check", "check_file", "admin", "admin_file", "peer_uids"]
+    let keys = ["check", "check_file", "admin", "admin_file", "admins", "peer_uids"]
     let place = node ?? DocumentNode(.object([]), path: "credentials", problems: problems)
     guard let fields = place.object(keys) else { return }
     configuration.checkToken = secret(fields, "check", environment: "TOLLGATE_CHECK_TOKEN")
@@ -247,10 +249,22 @@ private struct ConfigurationReader {
     if let uids = fields["peer_uids"]?.list(max: 64) {
       configuration.peerUIDs = uids.compactMap { $0.integer(0...4_294_967_295).map(UInt32.init) }
     }
-    if let check = configuration.checkToken, check == configuration.adminToken {
+    for (key, node) in fields["admins"]?.members(max: 64) ?? [] {
+      let name = node.name(key)
+      guard let inner = node.object(["token", "token_file"]) else { continue }
+      guard let secret = secret(inner, "token", environment: "") else {
+        if inner["token_file"] == nil { node.problem("needs token or token_file") }
+        continue
+      }
+      if let name { configuration.namedAdmins.append((name, secret)) }
+    }
+    let single = [configuration.adminToken, configuration.checkToken].compactMap { $0 }
+    let secrets = configuration.namedAdmins.map(\.secret) + single
+    if Set(secrets).count != secrets.count {
       place.problems.add(
         Problem(
-          path: place.path, value: "(hidden)", reason: "check and admin must be different secrets"))
+          path: place.path, value: "(hidden)",
+          reason: "check, admin and each of admins must be different secrets"))
     }
   }
 

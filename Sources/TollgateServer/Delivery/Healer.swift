@@ -65,6 +65,7 @@ actor Healer {
 
   var currentGlobal: GlobalConfig? { global }
   func epoch(of bucket: Int) -> Int64? { open[bucket] }
+  func epochs() -> [Int: Int64] { open }
   var openBuckets: Int { open.count }
 
   // MARK: - Global configuration
@@ -103,16 +104,13 @@ actor Healer {
 
   private func restoreGlobal() async {
     guard let ledger else { return }
-    guard let reply = try? await ledger.request(ConfigRequest(account: nil), as: ConfigReply.self),
-      reply.version > 0
-    else { return }
+    guard let config = try? await ledger.globalConfig(), config.version > 0 else { return }
     if !(await controlIsCurrent()) {
       return await recover(bucket: buckets.control, knownEpoch: open[buckets.control] ?? 0)
     }
     do {
-      try await store.restoreGlobal(
-        version: reply.version, json: reply.document, epoch: open[buckets.control] ?? 0)
-      logger.notice("global configuration restored", metadata: ["version": "\(reply.version)"])
+      try await store.restoreGlobal(config, epoch: open[buckets.control] ?? 0)
+      logger.notice("global configuration restored", metadata: ["version": "\(config.version)"])
       await refresh()
     } catch {
       logger.warning("global configuration not restored", metadata: ["error": "\(error)"])
@@ -448,6 +446,10 @@ actor Healer {
     retainedConfig[bucket]?.removeAll { $0.epoch < epoch && ids.contains($0.entry.id) }
   }
 
+  func retainConfigs(_ entries: [(bucket: Int, epoch: Int64, entry: OutboxEntry)]) {
+    for item in entries { retainConfig(item.entry, bucket: item.bucket, epoch: item.epoch) }
+  }
+
   /// The ledger has everything of the bucket's epoch up to `sequence`.
   func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
     retainedConfig[bucket]?.removeAll { $0.epoch == epoch && $0.entry.sequence <= sequence }
@@ -498,15 +500,18 @@ actor Healer {
     defer { rebuilding.remove(account.path) }
     do {
       var pages: [BalancesReply] = []
+      var memory = ChangeMemory()
       if let ledger {
         let since = store.wallTime() + -Self.lateHorizonMilliseconds
         pages = try await ledger.pages(
           BalancesRequest(account: account, since: since), as: BalancesReply.self)
+        memory = try await ledger.configs(of: [account]).first?.memory ?? memory
       }
       let version = pages.first?.version ?? 0
       let balances = pages.flatMap(\.balances)
       let stored = try await store.header(account: account)
-      if !evenUnknown, version == 0, balances.isEmpty, (stored.version ?? 0) == 0,
+      if !evenUnknown, version == 0, balances.isEmpty, memory.isEmpty,
+        (stored.version ?? 0) == 0,
         global?.catalog.unknownAccount ?? .deny == .deny
       {
         return .unknown
@@ -515,7 +520,8 @@ actor Healer {
         account: account, epoch: epoch, cells: SeedCell.cells(balances, now: store.wallTime()),
         version: version,
         config: version > 0
-          ? (pages.first?.config).map { String(decoding: $0, as: UTF8.self) } : nil)
+          ? (pages.first?.config).map { String(decoding: $0, as: UTF8.self) } : nil,
+        memory: memory)
       metrics.rebuilds.add()
       return .loaded
     } catch StoreFailure.fenced {

@@ -156,10 +156,11 @@ final class LedgerLink: Sendable {
 
   /// Sends a request and waits for all pages of its reply.
   func pages<Reply: OpcodeMessage>(
-    _ message: some OpcodeMessage, as type: Reply.Type
+    _ message: some OpcodeMessage, as type: Reply.Type, timeout: TimeAmount = requestTimeout
   ) async throws(LedgerFailure) -> [Reply] {
     let (connection, eventLoop) = try current()
-    return try await frames(connection, eventLoop, message).map { frame throws(LedgerFailure) in
+    return try await frames(connection, eventLoop, message, timeout: timeout).map {
+      frame throws(LedgerFailure) in
       try Self.decode(frame, as: type)
     }
   }
@@ -199,11 +200,11 @@ final class LedgerLink: Sendable {
 
   private func frames(
     _ connection: NIOLoopBound<LedgerHandler>, _ eventLoop: any EventLoop,
-    _ message: some OpcodeMessage
+    _ message: some OpcodeMessage, timeout: TimeAmount = requestTimeout
   ) async throws(LedgerFailure) -> [Frame] {
     let result: Result<[Frame], LedgerFailure> = await withCheckedContinuation { continuation in
       eventLoop.execute {
-        connection.value.request(message, timeout: Self.requestTimeout) {
+        connection.value.request(message, timeout: timeout) {
           continuation.resume(returning: $0)
         }
       }

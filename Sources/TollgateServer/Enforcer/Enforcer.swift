@@ -181,6 +181,9 @@ final class Enforcer {
     let account = accounts[request.account] ?? AccountConfig(version: -1)
     let plan = plans.plan(
       for: request, global: global, account: account, now: redisNow, keys: keys)
+    if request.mayBeRefused, let refusal = plan.plan.resolution.refusal {
+      return finish(request, .error(.tooManyItems, refusal))
+    }
     enqueue(request, plan, account: account, global: global)
   }
 
@@ -357,6 +360,7 @@ final class Enforcer {
     let verdict = PolicyAnswer.verdict(
       for: request, global: global, account: account, now: redisNow)
     switch verdict {
+    case .tooMany(let refusal): finish(request, .error(.tooManyItems, refusal))
     case .deny(let reason, let binding, let item):
       if request.inDoubt {
         return finishInDoubt(request)

@@ -9,6 +9,8 @@ import TollgateEngine
 enum PolicyAnswer {
   enum Verdict {
     case deny(Reason, binding: Name?, item: Int?)
+    /// The request has more limits than one may have.
+    case tooMany(String)
     /// Let through as far as the allowances cover these claims.
     case allow(units: Int64, claims: [AllowanceBook.Claim])
   }
@@ -29,6 +31,7 @@ enum PolicyAnswer {
     unbypassed.bypasses = []
     let resolution = resolve(unbypassed)
     let inForce = global.bypasses.isEmpty ? resolution : resolve(global)
+    if let refusal = inForce.refusal { return .tooMany(refusal) }
     var claims: [AllowanceBook.Claim] = []
     var open = [Bool](repeating: false, count: request.items.count)
     var closed: AppliedLimit?
@@ -57,4 +60,9 @@ enum PolicyAnswer {
     let units = request.items.reduce(Int64(0)) { $0 &+ $1.amount }
     return .allow(units: units, claims: claims)
   }
+}
+
+extension Request {
+  /// What was let through elsewhere is counted whatever it names.
+  var mayBeRefused: Bool { mode == .check || mode == .consume }
 }

@@ -42,8 +42,8 @@ final class AdminDesk: Sendable {
 
   /// On the event loop; `done` is called there, once, by the deadline.
   func ask(
-    _ method: UInt16, _ body: [UInt8], deadline: NIODeadline, on eventLoop: any EventLoop,
-    done: @escaping (Answer) -> Void
+    _ method: UInt16, _ body: [UInt8], _ caller: AdminCaller, deadline: NIODeadline,
+    on eventLoop: any EventLoop, done: @escaping (Answer) -> Void
   ) {
     let hasRoom = running.withLock { running in
       guard running < Self.inFlightMax else { return false }
@@ -55,7 +55,7 @@ final class AdminDesk: Sendable {
     let handler = handler
     let task = Task {
       let answer = await AdminDeadline.$current.withValue(deadline) {
-        await handler(method, body)
+        await handler(method, body, caller)
       }
       running.withLock { $0 -= 1 }
       eventLoop.execute { pending.value.finish(answer) }

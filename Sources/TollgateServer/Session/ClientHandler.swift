@@ -26,6 +26,8 @@ final class ClientHandler: ChannelInboundHandler {
   private var stopped = false
   /// A WELCOME with new policies waits until the client reads.
   private var policiesDue = false
+  /// What the hello proved, for the audit of what is changed here.
+  private var proof = ""
 
   init(shared: SessionContext, peerUID: UInt32?) {
     self.shared = shared
@@ -144,9 +146,11 @@ final class ClientHandler: ChannelInboundHandler {
     // here is the answer to the hello.
     shared.refreshPolicies()
     let supported = (hello.versionMin...hello.versionMax).contains(FrameHeader.version)
+    let identity = shared.identity(token: hello.token, peerUID: peerUID)
+    proof = identity?.proof ?? ""
     let action = machine.helloReceived(
       versionSupported: supported, asked: hello.role,
-      granted: shared.role(token: hello.token, peerUID: peerUID), now: Self.now())
+      granted: identity?.role, now: Self.now())
     guard case .welcome = action else {
       return perform(action, correlation: frame.header.correlation)
     }
@@ -254,7 +258,7 @@ final class ClientHandler: ChannelInboundHandler {
     let longest = shared.configuration.limits.deadlineMaxMilliseconds
     let asked = Int64(frame.header.deadlineMilliseconds)
     shared.admin.ask(
-      request.rawMethod, request.body,
+      request.rawMethod, request.body, AdminCaller(proof: proof),
       deadline: .now() + .milliseconds(asked == 0 ? longest : min(asked, longest)),
       on: context.eventLoop
     ) { self.adminAnswered(correlation, $0) }

@@ -9,7 +9,15 @@ import TollgateWire
 
 /// Answers one admin request: method number and JSON in, status and JSON out.
 typealias AdminHandler =
-  @Sendable (_ method: UInt16, _ body: [UInt8]) async -> Result<[UInt8], AdminError>
+  @Sendable (_ method: UInt16, _ body: [UInt8], _ caller: AdminCaller) async
+  -> Result<[UInt8], AdminError>
+
+/// What a hello proved: the role it earns, and who that is as far as it can be known.
+struct SessionIdentity: Hashable, Sendable {
+  var role: Role
+  /// E.g. `credential ann, uid 1000`: which credential, and on the Unix socket which user.
+  var proof: String
+}
 
 struct AdminError: Error, Sendable {
   var code: ErrorCode
@@ -89,14 +97,25 @@ final class SessionContext {
     for handler in sessions.values { handler.closeNow() }
   }
 
-  /// The role a credential earns; nil where it earns none.
-  func role(token: String, peerUID: UInt32?) -> Role? {
-    if let admin = configuration.adminToken, equal(token, admin) { return .admin }
-    if let check = configuration.checkToken, equal(token, check) { return .check }
+  /// Who a credential stands for; nil where it is none.
+  func identity(token: String, peerUID: UInt32?) -> SessionIdentity? {
+    var found: (role: Role, name: String)?
+    // Every credential is looked at, whichever fits, so that time tells nothing.
+    if let admin = configuration.adminToken, equal(token, admin) { found = (.admin, "admin") }
+    for (name, secret) in configuration.namedAdmins where equal(token, secret) {
+      found = (.admin, name.text)
+    }
+    if found == nil, let check = configuration.checkToken, equal(token, check) {
+      found = (.check, "check")
+    }
+    if let found {
+      let user = peerUID.map { ", uid \($0)" } ?? ""
+      return SessionIdentity(role: found.role, proof: "credential \(found.name)\(user)")
+    }
     guard token.isEmpty, let peerUID,
       peerUID == getuid() || configuration.peerUIDs.contains(peerUID)
     else { return nil }
-    return .check
+    return SessionIdentity(role: .check, proof: "uid \(peerUID)")
   }
 
   /// Looks at every byte whatever the first difference, so that time tells nothing.

@@ -54,11 +54,55 @@ struct ColdStore: Sendable {
     }
   }
 
+  /// Many commands at once, one behind the other on the wire; the replies in their order.
+  func replies(
+    count: Int, _ write: @escaping @Sendable (Int, inout ByteBuffer) -> Void
+  ) async -> [Result<RESPReply, StoreFailure>] {
+    guard count > 0 else { return [] }
+    let link = link
+    return await withCheckedContinuation { continuation in
+      link.eventLoop.execute {
+        let gathered = Gathered(count: count) { continuation.resume(returning: $0) }
+        for index in 0..<count {
+          link.send(deadline: .now() + Self.timeout, { write(index, &$0) }) {
+            gathered.set(index, $0)
+          }
+        }
+      }
+    }
+  }
+
+  /// On the link's event loop.
+  private final class Gathered {
+    private var replies: [Result<RESPReply, StoreFailure>]
+    private var missing: Int
+    private let done: ([Result<RESPReply, StoreFailure>]) -> Void
+
+    init(count: Int, done: @escaping ([Result<RESPReply, StoreFailure>]) -> Void) {
+      replies = Array(
+        repeating: .failure(.unavailable("no reply", mayHaveHappened: true)), count: count)
+      missing = count
+      self.done = done
+    }
+
+    func set(_ index: Int, _ result: Result<RESPReply, RedisFailure>) {
+      replies[index] = result.mapError {
+        .unavailable("redis: \($0)", mayHaveHappened: !$0.isSafeToRetry)
+      }
+      missing -= 1
+      if missing == 0 { done(replies) }
+    }
+  }
+
+  func loadScript(_ name: ScriptName) async throws(StoreFailure) {
+    let source = ScriptLibrary.shared.source(name)
+    _ = try await reply { RESPWriter.write(["SCRIPT", "LOAD", .bytes(source)], to: &$0) }
+  }
+
   func raw(_ call: some ScriptCall) async throws(StoreFailure) -> RESPReply {
     let first = try await reply { call.write(into: &$0) }
     guard first.errorCode == "NOSCRIPT" else { return first }
-    let source = ScriptLibrary.shared.source(call.script)
-    _ = try await reply { RESPWriter.write(["SCRIPT", "LOAD", .bytes(source)], to: &$0) }
+    try await loadScript(call.script)
     return try await reply { call.write(into: &$0) }
   }
 
@@ -135,10 +179,10 @@ struct ColdStore: Sendable {
     return reply.text.flatMap { Int64($0) } ?? 0
   }
 
-  func restoreGlobal(version: Int64, json: [UInt8], epoch: Int64) async throws(StoreFailure) {
+  func restoreGlobal(_ config: LedgerConfig, epoch: Int64) async throws(StoreFailure) {
     let call = RestoreGlobalCall(
-      keySpace: keys, fence: try await fence(epoch: epoch), version: version,
-      config: String(decoding: json, as: UTF8.self))
+      keySpace: keys, fence: try await fence(epoch: epoch), version: config.version,
+      config: config.document, memory: config.memory)
     _ = try value(call.decode(try await raw(call)))
   }
 
@@ -245,11 +289,12 @@ struct ColdStore: Sendable {
 
   /// Seeds an account; true where it is current afterwards.
   func seed(
-    account: Subject, epoch: Int64, cells: [SeedCell], version: Int64, config: String?
+    account: Subject, epoch: Int64, cells: [SeedCell], version: Int64, config: String?,
+    memory: ChangeMemory
   ) async throws(StoreFailure) {
     let calls = SeedCall.chunks(
       keySpace: keys, fence: try await fence(epoch: epoch), account: account, cells: cells,
-      accountVersion: version, accountConfig: config)
+      accountVersion: version, accountConfig: config, memory: memory)
     for call in calls { _ = try value(call.decode(try await raw(call))) }
   }
 }

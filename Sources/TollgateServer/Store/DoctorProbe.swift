@@ -5,6 +5,7 @@ import Glibc
 import NIOCore
 import TollgateCore
 import TollgateRedis
+import TollgateWire
 
 struct DoctorProbe: Sendable {
   let sidecar: Sidecar
@@ -21,10 +22,27 @@ struct DoctorProbe: Sendable {
       facts.redisError = error.description
     }
     facts.ledgerAddress = sidecar.configuration.ledger.map { "\($0)" }
-    if sidecar.ledger?.isUp == false { facts.ledgerError = "not connected" }
+    facts.ledgerError = await ledgerError()
     if let path = sidecar.configuration.listenUnix { files(path, &facts) }
     if let path = sidecar.configuration.journal { files(path, &facts) }
     return facts
+  }
+
+  /// Within what a person waits for `doctor`.
+  private static let ledgerSeconds: Int64 = 3
+
+  /// Asked, not believed: a connection to a process that hangs is still a connection.
+  private func ledgerError() async -> String {
+    guard let ledger = sidecar.ledger else { return "" }
+    guard ledger.isUp else { return "not connected" }
+    do throws(LedgerFailure) {
+      _ = try await ledger.pages(
+        QueryRequest(.status, body: []), as: QueryReply.self,
+        timeout: .seconds(Self.ledgerSeconds))
+      return ""
+    } catch {
+      return "connected, but: \(error.description)"
+    }
   }
 
   private func command(_ words: [RESPArgument]) async throws(StoreFailure) -> RESPReply {
@@ -76,7 +94,8 @@ struct DoctorProbe: Sendable {
       entries = max(entries, (meta.fence.sequence ?? 0) - meta.acknowledged)
       bytes = max(bytes, meta.moneyRecordBytes, meta.volumeRecordBytes)
     }
-    facts.outboxEntriesLargest = entries
+    // Without a ledger nothing is ever acknowledged, and nothing waits.
+    facts.outboxEntriesLargest = sidecar.ledger == nil ? 0 : entries
     facts.dedupeBytesLargest = bytes
   }
 

@@ -13,7 +13,7 @@ extension LiveBackend {
     }
   }
 
-  private func state(
+  func state(
     _ snapshot: ReadAccountCall.Snapshot, _ bucket: Int
   ) async -> (CountersSnapshot.Bucket, Int64) {
     let open = await sidecar.healer.epoch(of: bucket)
@@ -57,197 +57,79 @@ extension LiveBackend {
   func resetCounter(
     _ reference: CounterReference, change: ChangeRecord
   ) async throws(AdminFailure) -> ResetOutcome {
-    let bucket = sidecar.keys.bucket(of: reference.subject)
-    var now = try await snapshot(reference.subject.account).now
-    for _ in 0..<Self.attemptsMax {
-      let epoch = try await epoch(bucket)
+    try await reset(reference.subject, reference.feature, change) { now in
       let period = reference.window.period(containing: now)
-      let body = ConfigDelta(
-        scope: .counter, key: reference.subject.path, version: 0, action: change.action,
-        actor: change.actor, reason: change.reason, before: "",
-        after: Document.fields([
+      return (
+        .cell(reference.window, period, value: 0),
+        [
           "subject": .string(reference.subject.path), "feature": .string(reference.feature.text),
-          "window": .string(reference.window.code),
-          "start": .integer(period.start.milliseconds), "end": .integer(period.end.milliseconds),
-        ]).json()
-      ).encode()
-      let moment = now
-      let reply = try await reading { () async throws(StoreFailure) in
-        let call = CounterResetCall(
-          keySpace: sidecar.keys, fence: try await sidecar.store.fence(epoch: epoch),
-          operation: change.operation, subject: reference.subject, feature: reference.feature,
-          window: reference.window, period: reference.window.period(containing: moment), body: body)
-        return call.decode(try await sidecar.store.raw(call))
-      }
-      switch reply {
-      case .done(let outcome):
-        let forgiven = outcome.before - outcome.after
-        await sidecar.healer.retainConfig(
-          OutboxEntry(
-            sequence: outcome.position.sequence, kind: .config,
-            id: DeltaID(operation: change.operation, index: 0), time: outcome.time,
-            actual: -forgiven, charged: 0, absorbed: -forgiven, body: body),
-          bucket: bucket, epoch: outcome.position.epoch)
-        return .reset(
-          forgiven: forgiven,
-          Written(version: 0, bucket: bucket, position: outcome.position, time: outcome.time))
-      case .alreadyDone:
-        return .replayed(Written(version: 0, bucket: bucket, position: nil, time: now))
-      case .period(let time): now = time
-      case .rebuild:
-        _ = await sidecar.healer.load(
-          account: reference.subject.account, bucket: bucket, epoch: epoch)
-        try? await Task.sleep(for: .milliseconds(Self.pauseMilliseconds))
-      case .fenced: await sidecar.healer.fenced(bucket: bucket, epoch: epoch)
-      case .error(let text): throw .unavailable("redis refused the reset: \(text)")
-      }
+          "window": .string(reference.window.code), "start": .integer(period.start.milliseconds),
+          "end": .integer(period.end.milliseconds), "used": 0,
+        ]
+      )
     }
-    throw .unavailable("the account's bucket stays fenced")
   }
 
   func resetRate(
     _ reference: RateReference, change: ChangeRecord
   ) async throws(AdminFailure) -> ResetOutcome {
-    // A rate has no books: dropping its arrival time is the whole reset, and repeating it is safe.
-    let bucket = sidecar.keys.bucket(of: reference.subject)
-    let key = sidecar.keys.subject(bucket, reference.subject)
-    let field = KeySpace.field(feature: reference.feature, rate: reference.limit)
-    let reply = try await reading { () async throws(StoreFailure) in
-      try await sidecar.store.reply {
-        RESPWriter.write(["HDEL", .string(key), .string(field)], to: &$0)
-      }
-    }
-    guard reply.integer != nil else { throw .unavailable(reply.error ?? "unexpected reply") }
-    return .reset(
-      forgiven: 0,
-      Written(version: 0, bucket: bucket, position: nil, time: sidecar.store.wallTime()))
-  }
-
-  // MARK: - Reconciliation
-
-  func query(_ method: QueryMethod, _ document: Document) async throws(AdminFailure) -> Document {
-    guard let ledger = sidecar.ledger else { throw .unavailable("this deployment has no ledger") }
-    do throws(LedgerFailure) {
-      let pages = try await ledger.pages(
-        QueryRequest(method, body: document.jsonBytes()), as: QueryReply.self)
-      if let status = pages.first?.status {
-        throw LedgerFailure(
-          kind: .refused(status),
-          description: String(decoding: pages.first?.body ?? [], as: UTF8.self))
-      }
-      guard let answer = try? Document(json: pages.flatMap(\.body)) else {
-        throw LedgerFailure(kind: .refused(.badFrame), description: "an unreadable answer")
-      }
-      return answer
-    } catch {
-      throw Self.failure(error)
+    try await reset(reference.subject, reference.feature, change) { _ in
+      (
+        .rate(limit: reference.limit),
+        [
+          "subject": .string(reference.subject.path), "feature": .string(reference.feature.text),
+          "limit": .string(reference.limit.text), "used": 0,
+        ]
+      )
     }
   }
 
-  func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling {
-    var cursor: String?
-    var totals: [BillingTotal] = []
-    var position = StreamPosition(epoch: 0, sequence: 0)
-    repeat {
-      let answer = try await query(
-        .totals,
-        Document.fields([
-          "account": .string(account.path), "cursor": cursor.map { .string($0) },
-        ]))
-      if cursor == nil, let place = answer["position"] {
-        position = StreamPosition(
-          epoch: place["epoch"]?.whole ?? 0, sequence: place["cursor"]?.whole ?? 0)
+  private func reset(
+    _ subject: Subject, _ feature: Name, _ change: ChangeRecord,
+    at target: (WallTime) -> (ResetCall.Target, after: Document)
+  ) async throws(AdminFailure) -> ResetOutcome {
+    let bucket = sidecar.keys.bucket(of: subject)
+    var now = try await snapshot(subject.account).now
+    for _ in 0..<Self.attemptsMax {
+      let epoch = try await epoch(bucket)
+      let (target, after) = target(now)
+      let body = Self.body(
+        change, scope: .counter, key: subject.path, version: 0, before: ResetCall.before,
+        after: after.json())
+      let fence = try await reading { () async throws(StoreFailure) in
+        try await sidecar.store.fence(epoch: epoch)
       }
-      for line in answer["totals"]?.elements ?? [] {
-        guard let feature = line["feature"]?.name, let start = line["start"]?.whole,
-          let end = line["end"]?.whole, let charged = line["charged"]?.whole
-        else { throw .unavailable("ledger: an unreadable total") }
-        totals.append(
-          BillingTotal(
-            feature: feature,
-            period: Period(
-              start: WallTime(milliseconds: start), end: WallTime(milliseconds: end)),
-            settled: charged))
+      let call = ResetCall(
+        keySpace: sidecar.keys, fence: fence, change: change.key, subject: subject,
+        feature: feature, target: target, body: body, outboxEntriesMax: outboxEntriesMax)
+      let reply = try await reading { () async throws(StoreFailure) in
+        call.decode(try await sidecar.store.raw(call))
       }
-      cursor = answer["next"]?.text
-    } while cursor != nil
-    return LedgerBilling(cursor: position, totals: totals)
-  }
-
-  func storeBilling(
-    account: Subject, after cursor: StreamPosition
-  ) async throws(AdminFailure) -> StoreBilling {
-    let bucket = sidecar.keys.bucket(of: account)
-    // The counters and the outbox are two reads; entries above the counters' own position are
-    // left out, so that both speak of one moment.
-    let snapshot = try await snapshot(account)
-    let (bucketState, epoch) = await state(snapshot, bucket)
-    let last = StreamPosition(epoch: epoch, sequence: snapshot.fence.sequence ?? 0)
-    var undelivered: [BilledDelta] = []
-    var first: Int64 = 0
-    var after = cursor.epoch == epoch ? cursor.sequence : 0
-    while true {
-      let from = after
-      let page = try await reading { () async throws(StoreFailure) in
-        try await sidecar.store.outbox(bucket: bucket, epoch: epoch, after: from, limit: 1000)
-      }
-      if first == 0 { first = page.first?.sequence ?? 0 }
-      for entry in page where entry.sequence <= last.sequence && entry.kind != .config {
-        guard let body = try? UsageBody.decode(entry.body), body.subject.account == account.account
-        else { continue }
-        undelivered.append(
-          BilledDelta(
-            id: entry.id, kind: entry.kind,
-            position: StreamPosition(epoch: epoch, sequence: entry.sequence), time: entry.time,
-            feature: body.feature, period: body.period, charged: entry.charged))
-      }
-      guard let end = page.last, page.count == 1000, end.sequence < last.sequence else { break }
-      after = end.sequence
-    }
-    var totals: [BillingTotal] = []
-    if snapshot.counters.epoch == epoch || snapshot.header.epoch == epoch {
-      for (field, cell) in snapshot.counters.cells {
-        let parts = field.split(separator: "|")
-        guard parts.count == 2, parts[1] == "M", let feature = try? Name(String(parts[0])) else {
-          continue
-        }
-        for (start, settled) in [
-          (cell.start, cell.settled), (cell.previousStart, cell.previousSettled),
-        ] where settled != 0 {
-          totals.append(
-            BillingTotal(
-              feature: feature, period: Window.month.period(containing: start), settled: settled))
-        }
+      switch reply {
+      case .done(let outcome):
+        var forgiven: Int64 = 0
+        if case .cell = target { forgiven = outcome.before - outcome.after }
+        await sidecar.healer.retainConfig(
+          Self.entry(
+            change, outcome.position, outcome.time, call.body(before: outcome.before),
+            actual: -forgiven), bucket: bucket, epoch: outcome.position.epoch)
+        return .reset(
+          forgiven: forgiven,
+          Written(version: 0, bucket: bucket, position: outcome.position, time: outcome.time))
+      case .known(let known):
+        let (result, time) = try Self.applied(known, change)
+        return .replayed(
+          forgiven: result, Written(version: 0, bucket: bucket, position: nil, time: time))
+      case .period(let time): now = time
+      case .rebuild:
+        _ = await sidecar.healer.load(account: subject.account, bucket: bucket, epoch: epoch)
+        try? await Task.sleep(for: .milliseconds(Self.pauseMilliseconds))
+      case .outboxFull: throw Self.outboxFull
+      case .fenced: await sidecar.healer.fenced(bucket: bucket, epoch: epoch)
+      case .error(let text): throw .unavailable("redis refused the reset: \(text)")
       }
     }
-    return StoreBilling(
-      time: snapshot.now, bucketState: bucketState, isLoaded: snapshot.header.epoch == epoch,
-      last: last, firstSequence: first, totals: totals, undelivered: undelivered)
-  }
-
-  func ledgerDeltas(
-    account: Subject, feature: Name, period: Period, limit: Int
-  ) async throws(AdminFailure) -> [BilledDelta] {
-    let answer = try await query(
-      .deltaIDs,
-      Document.fields([
-        "account": .string(account.path), "feature": .string(feature.text),
-        "from": .integer(period.start.milliseconds), "count": .integer(Int64(limit)),
-        "newestFirst": .bool(true),
-      ]))
-    return (answer["deltas"]?.elements ?? []).compactMap { row in
-      guard let text = row["id"]?.text, let dot = text.lastIndex(of: "."),
-        let operation = OperationID(hex: text[..<dot]),
-        let index = UInt16(text[text.index(after: dot)...]), let charged = row["charged"]?.whole
-      else { return nil }
-      return BilledDelta(
-        id: DeltaID(operation: operation, index: index),
-        kind: (row["kind"]?.whole).map { DeltaKind(rawValue: UInt8(clamping: $0)) } ?? .usage,
-        position: StreamPosition(
-          epoch: row["epoch"]?.whole ?? 0, sequence: row["sequence"]?.whole ?? 0),
-        time: WallTime(milliseconds: row["time"]?.whole ?? 0), feature: feature, period: period,
-        charged: charged)
-    }
+    throw .unavailable("the account's bucket stays fenced")
   }
 
   // MARK: - Operation records

@@ -13,8 +13,8 @@ struct LiveBackend: AdminBackend {
   var deployment: Deployment { sidecar.configuration.deployment }
   var hasLedger: Bool { sidecar.ledger != nil }
 
-  private var store: ColdStore { sidecar.store }
-  private var keys: KeySpace { sidecar.keys }
+  var store: ColdStore { sidecar.store }
+  var keys: KeySpace { sidecar.keys }
 
   static let attemptsMax = 40
   static let pauseMilliseconds = 50
@@ -66,63 +66,6 @@ struct LiveBackend: AdminBackend {
     return config
   }
 
-  func writeGlobal(
-    _ config: GlobalConfig, before: GlobalConfig?, expecting: Int64, change: ChangeRecord
-  ) async throws(AdminFailure) -> WriteOutcome {
-    let bucket = keys.map.control
-    let after = config.document.json()
-    let body = ConfigDelta(
-      scope: .global, key: "", version: config.version, action: change.action,
-      actor: change.actor, reason: change.reason, before: before?.document.json() ?? "",
-      after: after
-    ).encode()
-    let newCatalog = config.catalogVersion != (before?.catalogVersion ?? 0)
-    for _ in 0..<Self.attemptsMax {
-      let epoch = try await epoch(bucket)
-      let reply = try await reading { () async throws(StoreFailure) in
-        let call = ConfigGlobalCall(
-          keySpace: keys, fence: try await store.fence(epoch: epoch), operation: change.operation,
-          expectedVersion: expecting, newVersion: config.version, config: after,
-          catalog: newCatalog
-            ? (config.catalogVersion, config.catalog.document.json()) : nil, body: body)
-        return call.decode(try await store.raw(call))
-      }
-      if let outcome = try await outcome(
-        reply, change, version: config.version, bucket: bucket, epoch: epoch, body: body)
-      {
-        await sidecar.healer.refresh()
-        return outcome
-      }
-    }
-    throw .unavailable("the control bucket stays fenced")
-  }
-
-  /// nil: fenced, healed, to be tried again.
-  private func outcome(
-    _ reply: TollgateRedis.ConfigReply, _ change: ChangeRecord, version: Int64, bucket: Int,
-    epoch: Int64, body: [UInt8]
-  ) async throws(AdminFailure) -> WriteOutcome? {
-    switch reply {
-    case .done(let done):
-      await sidecar.healer.retainConfig(
-        OutboxEntry(
-          sequence: done.position.sequence, kind: .config,
-          id: DeltaID(operation: change.operation, index: 0), time: done.time, actual: 0,
-          charged: 0, absorbed: 0, body: body),
-        bucket: bucket, epoch: done.position.epoch)
-      return .written(
-        Written(version: version, bucket: bucket, position: done.position, time: done.time))
-    case .alreadyDone:
-      return .replayed(
-        Written(version: version, bucket: bucket, position: nil, time: store.wallTime()))
-    case .conflict(let current): return .conflict(current: current)
-    case .fenced:
-      await sidecar.healer.fenced(bucket: bucket, epoch: epoch)
-      return nil
-    case .error(let text): throw .unavailable("redis refused the change: \(text)")
-    }
-  }
-
   func publishGlobal(version: Int64) async throws(AdminFailure) {
     // Buckets that cannot be reached now learn it from the first sidecar that calls them with it.
     let store = store
@@ -134,6 +77,12 @@ struct LiveBackend: AdminBackend {
           try? await store.pushVersion(bucket: bucket, epoch: epoch, version: version)
         }
       }
+    }
+  }
+
+  func globalMemory() async throws(AdminFailure) -> ChangeMemory {
+    try await reading { () async throws(StoreFailure) in
+      try await store.read(Reads.globalMemory(keys))
     }
   }
 
@@ -155,94 +104,34 @@ struct LiveBackend: AdminBackend {
       let header = try await reading { () async throws(StoreFailure) in
         try await store.header(account: account)
       }
-      let loaded = header.epoch == epoch
-      if !loaded, hasLedger {
-        // The ledger may know more than a header that is not seeded.
-        if await sidecar.healer.load(account: account, bucket: bucket, epoch: epoch) == .retry {
-          try? await Task.sleep(for: .milliseconds(Self.pauseMilliseconds))
-          continue
+      if header.epoch == epoch || !hasLedger { return try Self.state(header, bucket, epoch) }
+      // The ledger may know more than a header that is not seeded.
+      switch await sidecar.healer.load(account: account, bucket: bucket, epoch: epoch) {
+      case .loaded, .unknown:
+        let current = try await reading { () async throws(StoreFailure) in
+          try await store.header(account: account)
         }
+        return try Self.state(current, bucket, epoch)
+      case .retry, .failed:
+        try? await Task.sleep(for: .milliseconds(Self.pauseMilliseconds))
       }
-      let current = try await reading { () async throws(StoreFailure) in
-        try await store.header(account: account)
-      }
-      guard var config = AccountConfig(stored: current.config ?? "") else {
-        throw AdminFailure(.internalError, "the account's configuration cannot be read")
-      }
-      config.version = current.version ?? 0
-      return AccountState(config: config, bucket: bucket, isLoaded: current.epoch == epoch)
     }
     throw .unavailable("the account cannot be loaded: the ledger does not answer")
   }
 
-  func writeAccount(
-    _ account: Subject, _ config: AccountConfig, before: AccountConfig, expecting: Int64,
-    change: ChangeRecord
-  ) async throws(AdminFailure) -> WriteOutcome {
-    let bucket = keys.bucket(of: account)
-    let after = config.document.json()
-    let body = ConfigDelta(
-      scope: .account, key: account.path, version: config.version, action: change.action,
-      actor: change.actor, reason: change.reason, before: before.document.json(), after: after
-    ).encode()
-    for _ in 0..<Self.attemptsMax {
-      let epoch = try await epoch(bucket)
-      let reply = try await reading { () async throws(StoreFailure) in
-        let call = ConfigAccountCall(
-          keySpace: keys, fence: try await store.fence(epoch: epoch), operation: change.operation,
-          account: account, expectedVersion: expecting, newVersion: config.version, config: after,
-          body: body)
-        return call.decode(try await store.raw(call))
-      }
-      if let outcome = try await outcome(
-        reply, change, version: config.version, bucket: bucket, epoch: epoch, body: body)
-      {
-        return outcome
-      }
+  static func state(
+    _ header: AccountHeader, _ bucket: Int, _ epoch: Int64
+  ) throws(AdminFailure) -> AccountState {
+    guard var config = AccountConfig(stored: header.config ?? "") else {
+      throw AdminFailure(.internalError, "the account's configuration cannot be read")
     }
-    throw .unavailable("the account's bucket stays fenced")
+    config.version = header.version ?? 0
+    return AccountState(
+      config: config, bucket: bucket, isLoaded: header.epoch == epoch, memory: header.memory)
   }
 
   func accounts(after cursor: String?, limit: Int) async throws(AdminFailure) -> AccountPage {
     try await AccountScan(store: store, keys: keys).page(after: cursor, limit: limit)
-  }
-
-  func audit(
-    account: String?, before: WallTime?, limit: Int
-  ) async throws(AdminFailure) -> [AuditEntry] {
-    let buckets: [Int]
-    if let account, !account.isEmpty {
-      guard let subject = try? Subject(account) else { throw .badRequest("account", "no subject") }
-      buckets = [keys.bucket(of: subject)]
-    } else {
-      buckets = account == "" ? [keys.map.control] : Array(0...keys.map.control)
-    }
-    var entries: [AuditEntry] = []
-    for bucket in buckets {
-      let found = try await reading { () async throws(StoreFailure) in
-        try await store.read(Reads.audit(keys, bucket: bucket, count: 1000))
-      }
-      let meta = try await reading { () async throws(StoreFailure) in
-        try await store.meta(bucket: bucket)
-      }
-      for entry in found {
-        guard let change = try? ConfigDelta.decode(entry.body),
-          before.map({ entry.time < $0 }) ?? true,
-          account.map({ $0.isEmpty || change.key.split(separator: "/").first ?? "" == $0 }) ?? true
-        else { continue }
-        let sequence = Self.sequence(ofAudit: entry.streamID)
-        entries.append(
-          AuditEntry(
-            time: entry.time, operation: nil, change: change,
-            delivered: sequence.map { $0 <= (meta?.acknowledged ?? 0) } ?? false))
-      }
-    }
-    entries.sort { $0.time > $1.time }
-    return Array(entries.prefix(limit))
-  }
-
-  private static func sequence(ofAudit id: String) -> Int64? {
-    id.split(separator: "-").last.flatMap { Int64($0) }
   }
 
   // MARK: - Health

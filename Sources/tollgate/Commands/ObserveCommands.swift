@@ -1,4 +1,4 @@
-// status, doctor, audit-log.
+// status, doctor.
 
 import ArgumentParser
 import TollgateCore
@@ -109,65 +109,6 @@ struct DoctorCommand: AsyncParsableCommand {
     for finding in reply.findings {
       table.add(finding.check, finding.severity.rawValue, finding.found)
       if !finding.fix.isEmpty { table.add("", "", "→ \(finding.fix)") }
-    }
-    return table.text
-  }
-}
-
-struct AuditLogCommand: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(
-    commandName: "audit-log", abstract: "Who changed what, when and why; newest first.")
-
-  @Argument(help: "Only this account's changes.") var account: Subject?
-  @Flag(help: "Only catalog and bypass changes.") var global = false
-  @Option(help: "How many, 1 … 1000.") var limit: Int = 50
-  @Option(help: ArgumentHelp("Only older than this instant.", valueName: "when"))
-  var before: String?
-  @Flag(help: "Show the whole state before and after.") var full = false
-  @OptionGroup var connection: ConnectionOptions
-  @OptionGroup var output: OutputOptions
-
-  func validate() throws {
-    guard account == nil || !global else {
-      throw ValidationError("An account and --global exclude each other.")
-    }
-    guard (1...AuditRequest.limitMax).contains(limit) else {
-      throw ValidationError("--limit must be from 1 to \(AuditRequest.limitMax).")
-    }
-    if let before, Durations.rfc3339(before) == nil {
-      throw ValidationError("--before \(before): give an instant, e.g. 2026-12-01T00:00:00Z.")
-    }
-  }
-
-  func run() async throws {
-    let request = AuditRequest(
-      account: global ? "" : account?.path, before: before.flatMap { Durations.rfc3339($0) },
-      limit: limit)
-    let (reply, body) = try await Changing.ask(
-      .auditLog, request, as: AuditReply.self, over: connection)
-    if output.json { Output.json(body) } else { Output.line(Self.text(of: reply, full: full)) }
-  }
-
-  static func text(of reply: AuditReply, full: Bool) -> String {
-    guard !reply.entries.isEmpty else { return "no changes" }
-    if full {
-      return reply.entries.map { row in
-        """
-        \(CivilDate.text(row.time)) \(row.action) \(row.key) version \(row.version) by \(row.actor)\
-        \(row.reason.isEmpty ? "" : ": \(row.reason)")
-          id      \(row.operation?.hex ?? "-")\(row.delivered ? "" : " (not in the ledger yet)")
-          before  \(row.before)
-          after   \(row.after)
-        """
-      }.joined(separator: "\n")
-    }
-    var table = Table(
-      .text("TIME"), .text("ACTION"), .text("OF"), .number("VERSION"), .text("BY"),
-      .text("IN LEDGER"), .text("REASON"))
-    for row in reply.entries {
-      table.add(
-        CivilDate.text(row.time), row.action, row.key.isEmpty ? "global" : row.key,
-        "\(row.version)", row.actor, row.delivered ? "yes" : "not yet", row.reason)
     }
     return table.text
   }

@@ -1,7 +1,6 @@
 // Rows of an import file, read in pieces: a million of them never stand in memory at once. CSV
 // (account,plan[,frozen[,source_version]]; a header line is known by its first word) or JSON lines
-// ({"account":…,"plan":…}). And the progress file, written after each batch that was answered, so
-// that an import that was stopped goes on where it was.
+// ({"account":…,"plan":…}).
 
 import Foundation
 import TollgateCore
@@ -21,6 +20,8 @@ struct ImportFile {
   private var offset = 0
   private var ended = false
   private var columns: [String]?
+  /// Number of the line that `next` read last.
+  private(set) var line = 0
 
   init(path: String) throws(CommandFailure) {
     self.path = path
@@ -37,14 +38,20 @@ struct ImportFile {
 
   /// Rows that are blank or a header are passed over and not counted.
   mutating func next() throws(CommandFailure) -> Row? {
-    while let line = try nextLine() {
-      let text = line.hasSuffix("\r") ? String(line.dropLast()) : line
+    while let whole = try nextLine() {
+      let text = whole.hasSuffix("\r") ? String(whole.dropLast()) : whole
       if text.allSatisfy({ $0 == " " || $0 == "\t" }) || text.hasPrefix("#") { continue }
       if text.hasPrefix("{") { return Self.json(text) }
       let cells = Self.cells(text)
       if columns == nil {
         columns = ["account", "plan", "frozen", "source_version"]
         if cells.first == "account" {
+          // A misspelt column would be passed over in every row.
+          let known = ["account", "plan", "frozen", "source_version"]
+          if let odd = cells.first(where: { !known.contains($0) }) {
+            throw .usage(
+              "\(path) has a column \(odd)", fix: "the columns are \(known.joined(separator: ","))")
+          }
           columns = cells
           continue
         }
@@ -57,15 +64,17 @@ struct ImportFile {
   private mutating func nextLine() throws(CommandFailure) -> String? {
     while true {
       if let end = buffer[offset...].firstIndex(of: 0x0A) {
-        let line = String(decoding: buffer[offset..<end], as: UTF8.self)
+        let text = String(decoding: buffer[offset..<end], as: UTF8.self)
         offset = end + 1
-        return line
+        line += 1
+        return text
       }
       if ended {
         guard offset < buffer.count else { return nil }
-        let line = String(decoding: buffer[offset...], as: UTF8.self)
+        let text = String(decoding: buffer[offset...], as: UTF8.self)
         offset = buffer.count
-        return line
+        line += 1
+        return text
       }
       guard buffer.count - offset <= Self.lineBytesMax else {
         throw .usage("\(path) has a line longer than \(Self.lineBytesMax) bytes")
@@ -84,6 +93,11 @@ struct ImportFile {
 
   /// Fields of a CSV line; a field in double quotes may hold commas, `""` in it is one quote.
   static func cells(_ line: String) -> [String] {
+    if !line.utf8.contains(0x22) {
+      return line.split(separator: ",", omittingEmptySubsequences: false).map {
+        $0.trimmingSpaces
+      }
+    }
     var cells: [String] = []
     var cell = ""
     var quoted = false
@@ -120,6 +134,9 @@ struct ImportFile {
       guard let index = columns.firstIndex(of: name), index < cells.count else { return nil }
       return cells[index].isEmpty ? nil : cells[index]
     }
+    guard cells.count <= columns.count else {
+      return .bad("has \(cells.count) fields; the columns are \(columns.joined(separator: ","))")
+    }
     guard let account = cell("account"), let plan = cell("plan") else {
       return .bad("needs account,plan")
     }
@@ -145,40 +162,13 @@ struct ImportFile {
   }
 }
 
-/// How far an import has come: every row before `rows` is answered.
-struct ImportProgress: Codable, Equatable {
-  var file: String
-  var bytes: Int64
-  var rows: Int
-
-  static func path(for file: String) -> String { file + ".progress" }
-
-  static func read(for file: String) -> ImportProgress? {
-    guard let data = FileManager.default.contents(atPath: path(for: file)) else { return nil }
-    return try? AdminJSON.decode(ImportProgress.self, from: [UInt8](data))
-  }
-
-  static func size(of file: String) -> Int64 {
-    let attributes = try? FileManager.default.attributesOfItem(atPath: file)
-    return (attributes?[.size] as? NSNumber)?.int64Value ?? 0
-  }
-
-  func write() throws(CommandFailure) {
-    do throws(AdminFailure) {
-      let body = try AdminJSON.encode(self)
-      do {
-        try Data(body).write(to: URL(fileURLWithPath: Self.path(for: file)), options: .atomic)
-      } catch {
-        throw AdminFailure(
-          .unavailable, "\(Self.path(for: file)) cannot be written: \(error.localizedDescription)",
-          fix: "make the folder writable, or pass --no-progress-file")
-      }
-    } catch {
-      throw CommandFailure(error)
-    }
-  }
-
-  static func remove(for file: String) {
-    try? FileManager.default.removeItem(atPath: path(for: file))
+extension Substring {
+  /// Without spaces and tabs at its ends.
+  fileprivate var trimmingSpaces: String {
+    func isSpace(_ byte: UInt8) -> Bool { byte == 0x20 || byte == 0x09 }
+    var rest = self
+    while let first = rest.utf8.first, isSpace(first) { rest = rest.dropFirst() }
+    while let last = rest.utf8.last, isSpace(last) { rest = rest.dropLast() }
+    return String(rest)
   }
 }

@@ -85,7 +85,8 @@ enum Output {
 
   static func impact(_ impact: Impact) -> String {
     var text =
-      "\(impact.accountsAffected) accounts affected, \(impact.deniedAtOnce) denied at once"
+      "\(impact.accountsAffected) account\(impact.accountsAffected == 1 ? "" : "s") affected, "
+      + "\(impact.deniedAtOnce) denied at once"
     if !impact.complete {
       text += " (at least: only \(impact.accountsExamined) accounts were looked at)"
     }

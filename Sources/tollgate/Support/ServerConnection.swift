@@ -85,6 +85,9 @@ final class ServerConnection: Sendable {
     }
   }
 
+  /// False once the connection is gone: then only a new one helps.
+  var isOpen: Bool { channel.isActive }
+
   func close() async { try? await channel.close().get() }
 
   // MARK: Calls

@@ -27,6 +27,7 @@ package struct AccountSetRequest: Hashable, Sendable, Codable {
 
 package struct AccountImportRequest: Hashable, Sendable, Codable {
   package static let rowsMax = 1000
+  package static let rowNumberMax = Int(UInt32.max) - rowsMax
 
   package struct Row: Hashable, Sendable, Codable {
     package var account: String
@@ -61,12 +62,15 @@ package struct AccountImportRequest: Hashable, Sendable, Codable {
 package struct AccountImportReply: Hashable, Sendable, Codable {
   package struct Failure: Hashable, Sendable, Codable {
     package var row: Int
+    /// The line of the file, where whoever read it knows.
+    package var line: Int?
     package var account: String
     package var code: String
     package var reason: String
 
-    package init(row: Int, account: String, code: String, reason: String) {
+    package init(row: Int, line: Int? = nil, account: String, code: String, reason: String) {
       self.row = row
+      self.line = line
       self.account = account
       self.code = code
       self.reason = reason
@@ -78,13 +82,15 @@ package struct AccountImportReply: Hashable, Sendable, Codable {
   package var ignored: Int
   package var replayed: Int
   package var failed: [Failure]
+  /// Failed rows beyond the list, where whoever adds replies up bounds it.
+  package var failedUnlisted: Int
   package var dryRun: Bool
   package var deniedAtOnce: Int
   package var durable: Durability
 
   package init(
     applied: Int = 0, unchanged: Int = 0, ignored: Int = 0, replayed: Int = 0,
-    failed: [Failure] = [], dryRun: Bool = false, deniedAtOnce: Int = 0,
+    failed: [Failure] = [], failedUnlisted: Int = 0, dryRun: Bool = false, deniedAtOnce: Int = 0,
     durable: Durability = .redis
   ) {
     self.applied = applied
@@ -92,6 +98,7 @@ package struct AccountImportReply: Hashable, Sendable, Codable {
     self.ignored = ignored
     self.replayed = replayed
     self.failed = failed
+    self.failedUnlisted = failedUnlisted
     self.dryRun = dryRun
     self.deniedAtOnce = deniedAtOnce
     self.durable = durable

@@ -44,11 +44,14 @@ package struct CatalogValidateReply: Hashable, Sendable, Codable {
   package var features: Int
   package var plans: Int
   package var limits: Int
+  /// What is sound and may surprise.
+  package var warnings: [String]
 
-  package init(features: Int, plans: Int, limits: Int) {
+  package init(features: Int, plans: Int, limits: Int, warnings: [String] = []) {
     self.features = features
     self.plans = plans
     self.limits = limits
+    self.warnings = warnings
   }
 }
 

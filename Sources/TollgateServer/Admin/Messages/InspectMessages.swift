@@ -137,11 +137,16 @@ package struct AuditRequest: Hashable, Sendable, Codable {
   /// nil: all; "": the global configuration only.
   package var account: String?
   package var before: WallTime?
+  /// The `next` of the page before; excludes `before`.
+  package var after: String?
   package var limit: Int
 
-  package init(account: String? = nil, before: WallTime? = nil, limit: Int = 50) {
+  package init(
+    account: String? = nil, before: WallTime? = nil, after: String? = nil, limit: Int = 50
+  ) {
     self.account = account
     self.before = before
+    self.after = after
     self.limit = limit
   }
 }
@@ -162,6 +167,12 @@ package struct AuditReply: Hashable, Sendable, Codable {
   }
 
   package var entries: [Row]
+  /// `read`: the ledger's history is in the list; `none`: there is no ledger; `unreachable`: only
+  /// recent changes are in the list.
+  package var ledger: String
+  package var ledgerProblem: String
+  /// Give it as `after` for older ones; nil: that was all.
+  package var next: String?
 }
 
 // MARK: - Reconciliation

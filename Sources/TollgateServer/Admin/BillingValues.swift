@@ -1,0 +1,85 @@
+// What reconciliation compares: the ledger's totals, Redis' totals, and the deltas between them.
+
+package import TollgateCore
+
+/// One billed total: units of a feature in a billing period.
+package struct BillingTotal: Hashable, Sendable {
+  package var feature: Name
+  package var period: Period
+  package var settled: Int64
+
+  package init(feature: Name, period: Period, settled: Int64) {
+    self.feature = feature
+    self.period = period
+    self.settled = settled
+  }
+}
+
+package struct LedgerBilling: Hashable, Sendable {
+  /// What the ledger has of the account's bucket.
+  package var cursor: StreamPosition
+  package var totals: [BillingTotal]
+
+  package init(cursor: StreamPosition, totals: [BillingTotal]) {
+    self.cursor = cursor
+    self.totals = totals
+  }
+}
+
+package struct BilledDelta: Hashable, Sendable {
+  package var id: DeltaID
+  package var kind: DeltaKind
+  package var position: StreamPosition
+  package var time: WallTime
+  package var feature: Name
+  package var period: Period
+  package var charged: Int64
+
+  package init(
+    id: DeltaID, kind: DeltaKind, position: StreamPosition, time: WallTime, feature: Name,
+    period: Period, charged: Int64
+  ) {
+    self.id = id
+    self.kind = kind
+    self.position = position
+    self.time = time
+    self.feature = feature
+    self.period = period
+    self.charged = charged
+  }
+}
+
+package struct StoreBilling: Hashable, Sendable {
+  /// Redis time.
+  package var time: WallTime
+  package var bucketState: CountersSnapshot.Bucket
+  /// The account's totals are comparable only while it is loaded.
+  package var isLoaded: Bool
+  /// The bucket's epoch and the last sequence number given out in it.
+  package var last: StreamPosition
+  /// The oldest entry still in the stream of the current epoch; 0 where the stream is empty.
+  package var firstSequence: Int64
+  package var totals: [BillingTotal]
+  /// Entries of this account above the cursor asked for, oldest first; the first `listedMax`.
+  package var undelivered: [BilledDelta]
+  /// The sums of those beyond the list.
+  package var unlisted: [BillingTotal]
+
+  /// Entries of one account that are told one by one.
+  package static let listedMax = 2000
+
+  package init(
+    time: WallTime, bucketState: CountersSnapshot.Bucket, isLoaded: Bool, last: StreamPosition,
+    firstSequence: Int64, totals: [BillingTotal], undelivered: [BilledDelta],
+    unlisted: [BillingTotal] = []
+  ) {
+    self.time = time
+    self.bucketState = bucketState
+    self.isLoaded = isLoaded
+    self.last = last
+    self.firstSequence = firstSequence
+    self.totals = totals
+    self.undelivered = undelivered
+    self.unlisted = unlisted
+  }
+}

@@ -1,0 +1,178 @@
+// Reconciliation: what the ledger has billed, what Redis has counted, and the deltas in between.
+
+import TollgateCore
+import TollgateRedis
+import TollgateWire
+
+extension LiveBackend {
+  func query(_ method: QueryMethod, _ document: Document) async throws(AdminFailure) -> Document {
+    guard let ledger = sidecar.ledger else { throw .unavailable("this deployment has no ledger") }
+    do throws(LedgerFailure) {
+      let pages = try await ledger.pages(
+        QueryRequest(method, body: document.jsonBytes()), as: QueryReply.self)
+      if let status = pages.first?.status {
+        throw LedgerFailure(
+          kind: .refused(status),
+          description: String(decoding: pages.first?.body ?? [], as: UTF8.self))
+      }
+      guard let answer = try? Document(json: pages.flatMap(\.body)) else {
+        throw LedgerFailure(kind: .refused(.badFrame), description: "an unreadable answer")
+      }
+      return answer
+    } catch {
+      throw Self.failure(error)
+    }
+  }
+
+  func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling {
+    var cursor: String?
+    var totals: [BillingTotal] = []
+    var position = StreamPosition(epoch: 0, sequence: 0)
+    repeat {
+      let answer = try await query(
+        .totals,
+        Document.fields([
+          "account": .string(account.path), "cursor": cursor.map { .string($0) },
+        ]))
+      if cursor == nil, let place = answer["position"] {
+        position = StreamPosition(
+          epoch: place["epoch"]?.whole ?? 0, sequence: place["cursor"]?.whole ?? 0)
+      }
+      for line in answer["totals"]?.elements ?? [] {
+        guard let feature = line["feature"]?.name, let start = line["start"]?.whole,
+          let end = line["end"]?.whole, let charged = line["charged"]?.whole
+        else { throw .unavailable("ledger: an unreadable total") }
+        totals.append(
+          BillingTotal(
+            feature: feature,
+            period: Period(
+              start: WallTime(milliseconds: start), end: WallTime(milliseconds: end)),
+            settled: charged))
+      }
+      cursor = answer["next"]?.text
+    } while cursor != nil
+    return LedgerBilling(cursor: position, totals: totals)
+  }
+
+  /// Counters and outbox are separate reads: each account's counters first, then the outbox once
+  /// for all; entries above an account's own position are left out, so that both speak of one
+  /// moment.
+  func storeBilling(
+    bucket: Int, _ accounts: [(account: Subject, cursor: StreamPosition)]
+  ) async throws(AdminFailure) -> [StoreBilling] {
+    var billings: [StoreBilling] = []
+    var places: [String: Int] = [:]
+    for (index, item) in accounts.enumerated() {
+      let snapshot = try await snapshot(item.account)
+      let (bucketState, epoch) = await state(snapshot, bucket)
+      billings.append(
+        StoreBilling(
+          time: snapshot.now, bucketState: bucketState, isLoaded: snapshot.header.epoch == epoch,
+          last: StreamPosition(epoch: epoch, sequence: snapshot.fence.sequence ?? 0),
+          firstSequence: 0, totals: Self.totals(snapshot, epoch), undelivered: []))
+      places[item.account.path] = index
+    }
+    guard let epoch = billings.map(\.last.epoch).max() else { return [] }
+    func start(_ index: Int) -> Int64 {
+      let cursor = accounts[index].cursor
+      return cursor.epoch == epoch ? cursor.sequence : 0
+    }
+    var unlisted: [[BillingKey: Int64]] = Array(repeating: [:], count: accounts.count)
+    var after = billings.indices.map(start).min() ?? 0
+    let last = billings.map(\.last.sequence).max() ?? 0
+    while after < last {
+      let from = after
+      let page = try await reading { () async throws(StoreFailure) in
+        try await sidecar.store.outbox(
+          bucket: bucket, epoch: epoch, after: from, limit: Self.outboxPage)
+      }
+      if let first = page.first {
+        // Each account asks for the oldest entry above its own cursor.
+        for index in billings.indices where billings[index].firstSequence == 0 {
+          let wanted = start(index) + 1
+          if let end = page.last, end.sequence >= wanted {
+            billings[index].firstSequence = max(first.sequence, wanted)
+          }
+        }
+      }
+      for entry in page where entry.kind != .config {
+        guard let body = try? UsageBody.decode(entry.body),
+          let index = places[body.subject.account.path], entry.sequence > start(index),
+          billings[index].last.epoch == epoch, entry.sequence <= billings[index].last.sequence
+        else { continue }
+        if billings[index].undelivered.count < StoreBilling.listedMax {
+          billings[index].undelivered.append(
+            BilledDelta(
+              id: entry.id, kind: entry.kind,
+              position: StreamPosition(epoch: epoch, sequence: entry.sequence), time: entry.time,
+              feature: body.feature, period: body.period, charged: entry.charged))
+        } else {
+          unlisted[index][BillingKey(feature: body.feature, period: body.period), default: 0] +=
+            entry.charged
+        }
+      }
+      guard let end = page.last, page.count == Self.outboxPage else { break }
+      after = end.sequence
+    }
+    for index in billings.indices {
+      billings[index].unlisted = unlisted[index].map {
+        BillingTotal(feature: $0.key.feature, period: $0.key.period, settled: $0.value)
+      }
+    }
+    return billings
+  }
+
+  private struct BillingKey: Hashable {
+    var feature: Name
+    var period: Period
+  }
+
+  /// Entries of the outbox in one read.
+  static let outboxPage = 1000
+
+  private static func totals(
+    _ snapshot: ReadAccountCall.Snapshot, _ epoch: Int64
+  ) -> [BillingTotal] {
+    guard snapshot.counters.epoch == epoch || snapshot.header.epoch == epoch else { return [] }
+    var totals: [BillingTotal] = []
+    for (field, cell) in snapshot.counters.cells {
+      let parts = field.split(separator: "|")
+      guard parts.count == 2, parts[1] == "M", let feature = try? Name(String(parts[0])) else {
+        continue
+      }
+      for (start, settled) in [
+        (cell.start, cell.settled), (cell.previousStart, cell.previousSettled),
+      ] where settled != 0 {
+        totals.append(
+          BillingTotal(
+            feature: feature, period: Window.month.period(containing: start), settled: settled))
+      }
+    }
+    return totals
+  }
+
+  func ledgerDeltas(
+    account: Subject, feature: Name, period: Period, limit: Int
+  ) async throws(AdminFailure) -> [BilledDelta] {
+    let answer = try await query(
+      .deltaIDs,
+      Document.fields([
+        "account": .string(account.path), "feature": .string(feature.text),
+        "from": .integer(period.start.milliseconds), "count": .integer(Int64(limit)),
+        "newestFirst": .bool(true),
+      ]))
+    return (answer["deltas"]?.elements ?? []).compactMap { row in
+      guard let text = row["id"]?.text, let dot = text.lastIndex(of: "."),
+        let operation = OperationID(hex: text[..<dot]),
+        let index = UInt16(text[text.index(after: dot)...]), let charged = row["charged"]?.whole
+      else { return nil }
+      return BilledDelta(
+        id: DeltaID(operation: operation, index: index),
+        kind: (row["kind"]?.whole).map { DeltaKind(rawValue: UInt8(clamping: $0)) } ?? .usage,
+        position: StreamPosition(
+          epoch: row["epoch"]?.whole ?? 0, sequence: row["sequence"]?.whole ?? 0),
+        time: WallTime(milliseconds: row["time"]?.whole ?? 0), feature: feature, period: period,
+        charged: charged)
+    }
+  }
+}
