@@ -7,7 +7,7 @@
 -- ARGV  1 fence text · 2 seen sequence
 --       3 MessagePack: epoch, index, time ms, actual, charged, absorbed, scope (0 global, 1 account,
 --         2 counter), version, field and start of the counter (empty and 0: none)
---       4 operation id (16 bytes) · 5 body · 6 configuration (JSON)
+--       4 operation id (16 bytes) · 5 body · 6 configuration (JSON) · 7 the change to remember
 -- Reply {0, sequence, now} · {1, sequence} it lies in this epoch's outbox already · {2, f, seq}
 --       {8} not seeded in this epoch (counters only) · {10}
 --
@@ -56,6 +56,9 @@ end
 if changed then
   set(changed, fields, old)
 end
+-- Its id is known again: sent once more, the change is not made a second time.
+local memory = write(nil, 'HGET', KEYS[4], 'op')
+set(KEYS[4], {'op', joined(memory, ARGV[7])}, {memory})
 if changed and scope == 0 and version > (tonumber(M[4]) or -1) then
   set(KEYS[1], {'seq', sequence, 't', int(now), 'gv', int(version)}, {M[2], M[3], M[4]})
 else

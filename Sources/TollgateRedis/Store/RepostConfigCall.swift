@@ -97,7 +97,14 @@ package struct RepostConfigCall: ScriptCall {
     return fence.arguments + [
       .bytes(writer.bytes), .bytes(entry.id.operation.bytes), .bytes(entry.body),
       .string(delta.scope == .counter ? "" : delta.after),
+      .bytes(ChangeMemory(entries: [remembered]).bytes),
     ]
+  }
+
+  private var remembered: ChangeMemory.Entry {
+    ChangeMemory.Entry(
+      operation: entry.id.operation, fingerprint: delta.fingerprint,
+      result: delta.scope == .counter ? -entry.actual : delta.version, time: entry.time)
   }
 
   package func decode(_ reply: RESPReply) -> StoreReply<Outcome> {

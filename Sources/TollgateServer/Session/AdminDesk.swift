@@ -43,8 +43,7 @@ final class AdminDesk: Sendable {
   /// On the event loop; `done` is called there, once, by the deadline.
   func ask(
     _ method: UInt16, _ body: [UInt8], _ caller: AdminCaller, deadline: NIODeadline,
-    on eventLoop: any EventLoop,
-    done: @escaping (Answer) -> Void
+    on eventLoop: any EventLoop, done: @escaping (Answer) -> Void
   ) {
     let hasRoom = running.withLock { running in
       guard running < Self.inFlightMax else { return false }

@@ -170,7 +170,7 @@ extension LiveBackend {
       else { return nil }
       return BilledDelta(
         id: DeltaID(operation: operation, index: index),
-        kind: (row["kind"]?.whole).flatMap { DeltaKind(rawValue: UInt8(clamping: $0)) } ?? .usage,
+        kind: (row["kind"]?.whole).map { DeltaKind(rawValue: UInt8(clamping: $0)) } ?? .usage,
         position: StreamPosition(
           epoch: row["epoch"]?.whole ?? 0, sequence: row["sequence"]?.whole ?? 0),
         time: WallTime(milliseconds: row["time"]?.whole ?? 0), feature: feature, period: period,
