@@ -40,6 +40,7 @@ final class Sidecar: Sendable {
   private let links: [RedisLink]
   private let draining = Mutex(false)
   private let pushes: AsyncStream<LedgerPush>
+  private let failures: AsyncStream<StartFailure>
 
   init(
     configuration: ServerConfiguration, logger: Logger,
@@ -56,6 +57,7 @@ final class Sidecar: Sendable {
     fallback = FallbackQueue(
       limits: configuration.limits.fallback, journal: journal,
       accountsMax: configuration.limits.accountsCachedMax)
+    let seen = SeenBoard(buckets: buckets)
     let late = LateBound<AdminHandler>()
     let desk = AdminDesk { method, body, caller in
       guard let handler = late.value else {
@@ -64,14 +66,15 @@ final class Sidecar: Sendable {
       return await handler(method, body, caller)
     }
     let built = try await Self.buildLoops(
-      group, configuration, keys, buckets, metrics, fallback, logger, admin: desk)
+      group, configuration, keys, buckets, metrics, fallback, seen, logger, admin: desk)
     loops = built.loops
     sessions = built.sessions
     links = built.links
     let coldLink = RedisLink(
       configuration.redis, on: group.next(), seed: UInt64.random(in: .min ... .max),
       logger: logger)
-    store = ColdStore(link: coldLink, keys: keys, deployment: configuration.deployment)
+    store = ColdStore(
+      link: coldLink, keys: keys, deployment: configuration.deployment, seen: seen)
     let (pushes, continuation) = AsyncStream.makeStream(
       of: LedgerPush.self, bufferingPolicy: .unbounded)
     self.pushes = pushes
@@ -88,9 +91,12 @@ final class Sidecar: Sendable {
           incarnation: UInt64(max(1, SystemClock.wallTime().milliseconds))),
         group: group, logger: logger, onPush: { continuation.yield($0) })
     }
+    let (failures, failed) = AsyncStream.makeStream(of: StartFailure.self)
+    self.failures = failures
     healer = Healer(
       configuration: configuration, store: store, ledger: ledger, loops: loops, metrics: metrics,
-      logger: logger, buckets: buckets)
+      logger: logger, buckets: buckets,
+      deploymentCheck: DeploymentCheck(hasLedger: ledger != nil) { failed.yield($0) })
     late.set(admin(self))
   }
 
@@ -114,7 +120,8 @@ final class Sidecar: Sendable {
   // MARK: - Life
 
   /// Runs until `stop` ends, then drains and returns. Throws where it must not run at all: another
-  /// deployment in Redis or in the ledger, a port that is taken.
+  /// deployment in Redis or in the ledger, also where that is found out later; a port that is
+  /// taken.
   func run(
     until stop: @escaping @Sendable () async -> Void,
     ready: @escaping @Sendable () -> Void = {}
@@ -138,12 +145,35 @@ final class Sidecar: Sendable {
         "tcp": "\(configuration.listenTCP?.description ?? "-")",
       ])
     ready()
-    await stop()
+    let failure = await ended(by: stop)
+    // Where it must not go on, nothing that waits could ever be posted from here; the journal keeps
+    // it, and the grace is only for goodbyes.
+    let grace = configuration.limits.drainMilliseconds
     let plan = DrainPlan(
-      from: .now(), graceMilliseconds: configuration.limits.drainMilliseconds)
+      from: .now(), graceMilliseconds: failure == nil ? grace : min(grace, Self.refusedGrace))
     await drain(channels, until: plan.workEnd)
     services.cancel()
     await close(services, http, plan)
+    if let failure { throw failure }
+  }
+
+  static let refusedGrace: Int64 = 500
+
+  /// nil: told to stop. Otherwise why it must not go on.
+  private func ended(by stop: @escaping @Sendable () async -> Void) async -> StartFailure? {
+    await withTaskGroup(of: StartFailure?.self) { group in
+      group.addTask {
+        await stop()
+        return nil
+      }
+      group.addTask { [failures] in
+        for await failure in failures { return failure }
+        return nil
+      }
+      let first = await group.next()
+      group.cancelAll()
+      return first ?? nil
+    }
   }
 
   /// Ends what runs and what is connected. The services end by themselves as soon as the calls
@@ -177,10 +207,7 @@ final class Sidecar: Sendable {
         group.addTask { await shipper.run() }
         if let reposter = healer.reposter { group.addTask { await reposter.run() } }
         group.addTask {
-          for await push in self.pushes {
-            // Each push on its own: a PRESENT_REQUEST must be answered while a recovery waits.
-            Task { await self.healer.received(push) }
-          }
+          for await push in self.pushes { await self.healer.received(push) }
         }
       }
       group.addTask { await self.beats() }
@@ -259,20 +286,16 @@ final class Sidecar: Sendable {
 
   // MARK: - Deployment
 
-  /// Compares with what Redis has recorded, or records it. A Redis that is away is asked again in
-  /// the background by every recovery; the ledger compares on its own when it is linked.
+  /// Compares with what Redis has recorded, or records it. A Redis that is away is asked before any
+  /// bucket is opened in it; the ledger compares on its own when it is linked.
   private func checkDeployment() async throws {
     for _ in 0..<20 {
       guard await store.identity() != nil else {
         try? await Task.sleep(for: .milliseconds(50))
         continue
       }
-      if let refusal = await store.refusal() { throw StartFailure(description: refusal) }
-      let differences = try await store.deploymentDifferences()
-      guard differences.isEmpty else {
-        throw StartFailure(
-          description: "this deployment differs from the one recorded in Redis: "
-            + differences.map(\.description).joined(separator: "; "))
+      if let failure = try await DeploymentCheck.failure(store, writing: ledger == nil) {
+        throw failure
       }
       return
     }
@@ -332,15 +355,15 @@ final class Sidecar: Sendable {
 
   private static func buildLoops(
     _ group: MultiThreadedEventLoopGroup, _ configuration: ServerConfiguration, _ keys: KeySpace,
-    _ buckets: BucketMap, _ metrics: Metrics, _ fallback: FallbackQueue, _ logger: Logger,
-    admin: AdminDesk
+    _ buckets: BucketMap, _ metrics: Metrics, _ fallback: FallbackQueue, _ seen: SeenBoard,
+    _ logger: Logger, admin: AdminDesk
   ) async throws -> Built {
     var built = Built()
     for eventLoop in group.makeIterator() {
       let made = try await eventLoop.submit {
         let enforcer = Enforcer(
           eventLoop: eventLoop, configuration: configuration, keys: keys, metrics: metrics,
-          fallback: fallback, logger: logger, wallClock: { SystemClock.wallTime() })
+          fallback: fallback, seen: seen, logger: logger, wallClock: { SystemClock.wallTime() })
         let unit = LoopUnit(enforcer)
         let link = RedisLink(
           configuration.redis, on: eventLoop, seed: UInt64.random(in: .min ... .max),

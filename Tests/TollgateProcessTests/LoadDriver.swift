@@ -26,6 +26,10 @@ struct LoadTally: Sendable {
   /// What must never be seen, in words.
   var violations: [String] = []
   var latencies: [Double] = []
+  /// ID_TOO_OLD to an operation of which no attempt had gone unanswered: it was not admitted.
+  var tooOld = 0
+  /// ID_TOO_OLD to one of which an attempt had: only the books can tell.
+  var unresolved: [(id: OperationID, key: String, amount: Int64)] = []
 
   func units(_ account: String, _ feature: String) -> Int64 {
     admitted["\(account) \(feature)"] ?? 0
@@ -41,6 +45,8 @@ final class LoadDriver: Sendable {
     var deadlineMilliseconds: UInt32 = 250
     /// A definite answer is sent once more at this rate, and must come back the same.
     var replayRate = 0.05
+    /// Records of operations may be lost: their ids are then too old.
+    var recordsMayBeLost = false
     /// Pause between operations of a thread.
     var pause: Duration = .zero
     /// How long an operation may go without a definite answer.
@@ -122,13 +128,19 @@ private final class Worker {
     let end = ContinuousClock.now.advanced(by: driver.options.patience)
     let began = ContinuousClock.now
     driver.note { $0.operations += 1 }
-    guard let decision = definite(record, until: end) else {
+    let key = "\(record.subject.account) \(record.items[0].feature)"
+    let decision: Decision
+    switch definite(record, until: end) {
+    case nil:
       return driver.note {
         $0.violations.append("\(record.id.hex): no definite answer in time")
       }
+    case .tooOld(isCertain: true)?: return driver.note { $0.tooOld += 1 }
+    case .tooOld(isCertain: false)?:
+      return driver.note { $0.unresolved.append((record.id, key, record.items[0].amount)) }
+    case .decision(let found)?: decision = found
     }
     let took = (ContinuousClock.now - began).inSeconds
-    let key = "\(record.subject.account) \(record.items[0].feature)"
     driver.note {
       $0.latencies.append(took)
       if decision.isAllowed {
@@ -138,7 +150,9 @@ private final class Worker {
       }
     }
     guard decision.source == .redis, random.chance(driver.options.replayRate) else { return }
-    guard let again = definite(record, until: end, isCertain: false) else { return }
+    guard case .decision(let again)? = definite(record, until: end, isCertain: false) else {
+      return
+    }
     if again.isAllowed != decision.isAllowed || !again.replayed {
       driver.note {
         $0.violations.append(
@@ -148,11 +162,16 @@ private final class Worker {
     }
   }
 
+  private enum Answer {
+    case decision(Decision)
+    case tooOld(isCertain: Bool)
+  }
+
   /// Asks until the answer is one that stays. `isCertain`: nothing of this operation was ever sent
   /// without being answered, so a policy's word is definite.
   private func definite(
     _ record: OperationRecord, until end: ContinuousClock.Instant, isCertain: Bool = true
-  ) -> Decision? {
+  ) -> Answer? {
     var attempts = 0
     var isCertain = isCertain
     while ContinuousClock.now < end {
@@ -168,13 +187,15 @@ private final class Worker {
           if decision.replayed { driver.note { $0.replayed += 1 } }
           if decision.source == .redis {
             driver.note { $0.decided += 1 }
-            return decision
+            return .decision(decision)
           }
-          if isCertain { return decision }
+          if isCertain { return .decision(decision) }
         case .error(let code, let message):
           driver.note { $0.errors[code, default: 0] += 1 }
           if code == .outcomeUnknown { isCertain = false }
           switch code {
+          case .idTooOld where driver.options.recordsMayBeLost:
+            return .tooOld(isCertain: isCertain)
           case .outcomeUnknown, .unavailable, .draining, .overloaded, .deadlineExceeded, .notReady:
             break
           default:

@@ -21,6 +21,9 @@ final class Stack: Sendable {
     var sidecars = 2
     var buckets = 4
     var persistence = RedisServerProcess.Persistence.appendAlways
+    var ledger = true
+    /// More words for redis-server.
+    var redisWords: [String] = []
     /// Between the sidecars and Redis, and the sidecars and the ledger.
     var proxies = false
     /// This sidecar alone reaches the ledger through the proxy.
@@ -84,7 +87,8 @@ final class Stack: Sendable {
     self.options = options
     directory = try TemporaryDirectory("tg-stack")
     binary = try ChildProcess.tollgateBinary()
-    redis = try RedisServerProcess(.init(persistence: options.persistence))
+    redis = try RedisServerProcess(
+      .init(persistence: options.persistence, extra: options.redisWords))
     let ledgerEndpoint = TestEndpoint.unix(directory.file("ledger.sock"))
     redisProxy = options.proxies ? try FaultProxy(to: redis.unix) : nil
     ledgerProxy =
@@ -92,7 +96,7 @@ final class Stack: Sendable {
     children = Mutex(Array(repeating: nil, count: options.sidecars))
     ports = try (0..<options.sidecars).map { _ in try freePort() }
     do {
-      try startLedger()
+      if options.ledger { try startLedger() }
       for index in 0..<options.sidecars {
         try writeConfiguration(index)
         try startSidecar(index)
@@ -140,11 +144,17 @@ final class Stack: Sendable {
     }
   }
 
-  func startSidecar(_ index: Int) throws {
+  @discardableResult
+  func spawnSidecar(_ index: Int) throws -> ChildProcess {
     let log = directory.file("t\(index).log")
     let child = try ChildProcess(
       binary, ["serve", "--config", directory.file("t\(index).yaml")], stdout: log, stderr: log)
     children.withLock { $0[index] = child }
+    return child
+  }
+
+  func startSidecar(_ index: Int) throws {
+    let child = try spawnSidecar(index)
     try eventually(within: .seconds(20), "sidecar \(index) listens") {
       guard child.isRunning else {
         throw StackFailure(description: "sidecar \(index) ended:\n\(logs)")
@@ -165,7 +175,39 @@ final class Stack: Sendable {
     try startLedger()
   }
 
-  private func writeConfiguration(_ index: Int) throws {
+  // MARK: - The books' files
+
+  private var bookFiles: [String] {
+    let name = URL(fileURLWithPath: database).lastPathComponent
+    let found = try? FileManager.default.contentsOfDirectory(atPath: directory.file("."))
+    return (found ?? []).filter { $0.hasPrefix(name) }
+  }
+
+  /// Stops the ledger, copies its books and starts it again.
+  func copyBooks() throws {
+    try ledger?.terminate()
+    for name in bookFiles {
+      try FileManager.default.copyItem(
+        atPath: directory.file(name), toPath: directory.file("copy-" + name))
+    }
+    try startLedger()
+  }
+
+  /// Kills the ledger and removes its books, or puts the copied ones in their place. The ledger
+  /// stays down.
+  func replaceBooks(byCopy: Bool) throws {
+    ledger?.kill()
+    for name in bookFiles { try FileManager.default.removeItem(atPath: directory.file(name)) }
+    guard byCopy else { return }
+    let found = try FileManager.default.contentsOfDirectory(atPath: directory.file("."))
+    for name in found where name.hasPrefix("copy-") {
+      try FileManager.default.copyItem(
+        atPath: directory.file(name), toPath: directory.file(String(name.dropFirst(5))))
+    }
+  }
+
+  /// `buckets`: other than the deployment's.
+  func writeConfiguration(_ index: Int, buckets: Int? = nil) throws {
     let redisAddress = redisProxy?.endpoint.description ?? "unix:\(redis.socketPath)"
     let proxied = options.proxies || options.cutOff == index
     let ledgerAddress =
@@ -174,7 +216,7 @@ final class Stack: Sendable {
     try directory.write(
       "t\(index).yaml",
       """
-      deployment: {id: live, buckets: \(options.buckets), mode: dev}
+      deployment: {id: live, buckets: \(buckets ?? options.buckets), mode: dev}
       sidecar_id: side-\(index)
       listen: {unix: "\(directory.file("t\(index).sock"))"}
       http: "127.0.0.1:\(ports[index])"
@@ -183,7 +225,7 @@ final class Stack: Sendable {
         admin: \(Self.adminToken)
         admins: {ann: {token: ann-token}, bob: {token: bob-token}}
       redis: {address: "\(redisAddress)"}
-      ledger: {address: "\(ledgerAddress)", token: ledger-token}
+      ledger: \(options.ledger ? "{address: \"\(ledgerAddress)\", token: ledger-token}" : "none")
       log_level: info
       \(options.journals ? "journal: \"\(journal(index))\"" : "")
       \(options.extra)

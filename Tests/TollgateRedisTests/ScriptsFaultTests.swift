@@ -158,7 +158,16 @@ struct Scenario: CustomTestStringConvertible, Sendable {
         rig,
         OpenCall(
           keySpace: rig.keySpace, bucket: 0, fence: rig.fence, globalVersion: 3,
-          hadPredecessor: false))
+          hadPredecessor: false, records: .init(known: nil, found: nil, milliseconds: 0)))
+    },
+    Scenario("open after a loss", .open) { rig in
+      _ = try rig.consume("acme", ("tokens", 1))
+      rig.fence.epoch = 2
+      return command(
+        rig,
+        OpenCall(
+          keySpace: rig.keySpace, bucket: 0, fence: rig.fence, globalVersion: 3,
+          hadPredecessor: true, records: .init(known: nil, found: nil, milliseconds: 0)))
     },
     Scenario("later open", .open) { rig in
       _ = try rig.consume("acme", ("tokens", 1))
@@ -167,7 +176,9 @@ struct Scenario: CustomTestStringConvertible, Sendable {
         rig,
         OpenCall(
           keySpace: rig.keySpace, bucket: 0, fence: rig.fence, globalVersion: 3,
-          hadPredecessor: true))
+          hadPredecessor: true,
+          records: .init(
+            known: StreamPosition(epoch: 1, sequence: 1), found: nil, milliseconds: 0)))
     },
     Scenario("trim", .trim) { rig in
       for _ in 0..<5 { _ = try rig.consume("acme", ("tokens", 1)) }
@@ -303,7 +314,7 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     _ = try rig.run(
       OpenCall(
         keySpace: rig.keySpace, bucket: 1, fence: rig.fence, globalVersion: 0,
-        hadPredecessor: false))
+        hadPredecessor: false, records: .init(known: nil, found: nil, milliseconds: 0)))
   }
 
   static func globalChange(_ rig: StoreRig, version: Int64) -> ConfigGlobalCall {

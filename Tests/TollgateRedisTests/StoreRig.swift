@@ -108,13 +108,17 @@ final class StoreRig {
   }
 
   @discardableResult
-  func open(epoch: Int64 = 1, hadPredecessor: Bool = false) throws -> OpenCall.Outcome {
+  func open(
+    epoch: Int64 = 1, hadPredecessor: Bool = false, records: OpenCall.Records? = nil
+  ) throws -> OpenCall.Outcome {
+    let meta = try read(Reads.meta(keySpace, bucket: 0))
+    let whole = OpenCall.Records(known: meta?.position, found: meta?.fence, milliseconds: 0)
     fence.epoch = epoch
     fence.seenSequence = 0
     let reply = try run(
       OpenCall(
         keySpace: keySpace, bucket: 0, fence: fence, globalVersion: global.version,
-        hadPredecessor: hadPredecessor))
+        hadPredecessor: hadPredecessor, records: records ?? whole))
     return try #require(reply.value)
   }
 

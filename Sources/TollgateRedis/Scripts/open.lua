@@ -4,13 +4,20 @@
 -- KEYS  1 meta · 2 outbox · 3 marks of what was taken back
 -- ARGV  1 new fence text · 2 new epoch · 3 global version · 4 whether the ledger knows an earlier
 --       epoch of this bucket
+--       5 the epoch that must stand for its operation records to be whole, -1 where nobody can tell
+--         · 6 and the sequence · 7 and the time, ms, that it must have reached
+--       8 fence text and 9 sequence as they were found, empty where there was none · 10 for how many
+--         ms they have been known to stand so
 -- Reply {0} opened · {1} open already, for this very server · {11, f, seq} refused
 --
 -- Invariants: the epoch only grows; the outbox starts empty at sequence 0; operation records and
 --   the time stay; the previous epoch and its last sequence are noted. Rates start without burst
---   where there was an earlier epoch. Outbox and marks are dropped last: nothing can fail after it.
+--   where there was an earlier epoch. Where records were lost (no meta, or one that went back), ids
+--   minted before the loss was seen are too old from now on, of both classes: whatever they were
+--   answered, they have no second effect and get no other answer. Outbox and marks are dropped last: nothing can fail after it.
 -- Complexity: O(entries dropped), freed in the background.
-local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'nb', 't', 'ack', 'pf', 'pfseq')
+local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'nb', 't', 'ack', 'pf', 'pfseq', 'hm',
+  'hv')
 if M[1] == ARGV[1] then
   return {1}
 end
@@ -34,6 +41,17 @@ if standing then
   old[#old + 1] = M[7]
   fields[#fields + 1], fields[#fields + 2] = 'pfseq', M[2] or '0'
   old[#old + 1] = M[8]
+end
+local reached, time = tonumber(M[2]) or 0, tonumber(M[5]) or 0
+if ARGV[4] == '1' and (standing ~= tonumber(ARGV[5]) or reached < tonumber(ARGV[6])
+    or time < tonumber(ARGV[7]) * 1000) then
+  local since = (M[1] or '') == ARGV[8] and (M[2] or '') == ARGV[9] and tonumber(ARGV[10]) or 0
+  local horizon = floor(now / 1000) - since
+  for i = 9, 10 do
+    fields[#fields + 1] = i == 9 and 'hm' or 'hv'
+    fields[#fields + 1] = int(max(tonumber(M[i]) or 0, horizon))
+    old[#old + 1] = M[i]
+  end
 end
 set(KEYS[1], fields, old)
 write(nil, 'UNLINK', KEYS[2], KEYS[3])

@@ -14,6 +14,29 @@ package struct OpenCall: ScriptCall {
     case refused(FenceState)
   }
 
+  /// What the operation records must have reached, or they were lost: then every id minted before
+  /// that was seen is too old.
+  package struct Records: Hashable, Sendable {
+    /// As far as anybody knows of the epoch that Redis names; nil: nobody knows.
+    package var known: StreamPosition?
+    /// The latest time at which something was recorded in it.
+    package var knownTime: WallTime
+    /// What Redis held when it was asked; nil: nothing.
+    package var found: FenceState?
+    /// For how long it has been known to hold just that.
+    package var milliseconds: Int64
+
+    package init(
+      known: StreamPosition?, knownTime: WallTime = WallTime(milliseconds: 0),
+      found: FenceState?, milliseconds: Int64
+    ) {
+      self.known = known
+      self.knownTime = knownTime
+      self.found = found
+      self.milliseconds = milliseconds
+    }
+  }
+
   package var keySpace: KeySpace
   package var bucket: Int
   /// The new state; `seenSequence` is not used.
@@ -21,10 +44,13 @@ package struct OpenCall: ScriptCall {
   package var globalVersion: Int64
   /// Whether the deployment had an epoch of this bucket before: then rates start without burst.
   package var hadPredecessor: Bool
+  package var records: Records
 
   package init(
-    keySpace: KeySpace, bucket: Int, fence: Fence, globalVersion: Int64, hadPredecessor: Bool
+    keySpace: KeySpace, bucket: Int, fence: Fence, globalVersion: Int64, hadPredecessor: Bool,
+    records: Records
   ) {
+    self.records = records
     self.keySpace = keySpace
     self.bucket = bucket
     self.fence = fence
@@ -40,6 +66,9 @@ package struct OpenCall: ScriptCall {
     [
       .string(fence.text), .integer(fence.epoch), .integer(globalVersion),
       .integer(hadPredecessor ? 1 : 0),
+      .integer(records.known?.epoch ?? -1), .integer(records.known?.sequence ?? 0),
+      .integer(records.knownTime.milliseconds), .string(records.found?.text ?? ""),
+      .string(records.found?.sequence.map { String($0) } ?? ""), .integer(records.milliseconds),
     ]
   }
 
@@ -249,15 +278,18 @@ package struct DeploymentCall: ScriptCall {
 
   /// The recorded deployment: compare with `Deployment.differences(from:)`.
   package func decode(_ reply: RESPReply) -> StoreReply<Deployment> {
-    reply.storeReply { reply in
-      guard reply.code == .done, let id = reply[1].text.flatMap({ try? Name($0) }),
-        let buckets = reply[2].number, let hash = reply[3].text,
-        let keyVersion = reply[4].number, let mode = reply[5].text.flatMap(Deployment.Mode.init)
-      else { return nil }
-      var recorded = Deployment(id: id, buckets: Int(buckets), mode: mode)
-      recorded.hash = hash
-      recorded.keyVersion = Int(keyVersion)
-      return recorded
-    }
+    reply.storeReply { $0.code == .done ? Self.recorded($0, from: 1) : nil }
+  }
+
+  static func recorded(_ reply: RESPReply, from at: Int) -> Deployment? {
+    guard let id = reply[at].text.flatMap({ try? Name($0) }),
+      let buckets = reply[at + 1].number, let hash = reply[at + 2].text,
+      let keyVersion = reply[at + 3].number,
+      let mode = reply[at + 4].text.flatMap(Deployment.Mode.init)
+    else { return nil }
+    var recorded = Deployment(id: id, buckets: Int(buckets), mode: mode)
+    recorded.hash = hash
+    recorded.keyVersion = Int(keyVersion)
+    return recorded
   }
 }

@@ -195,23 +195,32 @@ package struct RestoreGlobalCall: ScriptCall {
   package var config: String
   /// What the ledger knows of earlier changes, so that their ids are still known.
   package var memory: ChangeMemory
+  /// One catalog of the history; nil: none.
+  package var catalog: (number: Int64, json: String)?
   package var bucket: Int { keySpace.map.control }
 
   package init(
     keySpace: KeySpace, fence: Fence, version: Int64, config: String,
-    memory: ChangeMemory = ChangeMemory()
+    memory: ChangeMemory = ChangeMemory(),
+    catalog: (number: Int64, json: String)? = nil
   ) {
     self.keySpace = keySpace
     self.fence = fence
     self.version = version
     self.config = config
     self.memory = memory
+    self.catalog = catalog
   }
 
   package var script: ScriptName { .restoreGlobal }
-  package var keys: [String] { [keySpace.meta(bucket), keySpace.global] }
+  package var keys: [String] {
+    [keySpace.meta(bucket), keySpace.global, keySpace.catalogs]
+  }
   package var arguments: [RESPArgument] {
-    fence.arguments + [.integer(version), .string(config), .bytes(memory.bytes)]
+    fence.arguments + [
+      .integer(version), .string(config), .bytes(memory.bytes), .integer(catalog?.number ?? 0),
+      .string(catalog?.json ?? ""),
+    ]
   }
   /// The version in force afterwards.
   package func decode(_ reply: RESPReply) -> StoreReply<Int64> {

@@ -38,9 +38,12 @@ package struct FenceState: Hashable, Sendable {
   package var runID: String?
   package var replicationID: String?
   package var sequence: Int64?
+  /// As it was found, readable or not.
+  package var text: String?
 
   package init(text: String?, sequence: Int64?) {
     self.sequence = sequence
+    self.text = text
     guard let parts = text?.split(separator: " "), parts.count == 4 else { return }
     deployment = String(parts[0])
     epoch = Int64(parts[1])

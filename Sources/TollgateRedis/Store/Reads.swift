@@ -50,6 +50,11 @@ package struct BucketMeta: Hashable, Sendable {
   package var moneyRecordBytes: Int64
   package var volumeRecordBytes: Int64
   package var predecessor: StreamPosition?
+
+  /// Where it is; 0-0 where it names no epoch.
+  package var position: StreamPosition {
+    StreamPosition(epoch: fence.epoch ?? 0, sequence: fence.sequence ?? 0)
+  }
 }
 
 package struct AuditEntry: Hashable, Sendable {
@@ -79,6 +84,20 @@ package enum Reads {
       bucket: keySpace.map.control, words: ["HGET", .string(keySpace.global), "op"]
     ) { reply in
       reply.error == nil ? ChangeMemory(bytes: reply.bytes ?? []) : nil
+    }
+  }
+
+  /// nil: nothing is recorded, or it is lost.
+  package static func deployment(_ keySpace: KeySpace) -> ReadCommand<Deployment?> {
+    ReadCommand(
+      bucket: keySpace.map.control,
+      words: [
+        "HMGET", .string(keySpace.deploymentRecord), "id", "buckets", "hash", "keyVersion", "mode",
+      ]
+    ) { reply in
+      guard reply.array != nil else { return nil }
+      if reply[0].isNull { return .some(nil) }
+      return DeploymentCall.recorded(reply, from: 0)
     }
   }
 

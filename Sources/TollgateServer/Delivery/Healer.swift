@@ -3,8 +3,12 @@
 //
 //   FENCE or unknown ─▶ read the bucket's meta ─▶ it is good: adopt it
 //                                             └▶ RECOVER to the ledger
-//        ledger ─PRESENT_REQUEST─▶ every sidecar: stop calls, answer with what it retains
+//        ledger ─PRESENT_REQUEST─▶ every sidecar: stop calls, answer with what it retains, and
+//                                  leave that epoch for good
 //        ledger ─EPOCH──────────▶ every sidecar: `open` (compare and set), adopt, go on
+//        ledger ─LINKED─────────▶ a bucket that is open under another epoch than listed: RECOVER
+//
+// Which epoch may be worked under is `EpochBook`'s judgement; every way to adopt one asks it.
 //
 // The slow half of `EnforcerDelegate`: an actor, because none of this is on the request path. Each
 // bucket, account and refresh is single-flight; requests wait parked in their enforcers.
@@ -33,6 +37,10 @@ actor Healer {
   private var refreshing = false
   private var pushing: Set<Int> = []
   private var open: [Int: Int64] = [:]
+  private var book: EpochBook
+  /// What Redis was found to hold of a bucket, and since when.
+  private var found: [Int: (state: FenceState?, since: NIODeadline)] = [:]
+  private let deploymentCheck: DeploymentCheck
   private var closedSince: [Int: NIODeadline] = [:]
   private(set) var global: GlobalConfig?
   private(set) var lastHeartbeat: NIODeadline?
@@ -43,8 +51,10 @@ actor Healer {
 
   init(
     configuration: ServerConfiguration, store: ColdStore, ledger: LedgerLink?, loops: [LoopUnit],
-    metrics: Metrics, logger: Logger, buckets: BucketMap
+    metrics: Metrics, logger: Logger, buckets: BucketMap, deploymentCheck: DeploymentCheck
   ) {
+    self.deploymentCheck = deploymentCheck
+    book = EpochBook(count: buckets.control + 1)
     self.configuration = configuration
     self.store = store
     self.ledger = ledger
@@ -88,32 +98,111 @@ actor Healer {
     }
   }
 
-  /// One beat: compares versions, refreshes where Redis has a newer one, restores the global
-  /// configuration from the ledger where Redis has lost it.
+  /// One beat: compares versions, refreshes where Redis has a newer one, puts the global
+  /// configuration back where Redis has lost it.
   func beat() async {
     guard let version = try? await store.globalVersion() else { return }
     lastHeartbeat = .now()
-    if version > 0 {
-      if version != global?.version { await refresh() }
-    } else if open[buckets.control] == nil {
+    if version > (global?.version ?? 0) {
+      await refresh()
+    } else if version == 0, open[buckets.control] == nil {
       await recover(bucket: buckets.control, knownEpoch: 0)
-    } else {
-      await restoreGlobal()
+    } else if version == 0 || version < global?.version ?? 0 {
+      await restoreGlobal(standing: version)
     }
   }
 
-  private func restoreGlobal() async {
-    guard let ledger else { return }
-    guard let config = try? await ledger.globalConfig(), config.version > 0 else { return }
+  /// The ledger's, or what is in force here where that is newer: an edit that was answered and then
+  /// lost by Redis before the ledger had it is still what every sidecar that heard of it decides on.
+  private func restoreGlobal(standing: Int64) async {
+    var standing = standing
+    guard ledger != nil || global != nil else { return }
     if !(await controlIsCurrent()) {
       return await recover(bucket: buckets.control, knownEpoch: open[buckets.control] ?? 0)
     }
     do {
-      try await store.restoreGlobal(config, epoch: open[buckets.control] ?? 0)
-      logger.notice("global configuration restored", metadata: ["version": "\(config.version)"])
+      if let ledger {
+        let config = try await ledger.globalConfig()
+        if config.version > standing, let epoch = open[buckets.control] {
+          try await store.restoreGlobal(config, epoch: epoch)
+          logger.notice(
+            "global configuration restored", metadata: ["version": "\(config.version)"])
+          standing = config.version
+          Task { await self.restoreCatalogs(config) }
+        }
+      }
+      if let global, global.version > standing {
+        try await putBack(global, over: standing)
+        logger.notice(
+          "global configuration put back", metadata: ["version": "\(global.version)"])
+      }
       await refresh()
     } catch {
       logger.warning("global configuration not restored", metadata: ["error": "\(error)"])
+    }
+  }
+
+  /// Writes what is in force here over an older version; compared and set, so that of several only
+  /// one does. The ledger gets it as a change of its own.
+  private func putBack(_ global: GlobalConfig, over standing: Int64) async throws {
+    let bucket = buckets.control
+    guard let epoch = open[bucket] else { return }
+    let json = global.document.json()
+    let catalog = (global.catalogVersion, global.catalog.document.json())
+    guard ledger != nil else {
+      return try await store.restoreGlobal(
+        LedgerConfig(version: global.version, document: json, memory: ChangeMemory()),
+        epoch: epoch, catalog: (number: catalog.0, json: catalog.1))
+    }
+    var generator = SystemRandomNumberGenerator()
+    let id = OperationID(time: store.wallTime(), using: &generator)
+    let body = ConfigDelta(
+      scope: .global, key: "", version: global.version, action: "config.restore",
+      actor: "sidecar \(configuration.sidecarID)",
+      reason: "in force here, and lost by Redis before the ledger had it", before: "", after: json
+    ).encode()
+    let call = ConfigGlobalCall(
+      keySpace: store.keys, fence: try await store.fence(bucket: bucket, epoch: epoch),
+      change: ChangeKey(operation: id, fingerprint: 0), expectedVersion: standing,
+      newVersion: global.version, config: json, catalog: catalog, body: body,
+      outboxEntriesMax: configuration.storeLimits.outboxEntriesMax)
+    guard case .done(let done) = call.decode(try await store.raw(call)) else { return }
+    retainConfig(
+      OutboxEntry(
+        sequence: done.position.sequence, kind: .config, id: DeltaID(operation: id, index: 0),
+        time: done.time, actual: 0, charged: 0, absorbed: 0, body: body),
+      bucket: bucket, epoch: done.position.epoch)
+  }
+
+  /// The catalogs that can be shown and rolled back to, as far as Redis keeps them: the ledger has
+  /// each in the change that made it.
+  private func restoreCatalogs(_ config: LedgerConfig) async {
+    guard let ledger else { return }
+    var found: Set<Int64> = []
+    var cursor: String?
+    do {
+      repeat {
+        let question = Document.fields([
+          "scope": .string("global"), "count": .integer(10),
+          "cursor": cursor.map { .string($0) },
+        ])
+        let pages = try await ledger.pages(
+          QueryRequest(.configHistory, body: question.jsonBytes()), as: QueryReply.self)
+        guard pages.first?.status == nil, let answer = try? Document(json: pages.flatMap(\.body))
+        else { return }
+        for change in answer["changes"]?.elements ?? [] {
+          guard let text = change["after"]?.text, let document = try? Document(json: text),
+            let past = try? GlobalConfig(document: document),
+            found.insert(past.catalogVersion).inserted, let epoch = open[buckets.control]
+          else { continue }
+          try await store.restoreGlobal(
+            config, epoch: epoch,
+            catalog: (past.catalogVersion, past.catalog.document.json()))
+        }
+        cursor = answer["next"]?.text
+      } while cursor != nil && found.count < ConfigGlobalCall.catalogsKept
+    } catch {
+      logger.warning("catalogs not restored", metadata: ["error": "\(error)"])
     }
   }
 
@@ -164,12 +253,12 @@ actor Healer {
 
   /// Brings a bucket under an epoch everybody agrees on, however long it takes; requests that wait
   /// for it are answered by their deadline or policy meanwhile.
-  func recover(bucket: Int, knownEpoch: Int64, above: Int64 = -1) async {
+  func recover(bucket: Int, knownEpoch: Int64) async {
     guard recovering.insert(bucket).inserted else { return }
     defer { recovering.remove(bucket) }
     for attempt in 0..<Self.attemptsMax {
       if Task.isCancelled { return }
-      if await tryRecover(bucket, knownEpoch, above: above) { return }
+      if await tryRecover(bucket, knownEpoch, attempt) { return }
       for loop in loops where bucket < buckets.control { loop.onLoop { $0.recoveryFailed(bucket) } }
       try? await Task.sleep(for: .milliseconds(min(20 << min(attempt, 5), 500)))
     }
@@ -177,45 +266,68 @@ actor Healer {
     for loop in loops where bucket < buckets.control { loop.onLoop { $0.recoveryFailed(bucket) } }
   }
 
-  private func tryRecover(_ bucket: Int, _ knownEpoch: Int64, above: Int64) async -> Bool {
+  /// The ledger's word of a new epoch may arrive a little after Redis has it.
+  static let earlyAttemptsMax = 3
+
+  private func tryRecover(_ bucket: Int, _ knownEpoch: Int64, _ attempt: Int) async -> Bool {
     guard let identity = await store.identity() else { return false }
     // In this order: what was seen before the meta is read is in it, if Redis has lost nothing.
     // The other way round a bucket in use would be ahead of its own meta.
-    let seen = await seenPosition(bucket)
+    let seen = store.seen[bucket].position
     let meta: BucketMeta?
     do { meta = try await store.meta(bucket: bucket) } catch { return false }
-    let metaEpoch = meta?.fence.epoch ?? 0
-    let metaSequence = meta?.fence.sequence ?? 0
-    if let meta, isCurrent(meta, identity),
-      metaEpoch > seen.epoch || (metaEpoch == seen.epoch && metaSequence >= seen.sequence),
-      metaEpoch > above, metaEpoch >= issuedEpoch(bucket),
-      grants[bucket].map({ metaEpoch >= $0.epoch }) ?? true
-    {
-      adopt(bucket, epoch: metaEpoch, sequence: metaSequence)
-      return true
+    if found[bucket].map({ $0.state != meta?.fence }) ?? true {
+      found[bucket] = (meta?.fence, .now())
     }
-    let old = max(knownEpoch, seen.epoch, metaEpoch)
+    // A Redis that lost everything lost the deployment record too: it is written again.
+    guard await deploymentCheck.passes(store, identity, again: meta == nil) else { return false }
+    let position = meta?.position ?? StreamPosition(epoch: 0, sequence: 0)
+    if let meta, isCurrent(meta, identity), position >= seen,
+      grants[bucket].map({ position.epoch >= $0.epoch }) ?? true
+    {
+      switch verdict(bucket, position) {
+      case .work: return adopt(bucket, position)
+      case .early where attempt < Self.earlyAttemptsMax: return false
+      case .early, .recover: break
+      }
+    }
+    let old = max(knownEpoch, seen.epoch, position.epoch, book.left(bucket: bucket))
     guard let granted = await grant(bucket, old: old, meta: meta) else { return false }
     do {
       let opened = try await store.open(
         bucket: bucket, epoch: granted, globalVersion: global?.version ?? 0,
-        hadPredecessor: old > 0)
+        hadPredecessor: old > 0, records: records(bucket, meta))
       guard opened else {
         // Somebody opened a later epoch meanwhile: read it and adopt it in the next attempt.
         grants[bucket] = nil
         return false
       }
       metrics.recoveries.add()
-      // A Redis that lost everything lost the deployment record too; the ledger compared ours with
-      // its own when it was linked, so writing it again is safe.
-      _ = try? await store.deploymentDifferences()
       logger.notice(
         "bucket opened", metadata: ["bucket": "\(bucket)", "epoch": "\(granted)"])
-      adopt(bucket, epoch: granted, sequence: 0)
-      return true
+      return adopt(bucket, StreamPosition(epoch: granted, sequence: 0))
     } catch {
       return false
     }
+  }
+
+  /// How far the operation records of the epoch that Redis names must reach: as far as the ledger
+  /// closed it, from what everybody presented, and as far as this sidecar saw it.
+  private func records(_ bucket: Int, _ meta: BucketMeta?) -> OpenCall.Records {
+    let since = found[bucket]?.since ?? .now()
+    var records = OpenCall.Records(
+      known: nil, found: meta?.fence,
+      milliseconds: (NIODeadline.now() - since).nanoseconds / 1_000_000)
+    guard let epoch = meta?.fence.epoch else { return records }
+    let seen = store.seen[bucket]
+    if let last = book.last(bucket: bucket, epoch: epoch) {
+      records.known = StreamPosition(epoch: epoch, sequence: last)
+    }
+    if seen.position.epoch == epoch {
+      records.known = max(records.known ?? seen.position, seen.position)
+      records.knownTime = seen.time
+    }
+    return records
   }
 
   private func isCurrent(_ meta: BucketMeta, _ identity: ServerIdentity) -> Bool {
@@ -226,39 +338,17 @@ actor Healer {
 
   /// Without a ledger connection a bucket can still be adopted where its meta is current.
   func adoptCurrent() async {
-    guard let identity = await store.identity() else { return }
+    guard let identity = await store.identity(),
+      await deploymentCheck.passes(store, identity, again: false)
+    else { return }
     for bucket in 0...buckets.control where open[bucket] == nil && !recovering.contains(bucket) {
-      let seen = await seenPosition(bucket)
+      let seen = store.seen[bucket].position
       guard let meta = try? await store.meta(bucket: bucket), isCurrent(meta, identity),
-        let epoch = meta.fence.epoch, epoch >= issuedEpoch(bucket)
+        case let position = meta.position, position.epoch > 0,
+        position >= seen
       else { continue }
-      guard StreamPosition(epoch: epoch, sequence: meta.fence.sequence ?? 0) >= seen else {
-        continue
-      }
-      adopt(bucket, epoch: epoch, sequence: meta.fence.sequence ?? 0)
+      _ = adopt(bucket, position)
     }
-  }
-
-  /// The epoch the ledger had issued when it was linked last. Redis may be behind it: who asked for
-  /// it was killed before it could open it. Going on under the epoch before would count what the
-  /// ledger has fenced, and lose it at the next opening.
-  private func issuedEpoch(_ bucket: Int) -> Int64 { ledger?.issuedEpoch(bucket) ?? 0 }
-
-  private func seenPosition(_ bucket: Int) async -> StreamPosition {
-    var seen = StreamPosition(epoch: open[bucket] ?? 0, sequence: 0)
-    guard bucket < buckets.control else {
-      for item in retainedConfig[bucket] ?? [] {
-        seen = max(seen, StreamPosition(epoch: item.epoch, sequence: item.entry.sequence))
-      }
-      return seen
-    }
-    for loop in loops {
-      let position = await loop.value {
-        StreamPosition(epoch: $0.buckets[bucket].epoch, sequence: $0.buckets[bucket].seenSequence)
-      }
-      seen = max(seen, position)
-    }
-    return seen
   }
 
   /// The epoch to open: issued by the ledger, or, without one, the next after what is known.
@@ -289,11 +379,30 @@ actor Healer {
     grantWaiters.removeValue(forKey: bucket)?.resume(returning: nil)
   }
 
-  private func adopt(_ bucket: Int, epoch: Int64, sequence: Int64) {
+  /// The one way to work under an epoch. False: while it was being read or opened it was left.
+  private func adopt(_ bucket: Int, _ position: StreamPosition) -> Bool {
+    guard verdict(bucket, position) == .work else { return false }
+    let epoch = position.epoch
     open[bucket] = epoch
+    found[bucket] = nil
+    store.seen.saw(bucket: bucket, epoch: epoch, sequence: position.sequence)
     if let notice = grants[bucket], notice.epoch <= epoch { grants[bucket] = nil }
+    guard bucket < buckets.control else { return true }
+    for loop in loops { loop.onLoop { $0.bucketOpened(bucket, epoch: epoch) } }
+    return true
+  }
+
+  /// The link knows what the ledger listed a moment before the book does.
+  private func verdict(_ bucket: Int, _ position: StreamPosition) -> EpochBook.Verdict {
+    if let issued = ledger?.issuedEpoch(bucket), position.epoch < issued { return .recover }
+    return book.verdict(bucket: bucket, position)
+  }
+
+  /// Stops work on a bucket at once; calls in flight still land.
+  private func close(_ bucket: Int) {
+    open[bucket] = nil
     guard bucket < buckets.control else { return }
-    for loop in loops { loop.onLoop { $0.bucketOpened(bucket, epoch: epoch, sequence: sequence) } }
+    for loop in loops { loop.onLoop { $0.quiesce(bucket) {} } }
   }
 
   /// A script answered FENCE to a caller outside the enforcers (shipper, admin).
@@ -303,39 +412,48 @@ actor Healer {
   }
 
   /// What lies in the outbox of this epoch cannot be delivered as it is (a gap nobody fills, a
-  /// fork): the bucket goes on under a new epoch, whatever its meta says.
+  /// fork, a Redis put back): the bucket goes on under a new epoch, whatever its meta says.
   func rebuildEpoch(bucket: Int, epoch: Int64) async {
-    if open[bucket] == epoch { open[bucket] = nil }
-    await recover(bucket: bucket, knownEpoch: epoch, above: epoch)
+    book.leave(bucket: bucket, epoch: epoch)
+    if let current = open[bucket], current <= epoch { close(bucket) }
+    await recover(bucket: bucket, knownEpoch: epoch)
   }
 
   // MARK: - The ledger's pushes
 
-  func received(_ push: LedgerPush) async {
+  /// In the order in which the ledger sent them: what each says of an epoch holds before the next
+  /// is looked at. What takes longer runs beside: a PRESENT_REQUEST is answered while a recovery
+  /// waits.
+  func received(_ push: LedgerPush) {
     switch push {
     case .connected(let linked):
       metrics.ledgerUp.set(1)
-      // Epochs issued while the link was down: whoever has nothing to ask for in those buckets
-      // would not hear of them otherwise, and hold what it has of the old ones for ever.
-      for state in linked.buckets {
-        let bucket = Int(state.bucket)
-        guard let known = open[bucket], state.epoch > known else { continue }
-        Task { await self.recover(bucket: bucket, knownEpoch: known, above: state.epoch - 1) }
-      }
+      deploymentCheck.linked()
+      compare(linked)
     case .disconnected:
       metrics.ledgerUp.set(0)
+      book.unlinked()
       let waiters = grantWaiters
       grantWaiters.removeAll()
       for waiter in waiters.values { waiter.resume(returning: nil) }
     case .presentRequest(let request):
-      await present(request)
+      let bucket = Int(request.bucket)
+      guard bucket <= buckets.control else { return }
+      book.leave(bucket: bucket, epoch: request.epoch)
+      open[bucket] = nil
+      Task { await self.present(request) }
     case .epoch(let notice):
       let bucket = Int(notice.bucket)
+      guard bucket <= buckets.control else { return }
+      book.announced(
+        bucket: bucket, epoch: notice.epoch,
+        previous: StreamPosition(epoch: notice.previousEpoch, sequence: notice.previousLast))
+      if let current = open[bucket], current < notice.epoch { close(bucket) }
       grants[bucket] = notice
       if let waiter = grantWaiters.removeValue(forKey: bucket) {
         waiter.resume(returning: notice)
       } else if !recovering.contains(bucket) {
-        await recover(bucket: bucket, knownEpoch: notice.previousEpoch)
+        Task { await self.recover(bucket: bucket, knownEpoch: notice.previousEpoch) }
       }
     case .refused(let code, let text):
       logger.critical(
@@ -343,6 +461,27 @@ actor Healer {
         metadata: [
           "code": "\(code.name)", "reason": "\(text)",
         ])
+      if code == .deploymentMismatch { deploymentCheck.ledgerDiffers(text) }
+    }
+  }
+
+  /// The ledger's epochs are the ones to work under: a bucket that is open under another, or under
+  /// one that it does not list, stops until the ledger has issued the next.
+  private func compare(_ linked: Linked) {
+    book.linked(
+      linked.buckets.map {
+        (Int($0.bucket), StreamPosition(epoch: $0.epoch, sequence: $0.cursor))
+      })
+    grants.removeAll()
+    for (bucket, epoch) in open {
+      let delivered = book.cursor(bucket: bucket, epoch: epoch)
+      if delivered > 0 { store.seen.saw(bucket: bucket, epoch: epoch, sequence: delivered) }
+      let position = store.seen[bucket].position
+      guard verdict(bucket, position) != .work else { continue }
+      logger.warning(
+        "the ledger names another epoch", metadata: ["bucket": "\(bucket)", "ours": "\(epoch)"])
+      close(bucket)
+      Task { await self.recover(bucket: bucket, knownEpoch: epoch) }
     }
   }
 
@@ -353,8 +492,6 @@ actor Healer {
   private func present(_ request: PresentRequest) async {
     guard let ledger else { return }
     let bucket = Int(request.bucket)
-    guard bucket <= buckets.control else { return }
-    open[bucket] = nil
     var known: [Int64: DeltaID] = [:]
     var entries: [OutboxEntry] = []
     if bucket < buckets.control {
@@ -424,6 +561,7 @@ actor Healer {
   static let presentChunk = 500
 
   func retainConfig(_ entry: OutboxEntry, bucket: Int, epoch: Int64) {
+    store.seen.saw(bucket: bucket, epoch: epoch, sequence: entry.sequence)
     retainedConfig[bucket, default: []].append((epoch, entry))
     if let count = retainedConfig[bucket]?.count, count > Self.retainedConfigMax {
       retainedConfig[bucket]?.removeFirst(count - Self.retainedConfigMax)
@@ -452,6 +590,7 @@ actor Healer {
 
   /// The ledger has everything of the bucket's epoch up to `sequence`.
   func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
+    store.seen.saw(bucket: bucket, epoch: epoch, sequence: sequence)
     retainedConfig[bucket]?.removeAll { $0.epoch == epoch && $0.entry.sequence <= sequence }
     guard bucket < buckets.control else { return }
     for loop in loops {

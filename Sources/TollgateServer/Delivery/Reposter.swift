@@ -91,8 +91,7 @@ struct Reposter: Sendable {
   private func repostConfig(_ entry: OutboxEntry, _ bucket: Int, _ epoch: Int64) async -> Bool {
     do {
       let delta = try ConfigDelta.decode(entry.body)
-      let seen = bucket == buckets.control ? 0 : await seenSequence(bucket, epoch)
-      guard let outcome = try await store.repost(entry, delta, epoch: epoch, seen: seen) else {
+      guard let outcome = try await store.repost(entry, delta, bucket: bucket, epoch: epoch) else {
         logger.error("a late change names nothing", metadata: ["id": "\(entry.id)"])
         metrics.retainedDropped.add()
         return true
@@ -191,12 +190,11 @@ struct Reposter: Sendable {
   private func repost(
     _ entries: [OutboxEntry], _ bucket: Int, _ epoch: Int64
   ) async -> [(DeltaID, Outcome)] {
-    let seen = await seenSequence(bucket, epoch)
     return await withTaskGroup(of: (DeltaID, Outcome).self) { group in
       for entry in entries {
         group.addTask {
           guard let body = try? UsageBody.decode(entry.body) else { return (entry.id, .unreadable) }
-          return (entry.id, await repost(entry, body, epoch, seen: seen))
+          return (entry.id, await repost(entry, body, epoch))
         }
       }
       return await group.reduce(into: []) { $0.append($1) }
@@ -204,10 +202,10 @@ struct Reposter: Sendable {
   }
 
   private func repost(
-    _ entry: OutboxEntry, _ body: UsageBody, _ epoch: Int64, seen: Int64
+    _ entry: OutboxEntry, _ body: UsageBody, _ epoch: Int64
   ) async -> Outcome {
     do throws(StoreFailure) {
-      switch try await store.repost(entry, body, epoch: epoch, seen: seen) {
+      switch try await store.repost(entry, body, epoch: epoch) {
       case .appended(let sequence):
         var placed = entry
         placed.sequence = sequence
@@ -218,15 +216,6 @@ struct Reposter: Sendable {
       if case .fenced = error { return .fenced }
       return .failed(error)
     }
-  }
-
-  private func seenSequence(_ bucket: Int, _ epoch: Int64) async -> Int64 {
-    var seen: Int64 = 0
-    for loop in loops {
-      let state = await loop.value { ($0.buckets[bucket].epoch, $0.buckets[bucket].seenSequence) }
-      if state.0 == epoch { seen = max(seen, state.1) }
-    }
-    return seen
   }
 
   // MARK: - Posts beyond the dedupe window
@@ -260,9 +249,8 @@ struct Reposter: Sendable {
       // The id tells when the operation was admitted.
       let deltas = late.deltas(global: global, account: config, at: late.operation.id.time)
       let known = try await onRecord(deltas.map(\.entry.id))
-      let seen = await seenSequence(late.bucket, epoch)
       for (entry, body) in deltas where !known.contains(entry.id) {
-        switch await repost(entry, body, epoch, seen: seen) {
+        switch await repost(entry, body, epoch) {
         case .appended(let entry):
           isOpen = true
           metrics.lateReposted.add()

@@ -75,11 +75,12 @@ struct Shipper: Sendable {
     guard ledger.isUp, let epoch = await healer.epoch(of: bucket) else { return 100 }
     progress.machine.entered(epoch: epoch)
     do {
+      guard let meta = try await standing(bucket, epoch, progress.machine.cursor) else {
+        return Self.lingerMilliseconds
+      }
       guard try await own(bucket, epoch: epoch, &progress) else {
         // Somebody else ships it; what they delivered lets our retained copies go.
-        if let meta = try await store.meta(bucket: bucket), meta.fence.epoch == epoch,
-          case let acked = meta.acknowledged, progress.machine.learned(cursor: acked)
-        {
+        if case let acked = meta.acknowledged, progress.machine.learned(cursor: acked) {
           await healer.acknowledged(bucket: bucket, epoch: epoch, sequence: acked)
         }
         return 400
@@ -108,6 +109,32 @@ struct Shipper: Sendable {
       logger.debug("shipping paused", metadata: ["bucket": "\(bucket)", "error": "\(error)"])
       return 100
     }
+  }
+
+  /// The bucket's meta, where it is what everybody here and the ledger have seen. One that is not
+  /// is healed before anybody needs it; one that went back in its own epoch shows in nothing but
+  /// its sequence, and what is read after the cursor would never tell.
+  private func standing(
+    _ bucket: Int, _ epoch: Int64, _ cursor: Int64
+  ) async throws -> BucketMeta? {
+    let seen = max(cursor, store.seen.sequence(bucket: bucket, epoch: epoch))
+    let meta = try await store.meta(bucket: bucket)
+    guard let meta, meta.fence.epoch == epoch else {
+      await healer.fenced(bucket: bucket, epoch: epoch)
+      return nil
+    }
+    guard meta.position.sequence >= seen else {
+      metrics.forks.add()
+      logger.warning(
+        "redis was put back",
+        metadata: [
+          "bucket": "\(bucket)", "epoch": "\(epoch)", "sequence": "\(meta.position.sequence)",
+          "seen": "\(seen)",
+        ])
+      await healer.rebuildEpoch(bucket: bucket, epoch: epoch)
+      return nil
+    }
+    return meta
   }
 
   /// The ledger had this delta already: its second effect on the counters is undone. False: it is

@@ -17,6 +17,17 @@ extension Enforcer {
     metrics.retainedDropped.add(retained.dropped - dropped)
   }
 
+  /// How far the bucket was, and at what time, for every call that follows from this sidecar.
+  func noteSeen(_ decided: DecidedOperation, bucket: Int, epoch: Int64) {
+    // What is not recorded leaves no time behind either: only answers that always are count.
+    let isRecorded =
+      decided.decision.isAllowed
+      || [.quotaExceeded, .rateLimited].contains(decided.decision.reason)
+    seen.saw(
+      bucket: bucket, epoch: epoch, sequence: decided.entries.last?.sequence ?? 0,
+      time: isRecorded ? decided.decision.time : nil)
+  }
+
   /// The deltas of an operation that was decided earlier. Its repetition may name later periods,
   /// and that of a cancel names none.
   private func recorded(
@@ -55,9 +66,7 @@ extension Enforcer {
     let dropped = retained.dropped
     for entry in entries {
       retained.add(entry, bucket: bucket, epoch: epoch)
-      if buckets[bucket].epoch == epoch {
-        buckets[bucket].seenSequence = max(buckets[bucket].seenSequence, entry.sequence)
-      }
+      seen.saw(bucket: bucket, epoch: epoch, sequence: entry.sequence)
     }
     metrics.retainedDropped.add(retained.dropped - dropped)
   }

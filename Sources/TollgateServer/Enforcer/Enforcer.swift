@@ -47,8 +47,6 @@ final class Enforcer {
     enum Phase: Sendable, Hashable { case unknown, open, recovering }
     var phase = Phase.unknown
     var epoch: Int64 = 0
-    /// The highest outbox sequence this loop has seen acknowledged by Redis in this epoch.
-    var seenSequence: Int64 = 0
     /// Operations queued or sent and not yet answered.
     var inFlight = 0
     var decides = Lane()
@@ -90,6 +88,7 @@ final class Enforcer {
   var breaker: BreakerMachine
   var retained: RetainedDeltas
   let fallback: FallbackQueue
+  let seen: SeenBoard
   private var outstanding = 0
   private var answeredWhileParked = 0
   private var retryScheduled = false
@@ -109,7 +108,7 @@ final class Enforcer {
 
   init(
     eventLoop: any EventLoop, configuration: ServerConfiguration, keys: KeySpace,
-    metrics: Metrics, fallback: FallbackQueue, logger: Logger,
+    metrics: Metrics, fallback: FallbackQueue, seen: SeenBoard, logger: Logger,
     wallClock: @escaping @Sendable () -> WallTime
   ) {
     self.eventLoop = eventLoop
@@ -117,6 +116,7 @@ final class Enforcer {
     self.keys = keys
     self.metrics = metrics
     self.fallback = fallback
+    self.seen = seen
     self.logger = logger
     self.wallClock = wallClock
     storeLimits = configuration.storeLimits
@@ -216,10 +216,7 @@ final class Enforcer {
     switch reply {
     case .decided(let decided):
       clock.observed(decided.decision.time, at: now)
-      if let last = decided.entries.last, buckets[request.bucket].epoch == decided.epoch {
-        buckets[request.bucket].seenSequence = max(
-          buckets[request.bucket].seenSequence, last.sequence)
-      }
+      if request.mode != .check { noteSeen(decided, bucket: request.bucket, epoch: epoch) }
       retain(decided, entries(decided), of: request)
       finish(request, .decision(decided.decision))
     case .replayed(let decided):
@@ -235,6 +232,10 @@ final class Enforcer {
       guard !request.isAnswered else { return }
       let operation = LatePost(request)
       park(request, .late(operation)) { $0.postLate(operation) }
+    case .idTooOld where wasInDoubt:
+      // Its record may be among those that were lost with an epoch.
+      finish(
+        request, .error(.outcomeUnknown, "an earlier attempt is older than what is remembered"))
     case .idTooOld:
       finish(request, .error(.idTooOld, "the id is older than the dedupe window"))
     case .idFromFuture:
@@ -538,10 +539,9 @@ final class Enforcer {
     }
   }
 
-  func bucketOpened(_ bucket: Int, epoch: Int64, sequence: Int64) {
+  func bucketOpened(_ bucket: Int, epoch: Int64) {
     guard epoch >= buckets[bucket].epoch else { return }
     if buckets[bucket].phase == .recovering { metrics.bucketsFenced.add(-1) }
-    if epoch > buckets[bucket].epoch { buckets[bucket].seenSequence = sequence }
     buckets[bucket].epoch = epoch
     buckets[bucket].phase = .open
     retained.opened(bucket: bucket, epoch: epoch)

@@ -122,10 +122,11 @@ extension Enforcer {
   /// What this loop believes of a bucket; nil without a connection.
   private func fence(_ bucket: Int) -> Fence? {
     guard let identity = link?.connection?.identity else { return nil }
+    let epoch = buckets[bucket].epoch
     return Fence(
-      deployment: configuration.deployment.id, epoch: buckets[bucket].epoch,
-      runID: identity.runID, replicationID: identity.replicationID,
-      seenSequence: buckets[bucket].seenSequence)
+      deployment: configuration.deployment.id, epoch: epoch, runID: identity.runID,
+      replicationID: identity.replicationID,
+      seenSequence: seen.sequence(bucket: bucket, epoch: epoch))
   }
 
   /// No call will be answered soon: what was not sent yet is answered without the store.

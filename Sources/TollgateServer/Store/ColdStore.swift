@@ -28,6 +28,7 @@ struct ColdStore: Sendable {
   let link: RedisLink
   let keys: KeySpace
   let deployment: Deployment
+  let seen: SeenBoard
 
   static let timeout = TimeAmount.seconds(3)
 
@@ -118,20 +119,29 @@ struct ColdStore: Sendable {
     }
   }
 
-  /// The fence of a call from here: who answers now, under the epoch the caller means.
-  func fence(epoch: Int64, seen: Int64 = 0) async throws(StoreFailure) -> Fence {
+  /// The fence of a call from here: who answers now, under the epoch the caller means, no earlier
+  /// than what anybody in this sidecar has seen of it.
+  func fence(bucket: Int, epoch: Int64) async throws(StoreFailure) -> Fence {
     guard let identity = await identity() else {
       throw .unavailable("redis is not connected", mayHaveHappened: false)
     }
     return Fence(
       deployment: deployment.id, epoch: epoch, runID: identity.runID,
-      replicationID: identity.replicationID, seenSequence: seen)
+      replicationID: identity.replicationID,
+      seenSequence: seen.sequence(bucket: bucket, epoch: epoch))
   }
 
   // MARK: - Deployment
 
-  func deploymentDifferences() async throws(StoreFailure) -> [Deployment.Difference] {
+  /// Where there is no record one is written, or nothing differs.
+  func deploymentDifferences(
+    writing: Bool = true
+  ) async throws(StoreFailure) -> [Deployment.Difference] {
     let call = DeploymentCall(keySpace: keys, deployment: deployment)
+    if !writing {
+      guard let recorded = try await read(Reads.deployment(keys)) else { return [] }
+      return deployment.differences(from: recorded)
+    }
     let recorded = try value(call.decode(try await raw(call)))
     return deployment.differences(from: recorded)
   }
@@ -179,10 +189,13 @@ struct ColdStore: Sendable {
     return reply.text.flatMap { Int64($0) } ?? 0
   }
 
-  func restoreGlobal(_ config: LedgerConfig, epoch: Int64) async throws(StoreFailure) {
+  /// `catalog`: a document to be put into the history beside it.
+  func restoreGlobal(
+    _ config: LedgerConfig, epoch: Int64, catalog: (number: Int64, json: String)? = nil
+  ) async throws(StoreFailure) {
     let call = RestoreGlobalCall(
-      keySpace: keys, fence: try await fence(epoch: epoch), version: config.version,
-      config: config.document, memory: config.memory)
+      keySpace: keys, fence: try await fence(bucket: keys.map.control, epoch: epoch),
+      version: config.version, config: config.document, memory: config.memory, catalog: catalog)
     _ = try value(call.decode(try await raw(call)))
   }
 
@@ -198,11 +211,12 @@ struct ColdStore: Sendable {
 
   /// Opens an epoch. False where the bucket is at another one by now.
   func open(
-    bucket: Int, epoch: Int64, globalVersion: Int64, hadPredecessor: Bool
+    bucket: Int, epoch: Int64, globalVersion: Int64, hadPredecessor: Bool,
+    records: OpenCall.Records
   ) async throws(StoreFailure) -> Bool {
     let call = OpenCall(
-      keySpace: keys, bucket: bucket, fence: try await fence(epoch: epoch),
-      globalVersion: globalVersion, hadPredecessor: hadPredecessor)
+      keySpace: keys, bucket: bucket, fence: try await fence(bucket: bucket, epoch: epoch),
+      globalVersion: globalVersion, hadPredecessor: hadPredecessor, records: records)
     switch try value(call.decode(try await raw(call))) {
     case .opened, .alreadyOpen: return true
     case .refused: return false
@@ -211,7 +225,8 @@ struct ColdStore: Sendable {
 
   func pushVersion(bucket: Int, epoch: Int64, version: Int64) async throws(StoreFailure) {
     let call = PushVersionCall(
-      keySpace: keys, bucket: bucket, fence: try await fence(epoch: epoch), globalVersion: version)
+      keySpace: keys, bucket: bucket, fence: try await fence(bucket: bucket, epoch: epoch),
+      globalVersion: version)
     _ = try value(call.decode(try await raw(call)))
   }
 
@@ -219,7 +234,8 @@ struct ColdStore: Sendable {
     bucket: Int, epoch: Int64, limits: StoreLimits, after report: SweepCall.Report?
   ) async throws(StoreFailure) -> SweepCall.Report {
     let call = SweepCall(
-      keySpace: keys, bucket: bucket, fence: try await fence(epoch: epoch), limits: limits,
+      keySpace: keys, bucket: bucket, fence: try await fence(bucket: bucket, epoch: epoch),
+      limits: limits,
       after: report)
     return try value(call.decode(try await raw(call)))
   }
@@ -238,7 +254,8 @@ struct ColdStore: Sendable {
     bucket: Int, epoch: Int64, through: Int64, keeping tail: Int64
   ) async throws(StoreFailure) {
     let call = TrimCall(
-      keySpace: keys, bucket: bucket, fence: try await fence(epoch: epoch), acknowledged: through,
+      keySpace: keys, bucket: bucket, fence: try await fence(bucket: bucket, epoch: epoch),
+      acknowledged: through,
       tail: tail)
     _ = try value(call.decode(try await raw(call)))
   }
@@ -256,30 +273,30 @@ struct ColdStore: Sendable {
     _ entry: OutboxEntry, _ body: UsageBody, bucket: Int, epoch: Int64
   ) async throws(StoreFailure) -> ReverseCall.Effect {
     let call = ReverseCall(
-      keySpace: keys, fence: try await fence(epoch: epoch),
+      keySpace: keys, fence: try await fence(bucket: bucket, epoch: epoch),
       position: StreamPosition(epoch: epoch, sequence: entry.sequence), subject: body.subject,
       feature: body.feature, cells: body.cells, amount: entry.charged)
     return try value(call.decode(try await raw(call)))
   }
 
-  /// Appends a delta born earlier to the outbox of this epoch and counts it; `seen` is the highest
-  /// sequence that anybody here has seen in it.
+  /// Appends a delta born earlier to the outbox of this epoch and counts it.
   func repost(
-    _ entry: OutboxEntry, _ body: UsageBody, epoch: Int64, seen: Int64
+    _ entry: OutboxEntry, _ body: UsageBody, epoch: Int64
   ) async throws(StoreFailure) -> RepostCall.Outcome {
     let call = RepostCall(
-      keySpace: keys, fence: try await fence(epoch: epoch, seen: seen), entry: entry,
+      keySpace: keys, fence: try await fence(bucket: keys.bucket(of: body.subject), epoch: epoch),
+      entry: entry,
       subject: body.subject, feature: body.feature, cells: body.cells)
     return try value(call.decode(try await raw(call)))
   }
 
   /// The same for a config delta; nil where it names nothing that could be.
   func repost(
-    _ entry: OutboxEntry, _ delta: ConfigDelta, epoch: Int64, seen: Int64
+    _ entry: OutboxEntry, _ delta: ConfigDelta, bucket: Int, epoch: Int64
   ) async throws(StoreFailure) -> RepostConfigCall.Outcome? {
     guard
       let call = RepostConfigCall(
-        keySpace: keys, fence: try await fence(epoch: epoch, seen: seen), entry: entry,
+        keySpace: keys, fence: try await fence(bucket: bucket, epoch: epoch), entry: entry,
         delta: delta)
     else { return nil }
     return try value(call.decode(try await raw(call)))
@@ -293,8 +310,9 @@ struct ColdStore: Sendable {
     memory: ChangeMemory
   ) async throws(StoreFailure) {
     let calls = SeedCall.chunks(
-      keySpace: keys, fence: try await fence(epoch: epoch), account: account, cells: cells,
-      accountVersion: version, accountConfig: config, memory: memory)
+      keySpace: keys, fence: try await fence(bucket: keys.bucket(of: account), epoch: epoch),
+      account: account, cells: cells, accountVersion: version, accountConfig: config,
+      memory: memory)
     for call in calls { _ = try value(call.decode(try await raw(call))) }
   }
 }

@@ -40,7 +40,8 @@ extension LiveBackend {
       let epoch = try await epoch(bucket)
       let reply = try await reading { () async throws(StoreFailure) in
         let call = ConfigGlobalCall(
-          keySpace: keys, fence: try await store.fence(epoch: epoch), change: change.key,
+          keySpace: keys, fence: try await store.fence(bucket: bucket, epoch: epoch),
+          change: change.key,
           expectedVersion: expecting, newVersion: config.version, config: after,
           catalog: newCatalog
             ? (config.catalogVersion, config.catalog.document.json()) : nil, body: body,
@@ -70,7 +71,8 @@ extension LiveBackend {
       let epoch = try await epoch(bucket)
       let reply = try await reading { () async throws(StoreFailure) in
         let call = ConfigAccountCall(
-          keySpace: keys, fence: try await store.fence(epoch: epoch), change: change.key,
+          keySpace: keys, fence: try await store.fence(bucket: bucket, epoch: epoch),
+          change: change.key,
           account: account, expectedVersion: expecting, newVersion: config.version, config: after,
           body: body, outboxEntriesMax: outboxEntriesMax)
         return call.decode(try await store.raw(call))
@@ -211,7 +213,7 @@ extension LiveBackend {
     let limit = hasLedger ? min(Self.importBacklogMax, outboxEntriesMax) : 0
     for (index, write) in writes.enumerated() {
       guard let epoch = epochs[keys.bucket(of: write.account)],
-        let fence = try? await store.fence(epoch: epoch)
+        let fence = try? await store.fence(bucket: keys.bucket(of: write.account), epoch: epoch)
       else { continue }
       let after = write.config.document.json()
       calls.append(

@@ -97,7 +97,7 @@ extension LiveBackend {
         change, scope: .counter, key: subject.path, version: 0, before: ResetCall.before,
         after: after.json())
       let fence = try await reading { () async throws(StoreFailure) in
-        try await sidecar.store.fence(epoch: epoch)
+        try await sidecar.store.fence(bucket: bucket, epoch: epoch)
       }
       let call = ResetCall(
         keySpace: sidecar.keys, fence: fence, change: change.key, subject: subject,

@@ -1,0 +1,50 @@
+// The furthest that anybody in this sidecar has seen each bucket: every event loop, the shipper,
+// the administration, and the ledger's own cursor. Every fenced call carries it, so that a Redis put
+// back in place (same run id, same replication id, same epoch) is met by the first call of any of
+// them, whoever saw what was lost (DESIGN 5).
+//
+// A value once seen stays true: Redis answers one call after another and its sequence only grows, so
+// a call that leaves later never names more than it will find. One lock for each bucket, held for a
+// comparison.
+
+import Synchronization
+import TollgateCore
+
+final class SeenBoard: Sendable {
+  struct Seen: Sendable, Hashable {
+    var position = StreamPosition(epoch: 0, sequence: 0)
+    /// The latest Redis time at which this sidecar was told of a write in that epoch.
+    var time = WallTime(milliseconds: 0)
+  }
+
+  private final class Slot: Sendable {
+    let seen = Mutex(Seen())
+  }
+
+  private let slots: [Slot]
+
+  /// Of the accounts' buckets and the control bucket.
+  init(buckets: BucketMap) {
+    slots = (0...buckets.control).map { _ in Slot() }
+  }
+
+  func saw(bucket: Int, epoch: Int64, sequence: Int64, time: WallTime? = nil) {
+    slots[bucket].seen.withLock { seen in
+      guard epoch >= seen.position.epoch else { return }
+      if epoch > seen.position.epoch {
+        seen = Seen(position: StreamPosition(epoch: epoch, sequence: sequence))
+      } else if sequence > seen.position.sequence {
+        seen.position.sequence = sequence
+      }
+      if let time, time > seen.time { seen.time = time }
+    }
+  }
+
+  subscript(bucket: Int) -> Seen { slots[bucket].seen.withLock { $0 } }
+
+  /// What a call under `epoch` must find at least.
+  func sequence(bucket: Int, epoch: Int64) -> Int64 {
+    let position = self[bucket].position
+    return position.epoch == epoch ? position.sequence : 0
+  }
+}
