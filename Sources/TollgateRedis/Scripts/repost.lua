@@ -51,6 +51,10 @@ for k = 1, hashes do
       cell = {decode(raw)}
       if cell[1] == start then
         cell[2] = cell[2] + charged
+        -- Nothing can be forgiven that was not counted.
+        if charged < 0 and cell[4] > 0 and cell[4] > cell[2] then
+          cell[4] = max(0, cell[2])
+        end
       elseif cell[5] == start then
         cell[6] = cell[6] + charged
       elseif fresh and cell[1] < start then
@@ -67,7 +71,8 @@ for k = 1, hashes do
       if cell[2] < -LARGEST or cell[6] < -LARGEST or cell[2] > LARGEST or cell[6] > LARGEST then
         return {10}
       end
-      fields[#fields + 1], fields[#fields + 2] = names[i], encode(unpack(cell, 1, 7))
+      fields[#fields + 1], fields[#fields + 2] = names[i],
+        encode(unpack(cell, 1, cell[8] and 8 or 7))
       old[#old + 1] = raw or false
       life = max(life, lifetime(A[b + 4]))
     end

@@ -44,7 +44,8 @@ if scope == 2 then
     if cell[4] > LARGEST or cell[4] < -LARGEST then
       return {10}
     end
-    changed, fields, old = key, {field, encode(unpack(cell, 1, 7))}, {row[2]}
+    cell[8] = max(cell[8] or 0, time)
+    changed, fields, old = key, {field, encode(unpack(cell, 1, 8))}, {row[2]}
   end
 else
   local name = scope == 0 and 'version' or 'v'
