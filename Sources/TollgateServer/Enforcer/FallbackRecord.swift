@@ -62,7 +62,8 @@ enum FallbackRecord: Sendable, Hashable {
       .init(
         "attributes",
         .object(
-          operation.attributes.sorted { $0.key < $1.key }.map { .init($0.key, .string($0.value)) })),
+          operation.attributes.sorted { $0.key < $1.key }
+            .map { .init($0.key, .string($0.value)) })),
       .init("trace", .string(operation.traceParent)),
     ]
     if let refused {
