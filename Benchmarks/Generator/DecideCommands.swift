@@ -90,6 +90,7 @@ package struct DecideCommands: DecideSource {
         subject: subject, plan: plan, bodies: bodies, globalVersion: global.version,
         accountVersion: account.version, limits: limits, notAfter: now + 10_000)
       call.bucket = bucket
+      call.asked.keys = keySpace.keys(bucket, of: subject, plan)
       var buffer = ByteBuffer()
       call.write(into: &buffer)
       return try Template(

@@ -80,6 +80,10 @@ final class BenchStack {
     try eventually(within: .seconds(20), "sidecar \(index) answers: \(sidecar.standardError)") {
       (try? AdminLink(Target("unix:" + path), role: .check, token: "secret-check")) != nil
     }
+    // The audit reads Redis itself, where a sidecar that has just started has nothing written yet.
+    try eventually(within: .seconds(20), "the deployment is recorded") {
+      try redis.connect().command("EXISTS", "tollgate:{bench-test}:deployment").integer == 1
+    }
     return sidecar
   }
 

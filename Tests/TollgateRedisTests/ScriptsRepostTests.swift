@@ -236,7 +236,8 @@ import TollgateTesting
         continue
       }
     }
-    #expect(try rig.read(Reads.header(rig.keySpace, account: try Subject("acme"))) == before)
+    let after = try rig.read(Reads.header(rig.keySpace, account: try Subject("acme")))
+    #expect(after.version == before.version && after.config == before.config)
     #expect(try rig.outbox().count == 3)
   }
 

@@ -21,7 +21,7 @@ import TollgateRedis
 import TollgateWire
 
 actor Healer {
-  private let configuration: ServerConfiguration
+  let configuration: ServerConfiguration
   let store: ColdStore
   let ledger: LedgerLink?
   let loops: [LoopUnit]
@@ -29,21 +29,21 @@ actor Healer {
   let logger: Logger
   let buckets: BucketMap
   /// Config deltas this sidecar caused, until the ledger has them.
-  private var retainedConfig: [Int: [(epoch: Int64, entry: OutboxEntry)]] = [:]
-  private var recovering: Set<Int> = []
-  private var grants: [Int: EpochNotice] = [:]
-  private var grantWaiters: [Int: CheckedContinuation<EpochNotice?, Never>] = [:]
-  private var rebuilding: Set<String> = []
-  private var refreshing = false
-  private var pushing: Set<Int> = []
-  private var open: [Int: Int64] = [:]
-  private var book: EpochBook
+  var retainedConfig: [Int: [(epoch: Int64, entry: OutboxEntry)]] = [:]
+  var recovering: Set<Int> = []
+  var grants: [Int: EpochNotice] = [:]
+  var grantWaiters: [Int: CheckedContinuation<EpochNotice?, Never>] = [:]
+  var rebuilding: Set<String> = []
+  var refreshing = false
+  var pushing: Set<Int> = []
+  var open: [Int: Int64] = [:]
+  var book: EpochBook
   /// What Redis was found to hold of a bucket, and since when.
-  private var found: [Int: (state: FenceState?, since: NIODeadline)] = [:]
-  private let deploymentCheck: DeploymentCheck
-  private var closedSince: [Int: NIODeadline] = [:]
-  private(set) var global: GlobalConfig?
-  private(set) var lastHeartbeat: NIODeadline?
+  var found: [Int: (state: FenceState?, since: NIODeadline)] = [:]
+  let deploymentCheck: DeploymentCheck
+  var closedSince: [Int: NIODeadline] = [:]
+  var global: GlobalConfig?
+  var lastHeartbeat: NIODeadline?
 
   static let grantWaitMilliseconds: Int64 = 8_000
   static let attemptsMax = 200
@@ -77,141 +77,6 @@ actor Healer {
   func epoch(of bucket: Int) -> Int64? { open[bucket] }
   func epochs() -> [Int: Int64] { open }
   var openBuckets: Int { open.count }
-
-  // MARK: - Global configuration
-
-  /// Reads the global configuration and tells every loop. Answers its version; nil where Redis
-  /// does not answer or holds none.
-  @discardableResult
-  func refresh() async -> Int64? {
-    do {
-      guard let config = try await store.global() else { return nil }
-      metrics.configRefreshes.add()
-      lastHeartbeat = .now()
-      if config.version > (global?.version ?? 0) { global = config }
-      if let global {
-        for loop in loops { loop.onLoop { $0.globalChanged(global) } }
-      }
-      return global?.version
-    } catch {
-      return nil
-    }
-  }
-
-  /// One beat: compares versions, refreshes where Redis has a newer one, puts the global
-  /// configuration back where Redis has lost it.
-  func beat() async {
-    guard let version = try? await store.globalVersion() else { return }
-    lastHeartbeat = .now()
-    if version > (global?.version ?? 0) {
-      await refresh()
-    } else if version == 0, open[buckets.control] == nil {
-      await recover(bucket: buckets.control, knownEpoch: 0)
-    } else if version == 0 || version < global?.version ?? 0 {
-      await restoreGlobal(standing: version)
-    }
-  }
-
-  /// The ledger's, or what is in force here where that is newer: an edit that was answered and then
-  /// lost by Redis before the ledger had it is still what every sidecar that heard of it decides on.
-  private func restoreGlobal(standing: Int64) async {
-    var standing = standing
-    guard ledger != nil || global != nil else { return }
-    if !(await controlIsCurrent()) {
-      return await recover(bucket: buckets.control, knownEpoch: open[buckets.control] ?? 0)
-    }
-    do {
-      if let ledger {
-        let config = try await ledger.globalConfig()
-        if config.version > standing, let epoch = open[buckets.control] {
-          try await store.restoreGlobal(config, epoch: epoch)
-          logger.notice(
-            "global configuration restored", metadata: ["version": "\(config.version)"])
-          standing = config.version
-          Task { await self.restoreCatalogs(config) }
-        }
-      }
-      if let global, global.version > standing {
-        try await putBack(global, over: standing)
-        logger.notice(
-          "global configuration put back", metadata: ["version": "\(global.version)"])
-      }
-      await refresh()
-    } catch {
-      logger.warning("global configuration not restored", metadata: ["error": "\(error)"])
-    }
-  }
-
-  /// Writes what is in force here over an older version; compared and set, so that of several only
-  /// one does. The ledger gets it as a change of its own.
-  private func putBack(_ global: GlobalConfig, over standing: Int64) async throws {
-    let bucket = buckets.control
-    guard let epoch = open[bucket] else { return }
-    let json = global.document.json()
-    let catalog = (global.catalogVersion, global.catalog.document.json())
-    guard ledger != nil else {
-      return try await store.restoreGlobal(
-        LedgerConfig(version: global.version, document: json, memory: ChangeMemory()),
-        epoch: epoch, catalog: (number: catalog.0, json: catalog.1))
-    }
-    var generator = SystemRandomNumberGenerator()
-    let id = OperationID(time: store.wallTime(), using: &generator)
-    let body = ConfigDelta(
-      scope: .global, key: "", version: global.version, action: "config.restore",
-      actor: "sidecar \(configuration.sidecarID)",
-      reason: "in force here, and lost by Redis before the ledger had it", before: "", after: json
-    ).encode()
-    let call = ConfigGlobalCall(
-      keySpace: store.keys, fence: try await store.fence(bucket: bucket, epoch: epoch),
-      change: ChangeKey(operation: id, fingerprint: 0), expectedVersion: standing,
-      newVersion: global.version, config: json, catalog: catalog, body: body,
-      outboxEntriesMax: configuration.storeLimits.outboxEntriesMax)
-    guard case .done(let done) = call.decode(try await store.raw(call)) else { return }
-    retainConfig(
-      OutboxEntry(
-        sequence: done.position.sequence, kind: .config, id: DeltaID(operation: id, index: 0),
-        time: done.time, actual: 0, charged: 0, absorbed: 0, body: body),
-      bucket: bucket, epoch: done.position.epoch)
-  }
-
-  /// The catalogs that can be shown and rolled back to, as far as Redis keeps them: the ledger has
-  /// each in the change that made it.
-  private func restoreCatalogs(_ config: LedgerConfig) async {
-    guard let ledger else { return }
-    var found: Set<Int64> = []
-    var cursor: String?
-    do {
-      repeat {
-        let question = Document.fields([
-          "scope": .string("global"), "count": .integer(10),
-          "cursor": cursor.map { .string($0) },
-        ])
-        let pages = try await ledger.pages(
-          QueryRequest(.configHistory, body: question.jsonBytes()), as: QueryReply.self)
-        guard pages.first?.status == nil, let answer = try? Document(json: pages.flatMap(\.body))
-        else { return }
-        for change in answer["changes"]?.elements ?? [] {
-          guard let text = change["after"]?.text, let document = try? Document(json: text),
-            let past = try? GlobalConfig(document: document),
-            found.insert(past.catalogVersion).inserted, let epoch = open[buckets.control]
-          else { continue }
-          try await store.restoreGlobal(
-            config, epoch: epoch,
-            catalog: (past.catalogVersion, past.catalog.document.json()))
-        }
-        cursor = answer["next"]?.text
-      } while cursor != nil && found.count < ConfigGlobalCall.catalogsKept
-    } catch {
-      logger.warning("catalogs not restored", metadata: ["error": "\(error)"])
-    }
-  }
-
-  private func controlIsCurrent() async -> Bool {
-    guard let meta = try? await store.meta(bucket: buckets.control),
-      let identity = await store.identity()
-    else { return false }
-    return isCurrent(meta, identity) && meta.fence.epoch == open[buckets.control]
-  }
 
   // MARK: - Buckets
 
@@ -269,7 +134,7 @@ actor Healer {
   /// The ledger's word of a new epoch may arrive a little after Redis has it.
   static let earlyAttemptsMax = 3
 
-  private func tryRecover(_ bucket: Int, _ knownEpoch: Int64, _ attempt: Int) async -> Bool {
+  func tryRecover(_ bucket: Int, _ knownEpoch: Int64, _ attempt: Int) async -> Bool {
     guard let identity = await store.identity() else { return false }
     // In this order: what was seen before the meta is read is in it, if Redis has lost nothing.
     // The other way round a bucket in use would be ahead of its own meta.
@@ -313,7 +178,7 @@ actor Healer {
 
   /// How far the operation records of the epoch that Redis names must reach: as far as the ledger
   /// closed it, from what everybody presented, and as far as this sidecar saw it.
-  private func records(_ bucket: Int, _ meta: BucketMeta?) -> OpenCall.Records {
+  func records(_ bucket: Int, _ meta: BucketMeta?) -> OpenCall.Records {
     let since = found[bucket]?.since ?? .now()
     var records = OpenCall.Records(
       known: nil, found: meta?.fence,
@@ -330,7 +195,7 @@ actor Healer {
     return records
   }
 
-  private func isCurrent(_ meta: BucketMeta, _ identity: ServerIdentity) -> Bool {
+  func isCurrent(_ meta: BucketMeta, _ identity: ServerIdentity) -> Bool {
     meta.fence.deployment == configuration.deployment.id.text
       && meta.fence.runID == identity.runID
       && meta.fence.replicationID == identity.replicationID
@@ -352,7 +217,7 @@ actor Healer {
   }
 
   /// The epoch to open: issued by the ledger, or, without one, the next after what is known.
-  private func grant(_ bucket: Int, old: Int64, meta: BucketMeta?) async -> Int64? {
+  func grant(_ bucket: Int, old: Int64, meta: BucketMeta?) async -> Int64? {
     guard let ledger else { return max(old + 1, store.wallTime().milliseconds / 1000) }
     if let notice = grants[bucket], notice.epoch > old { return notice.epoch }
     do {
@@ -374,13 +239,13 @@ actor Healer {
     return notice.epoch
   }
 
-  private func grantTimedOut(_ bucket: Int) {
+  func grantTimedOut(_ bucket: Int) {
     // A later wait for the same bucket may be the one that ends early; it simply asks again.
     grantWaiters.removeValue(forKey: bucket)?.resume(returning: nil)
   }
 
   /// The one way to work under an epoch. False: while it was being read or opened it was left.
-  private func adopt(_ bucket: Int, _ position: StreamPosition) -> Bool {
+  func adopt(_ bucket: Int, _ position: StreamPosition) -> Bool {
     guard verdict(bucket, position) == .work else { return false }
     let epoch = position.epoch
     open[bucket] = epoch
@@ -393,13 +258,13 @@ actor Healer {
   }
 
   /// The link knows what the ledger listed a moment before the book does.
-  private func verdict(_ bucket: Int, _ position: StreamPosition) -> EpochBook.Verdict {
+  func verdict(_ bucket: Int, _ position: StreamPosition) -> EpochBook.Verdict {
     if let issued = ledger?.issuedEpoch(bucket), position.epoch < issued { return .recover }
     return book.verdict(bucket: bucket, position)
   }
 
   /// Stops work on a bucket at once; calls in flight still land.
-  private func close(_ bucket: Int) {
+  func close(_ bucket: Int) {
     open[bucket] = nil
     guard bucket < buckets.control else { return }
     for loop in loops { loop.onLoop { $0.quiesce(bucket) {} } }
@@ -417,185 +282,6 @@ actor Healer {
     book.leave(bucket: bucket, epoch: epoch)
     if let current = open[bucket], current <= epoch { close(bucket) }
     await recover(bucket: bucket, knownEpoch: epoch)
-  }
-
-  // MARK: - The ledger's pushes
-
-  /// In the order in which the ledger sent them: what each says of an epoch holds before the next
-  /// is looked at. What takes longer runs beside: a PRESENT_REQUEST is answered while a recovery
-  /// waits.
-  func received(_ push: LedgerPush) {
-    switch push {
-    case .connected(let linked):
-      metrics.ledgerUp.set(1)
-      deploymentCheck.linked()
-      compare(linked)
-    case .disconnected:
-      metrics.ledgerUp.set(0)
-      book.unlinked()
-      let waiters = grantWaiters
-      grantWaiters.removeAll()
-      for waiter in waiters.values { waiter.resume(returning: nil) }
-    case .presentRequest(let request):
-      let bucket = Int(request.bucket)
-      guard bucket <= buckets.control else { return }
-      book.leave(bucket: bucket, epoch: request.epoch)
-      open[bucket] = nil
-      Task { await self.present(request) }
-    case .epoch(let notice):
-      let bucket = Int(notice.bucket)
-      guard bucket <= buckets.control else { return }
-      book.announced(
-        bucket: bucket, epoch: notice.epoch,
-        previous: StreamPosition(epoch: notice.previousEpoch, sequence: notice.previousLast))
-      if let current = open[bucket], current < notice.epoch { close(bucket) }
-      grants[bucket] = notice
-      if let waiter = grantWaiters.removeValue(forKey: bucket) {
-        waiter.resume(returning: notice)
-      } else if !recovering.contains(bucket) {
-        Task { await self.recover(bucket: bucket, knownEpoch: notice.previousEpoch) }
-      }
-    case .refused(let code, let text):
-      logger.critical(
-        "the ledger refuses this sidecar",
-        metadata: [
-          "code": "\(code.name)", "reason": "\(text)",
-        ])
-      if code == .deploymentMismatch { deploymentCheck.ledgerDiffers(text) }
-    }
-  }
-
-  /// The ledger's epochs are the ones to work under: a bucket that is open under another, or under
-  /// one that it does not list, stops until the ledger has issued the next.
-  private func compare(_ linked: Linked) {
-    book.linked(
-      linked.buckets.map {
-        (Int($0.bucket), StreamPosition(epoch: $0.epoch, sequence: $0.cursor))
-      })
-    grants.removeAll()
-    for (bucket, epoch) in open {
-      let delivered = book.cursor(bucket: bucket, epoch: epoch)
-      if delivered > 0 { store.seen.saw(bucket: bucket, epoch: epoch, sequence: delivered) }
-      let position = store.seen[bucket].position
-      guard verdict(bucket, position) != .work else { continue }
-      logger.warning(
-        "the ledger names another epoch", metadata: ["bucket": "\(bucket)", "ours": "\(epoch)"])
-      close(bucket)
-      Task { await self.recover(bucket: bucket, knownEpoch: epoch) }
-    }
-  }
-
-  /// Stops calls to the bucket everywhere, then tells the ledger what is retained here, at once and
-  /// whatever Redis does, because only this process has it; and then what survives in the outbox,
-  /// which closes the answer. Where Redis stays silent the answer stays open: the ledger must not
-  /// take an outbox that nobody could read for an empty one.
-  private func present(_ request: PresentRequest) async {
-    guard let ledger else { return }
-    let bucket = Int(request.bucket)
-    var known: [Int64: DeltaID] = [:]
-    var entries: [OutboxEntry] = []
-    if bucket < buckets.control {
-      for loop in loops {
-        entries += await loop.quiesced(bucket) {
-          // After a fork the ledger's cursor says nothing of what is held here: all of it is
-          // presented, and what the ledger knows is skipped there.
-          $0.retained.present(bucket: bucket, epoch: request.epoch, after: 0)
-        }
-      }
-    }
-    entries += (retainedConfig[bucket] ?? [])
-      .filter { $0.epoch == request.epoch }.map(\.entry)
-    for entry in entries { known[entry.sequence] = entry.id }
-    do {
-      try await push(entries, for: request, to: ledger)
-      try await push(await surviving(request, beside: known), for: request, to: ledger)
-      try await ledger.push(
-        Present(bucket: request.bucket, epoch: request.epoch, entries: []))
-    } catch {
-      logger.warning(
-        "the outbox was not presented",
-        metadata: ["bucket": "\(bucket)", "error": "\(error)"])
-    }
-  }
-
-  private func push(
-    _ entries: [OutboxEntry], for request: PresentRequest, to ledger: LedgerLink
-  ) async throws {
-    let sorted = entries.sorted { $0.sequence < $1.sequence }
-    for start in stride(from: 0, to: sorted.count, by: Self.presentChunk) {
-      let end = min(start + Self.presentChunk, sorted.count)
-      try await ledger.push(
-        Present(
-          bucket: request.bucket, epoch: request.epoch, entries: Array(sorted[start..<end])),
-        more: true)
-    }
-  }
-
-  /// What the outbox holds beyond what is presented already. An entry whose number another delta
-  /// has here is told too: the store re-issued the number, and both are real. Redis may be just
-  /// starting, so it is asked until the ledger's window is nearly over.
-  private func surviving(
-    _ request: PresentRequest, beside known: [Int64: DeltaID]
-  ) async throws -> [OutboxEntry] {
-    let end = NIODeadline.now() + .milliseconds(Self.presentMilliseconds)
-    while true {
-      do {
-        var found: [OutboxEntry] = []
-        var after = request.cursor
-        while true {
-          let page = try await store.outbox(
-            bucket: Int(request.bucket), epoch: request.epoch, after: after, limit: 1000)
-          found += page.filter { known[$0.sequence] != $0.id }
-          guard let last = page.last, page.count == 1000 else { return found }
-          after = last.sequence
-        }
-      } catch {
-        guard NIODeadline.now() < end else { throw error }
-        try? await Task.sleep(for: .milliseconds(20))
-      }
-    }
-  }
-
-  /// Within the ledger's window of 3 s.
-  static let presentMilliseconds: Int64 = 2_500
-  static let presentChunk = 500
-
-  func retainConfig(_ entry: OutboxEntry, bucket: Int, epoch: Int64) {
-    store.seen.saw(bucket: bucket, epoch: epoch, sequence: entry.sequence)
-    retainedConfig[bucket, default: []].append((epoch, entry))
-    if let count = retainedConfig[bucket]?.count, count > Self.retainedConfigMax {
-      retainedConfig[bucket]?.removeFirst(count - Self.retainedConfigMax)
-      metrics.retainedDropped.add()
-    }
-  }
-
-  /// Config deltas of epochs that are over and that the ledger has not been seen to have.
-  var lateConfig: [Int: [OutboxEntry]] {
-    retainedConfig.compactMapValues { $0.isEmpty ? nil : $0 }.reduce(into: [:]) { late, held in
-      guard let epoch = open[held.key] else { return }
-      let entries = held.value.filter { $0.epoch < epoch }.map(\.entry)
-      if !entries.isEmpty { late[held.key] = entries }
-    }
-  }
-
-  /// The ledger has these, or they lie in the outbox again.
-  func lateConfigSettled(_ ids: Set<DeltaID>, bucket: Int) {
-    guard let epoch = open[bucket] else { return }
-    retainedConfig[bucket]?.removeAll { $0.epoch < epoch && ids.contains($0.entry.id) }
-  }
-
-  func retainConfigs(_ entries: [(bucket: Int, epoch: Int64, entry: OutboxEntry)]) {
-    for item in entries { retainConfig(item.entry, bucket: item.bucket, epoch: item.epoch) }
-  }
-
-  /// The ledger has everything of the bucket's epoch up to `sequence`.
-  func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
-    store.seen.saw(bucket: bucket, epoch: epoch, sequence: sequence)
-    retainedConfig[bucket]?.removeAll { $0.epoch == epoch && $0.entry.sequence <= sequence }
-    guard bucket < buckets.control else { return }
-    for loop in loops {
-      loop.onLoop { $0.acknowledged(bucket: bucket, epoch: epoch, sequence: sequence) }
-    }
   }
 
   // MARK: - Accounts

@@ -1,10 +1,10 @@
 // The furthest that anybody in this sidecar has seen each bucket: every event loop, the shipper,
-// the administration, and the ledger's own cursor. Every fenced call carries it, so that a Redis put
-// back in place (same run id, same replication id, same epoch) is met by the first call of any of
-// them, whoever saw what was lost (DESIGN 5).
+// the administration, and the ledger's own cursor. Every fenced call carries it, so that a Redis
+// put back in place (same run id, same replication id, same epoch) is met by the first call of any
+// of them, whoever saw what was lost (DESIGN 5).
 //
-// A value once seen stays true: Redis answers one call after another and its sequence only grows, so
-// a call that leaves later never names more than it will find. One lock for each bucket, held for a
+// A value once seen stays true: Redis answers one call after another and its sequence only grows,
+// so a call that leaves later never names more than it will find. One lock for each bucket, held for a
 // comparison.
 
 import Synchronization
