@@ -44,7 +44,7 @@ extension Healer {
   }
 
   /// The ledger's, or what is in force here where that is newer: an edit that was answered and then
-  /// lost by Redis before the ledger had it is still what every sidecar that heard of it decides by.
+  /// lost by Redis before the ledger had it is still what all that heard of it decide by.
   func restoreGlobal(standing: Int64) async {
     var standing = standing
     guard ledger != nil || global != nil else { return }

@@ -1,8 +1,8 @@
 // Whether Redis and the ledger belong to this deployment. Asked before any bucket is adopted or
 // opened, of every Redis that answers (a new run id, or one that lost everything), because one that
 // was away at the start is met later. A difference ends the process, naming both values: whatever
-// it did instead would be wrong (DESIGN 1). The record is written only by a sidecar that the ledger,
-// where there is one, has accepted: a wrong one must not be the first to write it.
+// it did instead would be wrong (DESIGN 1). The record is written only by a sidecar that the
+// ledger, where there is one, has accepted: a wrong one must not be the first to write it.
 
 import Synchronization
 import TollgateCore
