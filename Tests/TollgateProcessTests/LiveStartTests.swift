@@ -77,6 +77,9 @@ extension LiveTests {
 
     @Test func anotherDeploymentInTheLedgerEndsTheSidecarAndLeavesRedisAlone() throws {
       let stack = try Stack(.init(sidecars: 2, buckets: 1, accounts: ["acme": "big"]))
+      try eventually(within: .seconds(10), "catalog and account are in the books") {
+        try Audit.verify(stack).deltas >= 2
+      }
       stack.sidecar(0)?.kill()
       stack.sidecar(1)?.kill()
       try stack.redis.connect().command("FLUSHALL")
@@ -115,7 +118,8 @@ extension LiveTests {
         try stack.command(["catalog", "apply", file, "--reason", "test"], sidecar: sidecar)
       }
       func limits(_ sidecar: Int) throws -> String {
-        try stack.command(["catalog", "show"], sidecar: sidecar)
+        // Empty while it is being restored.
+        try stack.cli(["catalog", "show"], sidecar: sidecar).output
       }
       try apply("501", sidecar: 0)
       try eventually(within: .seconds(10), "everything is delivered") {
