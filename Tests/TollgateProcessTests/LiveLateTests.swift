@@ -142,6 +142,10 @@ extension LiveTests {
       try stack.command(["bypass", "tokens", "--for", "30m"] + why, sidecar: 1)
       try stack.command(["reset", "acme", "calls.month"] + why, sidecar: 1)
       #expect(try shown(["usage", "acme"]).contains("\"forgiven\":5"))
+      let version = stack.metric("tollgate_config_version", sidecar: 1)
+      try eventually(within: .seconds(10), "the other sidecar has heard of the bypass") {
+        stack.metric("tollgate_config_version", sidecar: 0) == version
+      }
       try stack.redis.connect().command("FLUSHALL")
       proxy.mode = .refuse
       try stack.startLedger()
