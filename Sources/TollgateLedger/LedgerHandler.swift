@@ -15,6 +15,9 @@ final class LedgerHandler: ChannelInboundHandler {
   private var context: ChannelHandlerContext?
   private var id: Int?
   private var isDraining = false
+  private var heardAt = NIODeadline.now()
+  private var watch: Scheduled<Void>?
+  private var pings: UInt64 = 0
 
   init(hub: LedgerHub) {
     self.hub = hub
@@ -25,17 +28,42 @@ final class LedgerHandler: ChannelInboundHandler {
   func channelActive(context: ChannelHandlerContext) {
     self.context = context
     id = hub.opened(self)
-    if id == nil { context.close(promise: nil) }
+    guard id != nil else { return context.close(promise: nil) }
+    heardAt = .now()
+    listen(for: .milliseconds(hub.silence.helloMilliseconds), context)
+  }
+
+  /// Looks again after `time` whether the other side has said anything.
+  private func listen(for time: TimeAmount, _ context: ChannelHandlerContext) {
+    watch = context.eventLoop.assumeIsolated().scheduleTask(in: time) { self.lookWhetherItLives() }
+  }
+
+  private func lookWhetherItLives() {
+    guard let context else { return }
+    let silent = (NIODeadline.now() - heardAt).nanoseconds / 1_000_000
+    switch hub.silence.verdict(isGreeted: machine.isGreeted, silentFor: silent) {
+    case .wait(let time): listen(for: time, context)
+    case .ping(let time):
+      var frames = ByteBuffer()
+      pings += 1
+      frames.writeFrame(Ping(nonce: pings), correlation: pings)
+      send(frames)
+      listen(for: time, context)
+    case .close: context.close(promise: nil)
+    }
   }
 
   func channelInactive(context: ChannelHandlerContext) {
     machine.ended()
+    watch?.cancel()
     self.context = nil
     if let id { hub.closed(id) }
     id = nil
   }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+    // A hello that trickles in does not count as one.
+    if machine.isGreeted { heardAt = .now() }
     decoder.feed(unwrapInboundIn(data))
     do throws(WireError) {
       while let frame = try decoder.next() {

@@ -32,6 +32,7 @@ final class LedgerHub {
 
   let store: LedgerStore
   let token: String
+  let silence: LedgerSilence
   private let writer: LedgerWriter
   private let reads: LedgerReads
   private let eventLoop: any EventLoop
@@ -41,15 +42,16 @@ final class LedgerHub {
   private var nextID = 1
   private var connections: [Int: any LedgerConnection] = [:]
   private var links: [Int: LiveLink] = [:]
-  private var machine = RecoveryMachine()
+  private var machine: RecoveryMachine
   private var positions: [BucketPosition] = []
   private var timer: Scheduled<Void>?
   private var isDraining = false
 
   init(
     store: LedgerStore, writer: LedgerWriter, token: String, eventLoop: any EventLoop,
-    clock: LedgerClock, logger: Logger
+    clock: LedgerClock, silence: LedgerSilence, logger: Logger
   ) throws {
+    self.silence = silence
     self.store = store
     self.writer = writer
     self.token = token
@@ -57,6 +59,7 @@ final class LedgerHub {
     self.clock = clock
     self.logger = logger
     reads = LedgerReads(store: store)
+    machine = RecoveryMachine(startedAt: clock.monotonic())
     if store.deployment != nil { positions = try store.positions() }
   }
 
@@ -257,6 +260,14 @@ final class LedgerHub {
     case .success(let outcome):
       positions[request.bucket].epoch = outcome.epoch
       if outcome.isNew { positions[request.bucket].cursor = 0 }
+      if let behind = outcome.behind {
+        logger.critical(
+          "this ledger went backwards: restore the newest copy of its file, if there is one",
+          metadata: [
+            "bucket": "\(bucket)", "from": "\(request.epoch)/\(outcome.lastSequence)",
+            "to": "\(behind.epoch)/\(behind.cursor)",
+          ])
+      }
       let lost = outcome.losses.reduce(0) { $0 + $1.count }
       if lost > 0 {
         logger.critical(

@@ -316,6 +316,18 @@ extension LedgerStore {
     }
   }
 
+  /// Sequence numbers that were closed as lost in the bucket of this account; while there are any,
+  /// its sums may be short.
+  package func lost(account: String) throws -> Int64 {
+    guard let deployment else { return 0 }
+    let bucket = Int(StableHash.of(account) % UInt64(deployment.buckets))
+    return try read { db in
+      try Int64.fetchOne(
+        db, sql: "SELECT coalesce(sum(last - first + 1), 0) FROM loss WHERE bucket = ?",
+        arguments: [bucket]) ?? 0
+    }
+  }
+
   package func losses(limit: Int = pageMax) throws -> [LossRecord] {
     try read { db in
       try Row.fetchAll(

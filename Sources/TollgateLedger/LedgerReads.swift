@@ -99,6 +99,7 @@ struct LedgerReads: Sendable {
   private struct TotalsAnswer: Encodable {
     var totals: [UsageTotal]
     var position: BucketPosition?
+    var lost: Int64?
     var next: String?
   }
   private struct StatementQuery: Decodable {
@@ -187,6 +188,7 @@ struct LedgerReads: Sendable {
       after: key, limit: query.count ?? LedgerStore.pageMax)
     return TotalsAnswer(
       totals: page.elements, position: position,
+      lost: try query.account.map { try store.lost(account: $0) },
       next: page.next.map { "\($0.account)|\($0.feature)|\($0.start)|\($0.adjustment ? 1 : 0)" })
   }
 

@@ -20,6 +20,8 @@ package struct LedgerConfiguration: Sendable {
   package var graceMilliseconds: Int
   /// How often sums of past short periods are dropped; 0: never.
   package var pruneMilliseconds: Int64
+  /// When a connection that says nothing is given up.
+  package var silence = LedgerSilence()
 
   package static let pruneDefaultMilliseconds: Int64 = 600_000
 
@@ -118,7 +120,7 @@ private func serve(
     NIOLoopBound(
       try LedgerHub(
         store: store, writer: writer, token: configuration.token, eventLoop: eventLoop,
-        clock: clock, logger: logger),
+        clock: clock, silence: configuration.silence, logger: logger),
       eventLoop: eventLoop)
   }.get()
   let bootstrap = ServerBootstrap(group: eventLoop)
@@ -132,6 +134,7 @@ private func serve(
     }
   var listeners: [any Channel] = []
   var endpoints = LedgerEndpoints()
+  var socket: SocketFile?
   do {
     if let (host, port) = configuration.listen {
       let channel = try await bootstrap.childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
@@ -141,8 +144,9 @@ private func serve(
       endpoints.port = channel.localAddress?.port
     }
     if let path = configuration.unix {
-      listeners.append(
-        try await bootstrap.bind(unixDomainSocketPath: path, cleanupExistingSocketFile: true).get())
+      let bound = try SocketFile.bind(path)
+      socket = bound.file
+      listeners.append(try await bootstrap.withBoundSocket(bound.socket).get())
       endpoints.unix = path
     }
   } catch {
@@ -166,7 +170,7 @@ private func serve(
   upkeep.cancel()
   logger.notice("ledger stopping")
   for listener in listeners { try? await listener.close() }
-  if let path = configuration.unix { try? FileManager.default.removeItem(atPath: path) }
+  socket?.remove()
   try await eventLoop.submit {
     hub.value.drain(graceMilliseconds: UInt32(clamping: configuration.graceMilliseconds))
   }.get()

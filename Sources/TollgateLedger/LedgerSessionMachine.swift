@@ -54,6 +54,7 @@ package struct LedgerSessionMachine: Sendable {
 
   package var isLinked: Bool { state == .linked }
   package var isIdle: Bool { inFlight.isEmpty }
+  package var isGreeted: Bool { state != .hello }
   /// Frames are small until the hello is through.
   package var frameBytesMax: Int {
     state == .hello ? WireLimits.helloFrameBytesMax : WireLimits.frameBytesMax

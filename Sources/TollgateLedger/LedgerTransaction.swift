@@ -76,10 +76,10 @@ struct LedgerTransaction {
     let closing = request.epoch
     var outcome = RecoveryOutcome(epoch: closing + 1, isNew: true)
     if closing > 0 { try close(epoch: closing, request, into: &outcome) }
-    if current > 0, current < closing {
-      try setFence(
-        of: bucket, epoch: current, last: try cursor(of: bucket, epoch: current),
-        requester: request.requester)
+    if current < closing {
+      try wentBack(bucket, from: closing, to: current, requester: request.requester)
+      outcome.behind = BucketPosition(
+        bucket: bucket, epoch: current, cursor: try cursor(of: bucket, epoch: current))
     }
     try db.execute(
       sql: """
@@ -89,6 +89,23 @@ struct LedgerTransaction {
       arguments: [bucket, outcome.epoch])
     try setCursor(of: bucket, epoch: outcome.epoch, to: 0)
     return outcome
+  }
+
+  /// Only a ledger issues epochs, so one that is named an epoch above its own has lost what it
+  /// held: an older copy of the file was put back, or none. How much lay between the two nobody can
+  /// say: the range 0 … 0 stands for it.
+  private func wentBack(
+    _ bucket: Int, from named: Int64, to current: Int64, requester: String
+  ) throws {
+    try db.execute(
+      sql: """
+        INSERT INTO loss (bucket, epoch, first, last, time) VALUES (?, ?, 0, 0, ?)
+        ON CONFLICT DO NOTHING
+        """, arguments: [bucket, current, now.milliseconds])
+    guard current > 0 else { return }
+    try setFence(
+      of: bucket, epoch: current, last: try cursor(of: bucket, epoch: current),
+      requester: requester)
   }
 
   private mutating func close(

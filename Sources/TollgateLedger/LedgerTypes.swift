@@ -64,10 +64,12 @@ package struct RecoveryOutcome: Hashable, Sendable {
   package var losses: [ClosedRange<Int64>]
   package var posted: Int
   package var parked: Int
+  /// Where this ledger stood, where the closed epoch is above any it issued: it went backwards.
+  package var behind: BucketPosition?
 
   package init(
     epoch: Int64, isNew: Bool, lastSequence: Int64 = 0, losses: [ClosedRange<Int64>] = [],
-    posted: Int = 0, parked: Int = 0
+    posted: Int = 0, parked: Int = 0, behind: BucketPosition? = nil
   ) {
     self.epoch = epoch
     self.isNew = isNew
@@ -75,6 +77,7 @@ package struct RecoveryOutcome: Hashable, Sendable {
     self.losses = losses
     self.posted = posted
     self.parked = parked
+    self.behind = behind
   }
 }
 

@@ -13,6 +13,9 @@
 //              without any answer nobody has, and the epoch must not be closed. → closing | steady.
 //   closing:   the transaction runs; requests wait for its EPOCH. → steady.
 //
+// After a start sidecars come back one by one, and what each retains is needed: until the window
+// since then has passed a gathering does not end, even where all links of the moment have answered.
+//
 // Buckets do not wait for each other. Bounded: what was presented and is not written yet.
 
 package import TollgateCore
@@ -46,12 +49,16 @@ package struct RecoveryMachine: Sendable {
     var epoch: Int64
     var cursor: Int64
     var deadline: MonotonicTime
+    /// Not over before this: sidecars that are not linked yet may come; nil: it has passed.
+    var quietUntil: MonotonicTime?
     var requesters: [LinkID]
     var awaited: Set<LinkID>
     var answered: [LinkID] = []
     var highestSeen: Int64
     var entries: [OutboxEntry] = []
     var bytes = 0
+
+    var isComplete: Bool { awaited.isEmpty && quietUntil == nil }
   }
 
   private enum Bucket {
@@ -71,12 +78,18 @@ package struct RecoveryMachine: Sendable {
   private var heldEntries = 0
   private var heldBytes = 0
 
-  package init() {}
+  private let quietUntil: MonotonicTime
+
+  /// - Parameter startedAt: when sidecars could link first; nil: they all had time to.
+  package init(startedAt: MonotonicTime? = nil) {
+    quietUntil = startedAt.map { $0 + Self.windowNanoseconds } ?? MonotonicTime(nanoseconds: .min)
+  }
 
   /// When `timePassed` is due next.
   package var deadline: MonotonicTime? {
     buckets.values.compactMap {
-      if case .gathering(let gathering) = $0 { gathering.deadline } else { nil }
+      guard case .gathering(let gathering) = $0 else { return nil }
+      return gathering.quietUntil ?? gathering.deadline
     }.min()
   }
 
@@ -109,7 +122,7 @@ package struct RecoveryMachine: Sendable {
       gathering.answered.removeAll { $0 == link }
       gathering.requesters.removeAll { $0 == link }
       buckets[bucket] = .gathering(gathering)
-      if gathering.awaited.isEmpty { actions += finish(bucket, gathering) }
+      if gathering.isComplete { actions += finish(bucket, gathering) }
     }
     return actions
   }
@@ -140,7 +153,8 @@ package struct RecoveryMachine: Sendable {
     let epoch = max(named, position.epoch)
     let gathering = Gathering(
       epoch: epoch, cursor: epoch == position.epoch ? position.cursor : 0,
-      deadline: now + Self.windowNanoseconds, requesters: [link], awaited: Set(links.keys),
+      deadline: now + Self.windowNanoseconds, quietUntil: now < quietUntil ? quietUntil : nil,
+      requesters: [link], awaited: Set(links.keys),
       highestSeen: recover.metaEpoch == epoch ? recover.metaSequence : 0)
     if epoch == 0 { return finish(recover.bucket, gathering, anAnswerIsNeeded: false) }
     buckets[recover.bucket] = .gathering(gathering)
@@ -171,13 +185,18 @@ package struct RecoveryMachine: Sendable {
       gathering.answered.append(link)
     }
     buckets[present.bucket] = .gathering(gathering)
-    return gathering.awaited.isEmpty ? finish(present.bucket, gathering) : []
+    return gathering.isComplete ? finish(present.bucket, gathering) : []
   }
 
   package mutating func timePassed(now: MonotonicTime) -> [Action] {
     var actions: [Action] = []
     for (bucket, state) in buckets.sorted(by: { $0.key < $1.key }) {
-      guard case .gathering(let gathering) = state, gathering.deadline <= now else { continue }
+      guard case .gathering(var gathering) = state else { continue }
+      if let quiet = gathering.quietUntil, quiet <= now {
+        gathering.quietUntil = nil
+        buckets[bucket] = .gathering(gathering)
+      }
+      guard gathering.isComplete || gathering.deadline <= now else { continue }
       actions += finish(bucket, gathering)
     }
     return actions

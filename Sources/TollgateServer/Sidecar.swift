@@ -28,6 +28,8 @@ final class Sidecar: Sendable {
   let healer: Healer
   let store: ColdStore
   let ledger: LedgerLink?
+  /// nil: there is no ledger.
+  let watch: LedgerWatch?
   let lag = LagBoard()
   let fallback: FallbackQueue
   let keys: KeySpace
@@ -97,6 +99,10 @@ final class Sidecar: Sendable {
       configuration: configuration, store: store, ledger: ledger, loops: loops, metrics: metrics,
       logger: logger, buckets: buckets,
       deploymentCheck: DeploymentCheck(hasLedger: ledger != nil) { failed.yield($0) })
+    let (store, healer, metrics) = (store, healer, metrics)
+    watch = ledger.map {
+      LedgerWatch(store: store, ledger: $0, healer: healer, metrics: metrics, logger: logger)
+    }
     late.set(admin(self))
   }
 
@@ -199,15 +205,21 @@ final class Sidecar: Sendable {
 
   private func services() async {
     await withTaskGroup(of: Void.self) { group in
-      if let ledger {
+      if let ledger, let watch {
         group.addTask { await ledger.run() }
         let shipper = Shipper(
           configuration: configuration, store: store, ledger: ledger, healer: healer,
-          metrics: metrics, logger: logger, buckets: buckets, lag: lag)
+          metrics: metrics, logger: logger, buckets: buckets, lag: lag, watch: watch)
         group.addTask { await shipper.run() }
         if let reposter = healer.reposter { group.addTask { await reposter.run() } }
         group.addTask {
-          for await push in self.pushes { await self.healer.received(push) }
+          for await push in self.pushes {
+            if case .connected(let linked) = push {
+              let worked = await self.healer.epochs()
+              Task { await watch.linked(linked, worked: worked) }
+            }
+            await self.healer.received(push)
+          }
         }
       }
       group.addTask { await self.beats() }
@@ -243,6 +255,7 @@ final class Sidecar: Sendable {
         let lost = answer["status"]?["lostSequences"]?.whole
       {
         metrics.ledgerLost.set(lost)
+        await watch?.heard(answer)
       }
       try? await Task.sleep(for: .milliseconds(Self.lossesMilliseconds))
     }

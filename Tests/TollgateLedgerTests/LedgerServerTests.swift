@@ -17,13 +17,15 @@ final class RunningLedger: Sendable {
   let task: Task<Void, any Error>
   let endpoints: LedgerEndpoints
 
-  static func start(token: String = "secret", in directory: TemporaryDirectory? = nil) async throws
-    -> RunningLedger
-  {
+  static func start(
+    token: String = "secret", in directory: TemporaryDirectory? = nil,
+    silence: LedgerSilence = LedgerSilence()
+  ) async throws -> RunningLedger {
     let directory = try directory ?? TemporaryDirectory("tg-ledger")
-    let configuration = LedgerConfiguration(
+    var configuration = LedgerConfiguration(
       database: directory.file("ledger.sqlite"), listen: ("127.0.0.1", 0),
       unix: directory.file("s"), token: token, graceMilliseconds: 3000)
+    configuration.silence = silence
     let stop = LedgerStop()
     let (ready, isReady) = AsyncStream<LedgerEndpoints>.makeStream()
     let task = Task {

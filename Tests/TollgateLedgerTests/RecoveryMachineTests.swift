@@ -66,6 +66,38 @@ import TollgateWire
     #expect(machine.gatheringBuckets == 0)
   }
 
+  /// After a start the sidecars come back one by one, and each may hold what nobody else does.
+  @Test mutating func afterAStartAGatheringWaitsForThoseThatAreNotLinkedYet() throws {
+    machine = RecoveryMachine(startedAt: at)
+    _ = machine.linked(1, sidecar: one)
+    let (a, b) = (try usage(11, op: 1), try usage(12, op: 2))
+    let quiet = at + RecoveryMachine.windowNanoseconds
+    _ = machine.requested(by: 1, recover(), position: position(), now: at + 1_000_000)
+    #expect(machine.presented(by: 1, present(0, [a]), isLast: true) == [])
+    #expect(machine.deadline == quiet)
+    #expect(machine.timePassed(now: at + 2_000_000) == [])
+    #expect(machine.linked(2, sidecar: two) == [ask([2])])
+    #expect(machine.presented(by: 2, present(0, [b]), isLast: true) == [])
+    #expect(machine.timePassed(now: quiet) == [request([a, b])])
+  }
+
+  /// Once that time has passed, who is asked has its own window, and nobody else is waited for.
+  @Test mutating func afterTheQuietTimeTheLastAnswerEndsTheGathering() throws {
+    machine = RecoveryMachine(startedAt: at)
+    _ = machine.linked(1, sidecar: one)
+    let quiet = at + RecoveryMachine.windowNanoseconds
+    _ = machine.requested(by: 1, recover(), position: position(), now: at + 1_000_000)
+    #expect(machine.timePassed(now: quiet) == [])
+    #expect(machine.deadline == at + 1_000_000 + RecoveryMachine.windowNanoseconds)
+    #expect(machine.presented(by: 1, present(), isLast: true) == [request()])
+    let later = quiet + 1
+    _ = machine.closed(
+      bucket: 0, RecoveryOutcome(epoch: 4, isNew: true, lastSequence: 10), now: later)
+    _ = machine.requested(
+      by: 1, recover(1, epoch: 3), position: position(1), now: later)
+    #expect(machine.presented(by: 1, present(1), isLast: true) == [request(bucket: 1)])
+  }
+
   @Test mutating func bucketNeverOpenedNeedsNoPresenting() {
     let actions = machine.requested(
       by: 2, recover(epoch: 0), position: position(epoch: 0, cursor: 0), now: at)

@@ -95,6 +95,42 @@ import TollgateWire
     #expect(try books.store.verify().findings == [])
   }
 
+  /// How much lay between the two nobody can say, so the sums of that bucket are marked short.
+  @Test func aLedgerThatWentBackwardsSaysSoForGood() throws {
+    try books.open()
+    _ = try books.apply([try usage(1, op: 1)])
+    #expect(try books.store.lost(account: "acme") == 0)
+    let bucket = Int(StableHash.of("acme") % 4)
+    try books.open(bucket)
+    let outcome = try books.open(bucket, epoch: 7)
+    #expect(outcome.behind?.epoch == 1)
+    #expect(
+      try books.store.losses().contains(LossRecord(bucket: bucket, epoch: 1, first: 0, last: 0)))
+    #expect(try books.store.lost(account: "acme") == 1)
+    #expect(try books.store.verify().findings == [])
+    // One that is new, or empty, and is named an epoch, too.
+    #expect(try books.open(3, epoch: 2).behind == BucketPosition(bucket: 3, epoch: 0, cursor: 0))
+    #expect(try books.store.verify().findings == [])
+    // Closing its own epochs is no setback.
+    #expect(try books.open(bucket, epoch: 8).behind == nil)
+    #expect(try books.store.lost(account: "acme") == 1)
+  }
+
+  /// A delta appended twice and delivered in one batch: the copy that was posted is not named, so
+  /// that only the other's effect is taken back; said again, the answer is the same.
+  @Test func ofTwoCopiesInOneBatchOneIsNamed() throws {
+    try books.open()
+    let batch = [
+      try usage(1, op: 1), try usage(2, op: 2), try usage(3, op: 1), try usage(4, op: 1),
+    ]
+    for _ in 0..<2 {
+      let outcome = try books.apply(batch)
+      #expect(outcome.answer == .acknowledged(cursor: 4))
+      #expect(outcome.duplicates == [batch[0].id, batch[0].id])
+    }
+    #expect(try books.total() == 2)
+  }
+
   @Test func newEpochStartsAtOne() throws {
     try books.open()
     _ = try books.apply([try usage(1, op: 1)])

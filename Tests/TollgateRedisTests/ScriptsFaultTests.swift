@@ -271,10 +271,23 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     Scenario("reset of a member never seen", .counterReset) {
       command($0, try reset($0, "acme/eve", "chat", .hour))
     },
+    Scenario("seed of subjects that keeps", .seed) { command($0, try keeping($0)[0]) },
+    Scenario("seed of an account that keeps", .seed) { command($0, try keeping($0)[1]) },
     Scenario("read of an account", .readAccount) {
       command($0, ReadAccountCall(keySpace: $0.keySpace, account: try Subject("acme")))
     },
   ]
+
+  /// What an older epoch left is kept: hashes with cells of the ledger, and one without.
+  static func keeping(_ rig: StoreRig) throws -> [SeedCall] {
+    _ = try rig.consume("acme/ann", ("chat", 1))
+    _ = try rig.consume("acme/eve", ("chat", 1), ("tokens", 2))
+    try rig.open(epoch: 2, hadPredecessor: true)
+    var calls = try seeding(rig)
+    for index in calls.indices { calls[index].isLossy = true }
+    calls[0].others = [try Subject("acme/eve")]
+    return calls
+  }
 
   static func seeding(_ rig: StoreRig) throws -> [SeedCall] {
     func cell(_ subject: String, _ window: Window) throws -> SeedCell {

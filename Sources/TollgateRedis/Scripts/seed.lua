@@ -3,15 +3,19 @@
 --
 -- KEYS  1 meta · 2 account header · 3 index of deeper subjects · 4... their hashes
 -- ARGV  1 fence text · 2 seen sequence
---       3 MessagePack: epoch, last chunk (1) or not, account version, number of cells, and per
---         cell: hash (1 header, 2 = KEYS[4]...), field, period end, start, settled, forgiven,
---         start and settled of the period before
+--       3 MessagePack: epoch, last chunk (1) or not, account version, number of cells, whether the
+--         ledger lost entries of this bucket (1) or is whole, and per cell: hash (1 header,
+--         2 = KEYS[4]...), field, period end, start, settled, forgiven, start and settled of the
+--         period before
 --       4 account configuration (JSON), or empty · 5 changes the ledger remembers, or empty
 -- Reply {0} seeded · {1} the account is current already · {2, f, seq}
 --
 -- Invariants: values are set, never added; the last chunk marks the header with the epoch and is
 --   the only one that does; a current header makes every chunk a no-op. Counters of an older epoch
 --   are dropped, the newer of two configurations is kept, and what either side remembers of changes.
+--   Where the ledger lost entries, counters of the epoch the account was seeded in before are no
+--   less true than its sums: of each period the greater settled and forgiven stand, so that no
+--   limit sees less than it did.
 -- Complexity: O(cells + fields of the hashes written).
 local A, position = {}, 0
 repeat
@@ -22,7 +26,7 @@ repeat
     A[#A + 1] = part[i]
   end
 until position == -1
-local epoch, last, version, count = unpack(A, 1, 4)
+local epoch, last, version, count, lossy = unpack(A, 1, 5)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
 local stop = fenced(M[1], M[2])
 if stop then
@@ -34,9 +38,45 @@ local H = call('HMGET', KEYS[2], 'e', 'v', 'cfg', 'op')
 if H[1] == e then
   return {1}
 end
+-- Two cells of one counter, period by period the greater, the latest two periods of them.
+local function greater(a, b)
+  local of = {}
+  local P = {{a[1], a[2], a[4]}, {a[5], a[6], 0}, {b[1], b[2], b[4]}, {b[5], b[6], 0}}
+  local starts = {}
+  for i = 1, 4 do
+    local p = P[i]
+    local known = of[p[1]]
+    if known then
+      known[2], known[3] = max(known[2], p[2]), max(known[3], p[3])
+    else
+      of[p[1]], starts[#starts + 1] = p, p[1]
+    end
+  end
+  table.sort(starts)
+  local n, was = of[starts[#starts]], of[starts[#starts - 1]] or {0, 0}
+  return encode(n[1], n[2], 0, n[3], was[1], was[2], 0)
+end
+-- Adds to the fields and values `w` what the hash's own cells hold beyond them.
+local function keep(w, key)
+  local flat, at = write(nil, 'HGETALL', key), {}
+  for i = 1, #w, 2 do
+    at[w[i]] = i + 1
+  end
+  for i = 1, #flat, 2 do
+    local field = flat[i]
+    if string.find(field, '|', 1, true) then
+      local old, place = {decode(flat[i + 1])}, at[field]
+      if place then
+        w[place] = greater({decode(w[place])}, old)
+      else
+        w[#w + 1], w[#w + 2] = field, greater(old, old)
+      end
+    end
+  end
+end
 local W, life = {}, {}
 for c = 1, count do
-  local b = 4 + (c - 1) * 8
+  local b = 5 + (c - 1) * 8
   local k = A[b + 1]
   local w = W[k]
   if not w then
@@ -49,9 +89,13 @@ for c = 1, count do
 end
 for k = 2, #KEYS - 2 do
   local w = W[k]
-  if w then
-    local key = KEYS[k + 2]
-    local row = write(nil, 'HMGET', key, 'e', 'x')
+  local key = KEYS[k + 2]
+  local row = (w or lossy == 1) and write(nil, 'HMGET', key, 'e', 'x')
+  if row and lossy == 1 and row[1] and (row[1] == e or row[1] == H[1]) then
+    w, life[k] = w or {}, max(life[k] or 0, tonumber(row[2]) or 0)
+    keep(w, key)
+  end
+  if w and #w > 0 then
     if row[1] == e then
       -- A later chunk of the same seeding, or another sidecar's: fields are set over.
       local names = {}
@@ -91,6 +135,9 @@ if last == 1 then
     flat[#flat + 1] = memory
   end
   local w = W[1] or {}
+  if lossy == 1 and H[1] then
+    keep(w, KEYS[2])
+  end
   for i = 1, #w do
     flat[#flat + 1] = w[i]
   end

@@ -1,6 +1,9 @@
 // Rebuilding one account after its bucket got a new epoch: the counters of its deeper subjects in
 // as many chunks as needed, then the account level, which marks the account as current. Set, never
 // added: two sidecars seeding at once, each from the ledger, leave the same numbers (PITFALL 7).
+//
+// A ledger that lost entries knows less than the counters which an older epoch left in Redis: then
+// those count too, period by period the greater (`isLossy`), also of subjects the ledger forgot.
 
 package import TollgateCore
 
@@ -54,19 +57,27 @@ package struct SeedCall: ScriptCall {
   package var accountConfig: String?
   /// What the ledger knows of earlier changes; joined to what the header remembers.
   package var memory: ChangeMemory
+  /// The ledger lost entries of this bucket: what Redis holds of the account is never lowered.
+  package var isLossy = false
+  /// Deeper subjects whose counters of an older epoch are to be kept without a word of the ledger.
+  package var others: [Subject] = []
 
   package var script: ScriptName { .seed }
 
   /// The calls that seed an account, in order.
+  ///
+  /// - Parameter live: the account's deeper subjects in Redis; used where `isLossy`.
   package static func chunks(
     keySpace: KeySpace, fence: Fence, account: Subject, cells: [SeedCell], accountVersion: Int64,
-    accountConfig: String?, memory: ChangeMemory = ChangeMemory()
+    accountConfig: String?, memory: ChangeMemory = ChangeMemory(), isLossy: Bool = false,
+    live: [Subject] = []
   ) -> [SeedCall] {
     let bucket = keySpace.bucket(of: account)
     func call(_ cells: [SeedCell], last: Bool) -> SeedCall {
       SeedCall(
         keySpace: keySpace, bucket: bucket, fence: fence, account: account, cells: cells,
-        isLast: last, accountVersion: accountVersion, accountConfig: accountConfig, memory: memory)
+        isLast: last, accountVersion: accountVersion, accountConfig: accountConfig, memory: memory,
+        isLossy: isLossy)
     }
     let deeper = cells.filter { $0.subject.depth > 1 }.sorted { $0.subject < $1.subject }
     var calls: [SeedCall] = []
@@ -75,6 +86,15 @@ package struct SeedCall: ScriptCall {
       let end = min(start + cellsMax, deeper.count)
       calls.append(call(Array(deeper[start..<end]), last: false))
       start = end
+    }
+    if isLossy {
+      let known = Set(deeper.map(\.subject))
+      let others = live.filter { $0.depth > 1 && !known.contains($0) }
+      for start in stride(from: 0, to: others.count, by: cellsMax) {
+        var one = call([], last: false)
+        one.others = Array(others[start..<min(start + cellsMax, others.count)])
+        calls.append(one)
+      }
     }
     calls.append(call(cells.filter { $0.subject.depth == 1 }, last: true))
     return calls
@@ -85,7 +105,7 @@ package struct SeedCall: ScriptCall {
     for cell in cells where cell.subject.depth > 1 && subjects.last != cell.subject {
       subjects.append(cell.subject)
     }
-    return subjects
+    return subjects + others
   }
 
   package var keys: [String] {
@@ -105,6 +125,7 @@ package struct SeedCall: ScriptCall {
     writer.append(isLast ? 1 : 0)
     writer.append(accountVersion)
     writer.append(cells.count)
+    writer.append(isLossy ? 1 : 0)
     for cell in cells {
       writer.append(cell.subject.depth == 1 ? 1 : slots[cell.subject] ?? 1)
       writer.append(KeySpace.field(feature: cell.feature, window: cell.window))

@@ -148,8 +148,11 @@ package enum Doctor {
       return [
         Finding(
           "ledger", .error, "\(address): \(facts.ledgerError)",
-          fix: "start it (tollgate ledger) or correct ledger.address; until then the outbox holds "
-            + "what is admitted, up to its ceiling")
+          fix: facts.ledgerError == "not connected"
+            ? "start it (tollgate ledger) or correct ledger.address; until then the outbox holds "
+              + "what is admitted, up to its ceiling"
+            : "see its log and its disk; a newer copy of its file is put in place while it is "
+              + "stopped. Until then limits hold by what Redis counts")
       ]
     }
     return [Finding("ledger", .ok, "answers at \(address)")]
@@ -210,7 +213,8 @@ package enum Doctor {
       findings.append(
         Finding(
           "losses", .error, "\(health.delivery.losses) entries were closed as lost",
-          fix: "the ledger's log names each range; tollgate ledger verify counts them"))
+          fix: "the ledger's log names each range, tollgate ledger verify counts them; counters "
+            + "keep what Redis knows, and tollgate reconcile shows what the bill lacks"))
     }
     return findings
   }

@@ -167,6 +167,11 @@ extension Healer {
     }
   }
 
+  /// A change that is in force and lies in no outbox: it is appended to the current one.
+  func retainLate(_ entry: OutboxEntry, bucket: Int) {
+    retainedConfig[bucket, default: []].append((0, entry))
+  }
+
   /// The ledger has these, or they lie in the outbox again.
   func lateConfigSettled(_ ids: Set<DeltaID>, bucket: Int) {
     guard let epoch = open[bucket] else { return }

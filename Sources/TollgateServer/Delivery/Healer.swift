@@ -42,6 +42,7 @@ actor Healer {
   var found: [Int: (state: FenceState?, since: NIODeadline)] = [:]
   let deploymentCheck: DeploymentCheck
   var closedSince: [Int: NIODeadline] = [:]
+  var notes = SeedingNotes()
   var global: GlobalConfig?
   var lastHeartbeat: NIODeadline?
 
@@ -324,6 +325,9 @@ actor Healer {
     }
     defer { rebuilding.remove(account.path) }
     do {
+      let stored = try await store.header(account: account)
+      guard try await isDelivered(account, bucket, epoch, stored) else { return .failed }
+      let isLossy = try await isLossy(bucket, epoch, account)
       var pages: [BalancesReply] = []
       var memory = ChangeMemory()
       if let ledger {
@@ -334,7 +338,6 @@ actor Healer {
       }
       let version = pages.first?.version ?? 0
       let balances = pages.flatMap(\.balances)
-      let stored = try await store.header(account: account)
       if !evenUnknown, version == 0, balances.isEmpty, memory.isEmpty,
         (stored.version ?? 0) == 0,
         global?.catalog.unknownAccount ?? .deny == .deny
@@ -346,7 +349,10 @@ actor Healer {
         version: version,
         config: version > 0
           ? (pages.first?.config).map { String(decoding: $0, as: UTF8.self) } : nil,
-        memory: memory)
+        memory: memory, isLossy: isLossy)
+      if isLossy, let kept = stored.version, kept > version, let config = stored.config {
+        sendAgain(account, bucket, epoch, version: kept, config: config)
+      }
       metrics.rebuilds.add()
       return .loaded
     } catch StoreFailure.fenced {

@@ -27,6 +27,7 @@ struct Shipper: Sendable {
   let logger: Logger
   let buckets: BucketMap
   let lag: LagBoard
+  let watch: LedgerWatch
 
   /// After a batch that was far from full: what comes meanwhile goes out together. One transaction
   /// of the ledger and three calls of Redis for each delta would cost more than the decisions.
@@ -55,6 +56,7 @@ struct Shipper: Sendable {
     var machine: ShipperMachine
     var ownedUntil = NIODeadline.uptimeNanoseconds(0)
     var owned = false
+    var measureAt = NIODeadline.uptimeNanoseconds(0)
   }
 
   private func ship(_ bucket: Int) async {
@@ -72,26 +74,37 @@ struct Shipper: Sendable {
 
   /// Ships what is there; answers how long to rest before the next round, in milliseconds.
   private func round(_ bucket: Int, _ progress: inout Progress) async -> Int64 {
-    guard ledger.isUp, let epoch = await healer.epoch(of: bucket) else { return 100 }
+    guard let epoch = await healer.epoch(of: bucket) else { return 100 }
     progress.machine.entered(epoch: epoch)
+    guard ledger.isUp else {
+      await measure(bucket, epoch, &progress)
+      return 100
+    }
     do {
       guard let meta = try await standing(bucket, epoch, progress.machine.cursor) else {
         return Self.lingerMilliseconds
       }
       guard try await own(bucket, epoch: epoch, &progress) else {
+        lag.set(bucket: bucket, entries: 0, oldest: nil)
         // Somebody else ships it; what they delivered lets our retained copies go.
         if case let acked = meta.acknowledged, progress.machine.learned(cursor: acked) {
           await healer.acknowledged(bucket: bucket, epoch: epoch, sequence: acked)
         }
         return 400
       }
+      if let cursor = watch.resend(bucket: bucket, epoch: epoch) {
+        progress.machine.took(cursor: cursor)
+      }
       let after = progress.machine.cursor
       let entries = try await store.outbox(
         bucket: bucket, epoch: epoch, after: after,
         limit: configuration.outbox.batchEntriesMax)
+      // A full page says nothing of what lies behind it.
+      let last =
+        entries.count < configuration.outbox.batchEntriesMax
+        ? entries.last?.sequence : meta.position.sequence
       lag.set(
-        bucket: bucket, entries: entries.last.map { $0.sequence - after } ?? 0,
-        oldest: entries.first?.time)
+        bucket: bucket, entries: last.map { max(0, $0 - after) } ?? 0, oldest: entries.first?.time)
       switch progress.machine.entriesRead(entries) {
       case .rest(let milliseconds): return milliseconds
       case .send(let previous, let batch):
@@ -99,8 +112,10 @@ struct Shipper: Sendable {
           let reply = try await ledger.request(
             DeltaBatch(bucket: UInt32(bucket), epoch: epoch, previous: previous, entries: batch),
             as: BatchReply.self)
+          watch.answered()
           return await received(reply, bucket, &progress)
         } catch {
+          watch.failed(error)
           progress.machine.sendFailed()
           throw error
         }
@@ -136,6 +151,23 @@ struct Shipper: Sendable {
     }
     return meta
   }
+
+  /// While the ledger is away the backlog grows, and whoever owns the bucket says by how much.
+  private func measure(_ bucket: Int, _ epoch: Int64, _ progress: inout Progress) async {
+    let now = NIODeadline.now()
+    guard now >= progress.measureAt else { return }
+    progress.measureAt = now + .milliseconds(Self.measureMilliseconds)
+    guard (try? await own(bucket, epoch: epoch, &progress)) == true,
+      let meta = try? await store.meta(bucket: bucket), meta.fence.epoch == epoch,
+      let first = try? await store.outbox(
+        bucket: bucket, epoch: epoch, after: meta.acknowledged, limit: 1)
+    else { return lag.set(bucket: bucket, entries: 0, oldest: nil) }
+    lag.set(
+      bucket: bucket, entries: max(0, (meta.fence.sequence ?? 0) - meta.acknowledged),
+      oldest: first.first?.time)
+  }
+
+  static let measureMilliseconds: Int64 = 1_000
 
   /// The ledger had this delta already: its second effect on the counters is undone. False: it is
   /// not, and the acknowledgement must not pass it, so that the next shipper does it. A bucket that

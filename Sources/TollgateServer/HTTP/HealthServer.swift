@@ -1,11 +1,13 @@
 // `/healthz`, `/readyz` and `/metrics` on a loopback port of their own. HTTP/1.1 through NIO's
 // codec; three fixed paths, GET and HEAD only, one response per request. Health says that the
 // process runs its loops; readiness says "can answer by policy", which one outage of Redis or of
-// the ledger does not take away (DESIGN 9).
+// the ledger does not take away (DESIGN 9). A connection that asks nothing, or takes nothing of an
+// answer, is closed after a while, and only so many are let in: a monitor that hangs costs nothing.
 
 import NIOCore
 import NIOHTTP1
 import NIOPosix
+import Synchronization
 
 struct ReadinessReport: Sendable {
   var ready: Bool
@@ -19,16 +21,34 @@ struct ReadinessReport: Sendable {
 }
 
 enum HealthServer {
+  /// Connections at a time; one more is closed at once.
+  static let connectionsMax = 64
+  static let silence = TimeAmount.seconds(15)
+
+  private final class Count: Sendable {
+    let open = Atomic<Int>(0)
+  }
+
   /// Binds and serves until the returned channel is closed.
   static func start(
     host: String, port: Int, group: any EventLoopGroup,
+    silence: TimeAmount = silence,
     report: @escaping @Sendable () -> ReadinessReport, metrics: @escaping @Sendable () -> String
   ) async throws -> any Channel {
-    try await ServerBootstrap(group: group)
+    let count = Count()
+    return try await ServerBootstrap(group: group)
       .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
       .childChannelInitializer { channel in
-        channel.eventLoop.makeCompletedFuture {
+        let before = count.open.wrappingAdd(1, ordering: .relaxed).oldValue
+        channel.closeFuture.whenComplete { _ in
+          count.open.wrappingSubtract(1, ordering: .relaxed)
+        }
+        guard before < connectionsMax else {
+          return channel.eventLoop.makeFailedFuture(ChannelError.ioOnClosedChannel)
+        }
+        return channel.eventLoop.makeCompletedFuture {
           let pipeline = channel.pipeline.syncOperations
+          try pipeline.addHandler(IdleStateHandler(allTimeout: silence))
           try pipeline.configureHTTPServerPipeline(withErrorHandling: true)
           try pipeline.addHandler(HealthHandler(report: report, metrics: metrics))
         }
@@ -60,6 +80,13 @@ private final class HealthHandler: ChannelInboundHandler {
       self.head = nil
       respond(to: head, context: context)
     }
+  }
+
+  func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
+    guard event is IdleStateHandler.IdleStateEvent else {
+      return context.fireUserInboundEventTriggered(event)
+    }
+    context.close(promise: nil)
   }
 
   private func respond(to head: HTTPRequestHead, context: ChannelHandlerContext) {

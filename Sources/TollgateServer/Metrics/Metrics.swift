@@ -113,6 +113,7 @@ struct Metrics: Sendable {
   let lateReposted = Counter()
   let latePosts = Counter()
   let ledgerLost = Gauge()
+  let ledgerSetbacks = Gauge()
   let fallbackUnits = Counter()
   let fallbackPending = Gauge()
   let fallbackPosted = Counter()
@@ -276,6 +277,9 @@ struct Metrics: Sendable {
     gauge(
       "tollgate_ledger_lost_entries",
       "Entries the ledger closed as lost, of the whole deployment, as last heard.", ledgerLost)
+    gauge(
+      "tollgate_ledger_setback_buckets",
+      "Buckets in which the ledger stands behind what it acknowledged, or stood.", ledgerSetbacks)
     gauge("tollgate_buckets_owned", "Buckets whose outbox this sidecar ships.", bucketsOwned)
     gauge("tollgate_buckets_fenced", "Buckets waiting for recovery.", bucketsFenced)
     return text

@@ -35,6 +35,7 @@ struct DoctorProbe: Sendable {
   private func ledgerError() async -> String {
     guard let ledger = sidecar.ledger else { return "" }
     guard ledger.isUp else { return "not connected" }
+    if let problem = sidecar.watch?.problem, !problem.isEmpty { return problem }
     do throws(LedgerFailure) {
       _ = try await ledger.pages(
         QueryRequest(.status, body: []), as: QueryReply.self,

@@ -38,7 +38,7 @@ struct HealthReporter: Sendable {
         error: connected ? "" : "not connected"),
       ledger: .init(
         address: configuration.ledger.map { "\($0)" }, connected: sidecar.ledger?.isUp ?? false,
-        error: sidecar.ledger?.isUp == false ? "not connected" : ""),
+        error: sidecar.ledger?.isUp == false ? "not connected" : sidecar.watch?.problem ?? ""),
       configuration: .init(
         globalVersion: global?.version ?? 0, catalogVersion: global?.catalogVersion ?? 0,
         heartbeatAgeMilliseconds: heartbeat.map {

@@ -22,7 +22,9 @@ struct StatusCommand: AsyncParsableCommand {
 
   static func isDegraded(_ report: HealthReport) -> Bool {
     !report.redis.connected || report.redis.breaker != "closed"
-      || (report.ledger.address != nil && !report.ledger.connected)
+      || (report.ledger.address != nil
+        && (!report.ledger.connected || !report.ledger.error.isEmpty))
+      || report.delivery.losses > 0
       || report.buckets.ready < report.buckets.total || report.sidecar.draining
       || !report.sidecar.ready
   }
@@ -63,6 +65,11 @@ struct StatusCommand: AsyncParsableCommand {
         + "\(report.fallback.deferred) of them deferred, \(report.fallback.refused) refused",
       "sessions    \(sidecar.connections) connections, \(sidecar.inFlight) in flight",
     ]
+    if report.delivery.losses > 0 {
+      lines.append(
+        "attention   the ledger closed \(report.delivery.losses) entries as lost: "
+          + "`tollgate doctor` says what to do")
+    }
     if !report.decisions.isEmpty {
       let counts = report.decisions.sorted { ($1.value, $0.key) < ($0.value, $1.key) }
       lines.append(
