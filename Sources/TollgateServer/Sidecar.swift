@@ -347,7 +347,12 @@ final class Sidecar: Sendable {
       if metrics.retainedDeltas.current == 0 { break }
       try? await Task.sleep(for: .milliseconds(20))
     }
-    // What lies in the outbox another sidecar delivers; late deltas lie nowhere but here.
+    // What lies in the outbox another sidecar delivers; late deltas lie nowhere but here, and which
+    // they are shows only once this sidecar knows the epochs of now.
+    if let ledger, !ledger.isUp {
+      let limit = min(end, .now() + .seconds(1))
+      await healer.followStore(until: limit)
+    }
     await refreshGauges()
     if metrics.lateDeltas.current > 0 {
       await healer.reposter?.handOver(until: end)

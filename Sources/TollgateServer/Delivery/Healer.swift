@@ -202,6 +202,24 @@ actor Healer {
       && meta.fence.replicationID == identity.replicationID
   }
 
+  /// Goes over to the epochs that Redis names by now. A sidecar that is about to go without having
+  /// heard of them from the ledger would take what it retains of the old ones for delivered.
+  func followStore(until end: NIODeadline) async {
+    guard let identity = await store.identity() else { return }
+    for bucket in 0..<buckets.control {
+      guard let known = open[bucket], let meta = try? await store.meta(bucket: bucket),
+        isCurrent(meta, identity), meta.position.epoch > known
+      else { continue }
+      close(bucket)
+    }
+    repeat {
+      await adoptCurrent()
+      let missing = (0..<buckets.control).contains { open[$0] == nil }
+      if !missing { return }
+      try? await Task.sleep(for: .milliseconds(20))
+    } while NIODeadline.now() < end
+  }
+
   /// Without a ledger connection a bucket can still be adopted where its meta is current.
   func adoptCurrent() async {
     guard let identity = await store.identity(),

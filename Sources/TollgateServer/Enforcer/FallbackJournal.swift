@@ -197,12 +197,18 @@ struct FallbackJournal: ~Copyable {
   /// Between opening and locking, the file may have been renamed away by the one who held it; then
   /// the lock is on a file that nobody will find again.
   private static func openLocked(_ path: String) throws(Failure) -> Int32 {
+    // A child between fork and exec holds every lock of its parent for a moment.
+    var patience = 100
     for _ in 0..<10 {
       let descriptor = unsafe open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
       guard descriptor >= 0 else {
         throw Failure(description: "journal \(path): cannot be opened (errno \(errno))")
       }
-      guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
+      while flock(descriptor, LOCK_EX | LOCK_NB) != 0, patience > 0 {
+        patience -= 1
+        usleep(10_000)
+      }
+      guard patience > 0 else {
         close(descriptor)
         throw Failure(description: "journal \(path): another process holds it")
       }
