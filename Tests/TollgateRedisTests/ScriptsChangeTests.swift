@@ -7,7 +7,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct ScriptsChangeTests {
+@Suite(.blocking) struct ScriptsChangeTests {
   private func change(
     _ rig: StoreRig, _ key: ChangeKey, expected: Int64, account: String = "acme",
     outboxEntriesMax: Int64 = 1000

@@ -7,7 +7,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct ScriptsLossTests {
+@Suite(.blocking) struct ScriptsLossTests {
   /// An operation of each class, and what Redis held of the bucket then.
   private struct Before {
     var money: OperationID

@@ -7,7 +7,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct ScriptsRepostTests {
+@Suite(.blocking) struct ScriptsRepostTests {
   /// A delta as a sidecar would still hold it, borne at `time`.
   struct Late {
     var keySpace: KeySpace

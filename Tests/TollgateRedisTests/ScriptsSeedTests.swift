@@ -7,7 +7,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite(.serialized) struct ScriptsSeedTests {
+@Suite(.serialized, .blocking) struct ScriptsSeedTests {
   private func cell(
     _ subject: String, _ feature: String, _ window: Window, _ settled: Int64, forgiven: Int64 = 0,
     at time: WallTime, previous: Int64? = nil

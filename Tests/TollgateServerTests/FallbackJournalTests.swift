@@ -25,7 +25,7 @@ private final class Disk: Sendable {
   }
 }
 
-@Suite("Fallback journal")
+@Suite("Fallback journal", .blocking)
 struct FallbackJournalTests {
   private let directory: TemporaryDirectory
   private var path: String { directory.file("journal") }
