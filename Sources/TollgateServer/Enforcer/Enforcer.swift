@@ -300,8 +300,10 @@ final class Enforcer {
     if globalVersion < ours { delegate?.pushVersion(bucket: request.bucket) }
     guard !request.isAnswered else { return }
     if globalVersion < ours && request.attempts > 2 {
-      // Give the version push a turn of the loop instead of spinning on the answer.
-      eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(2)) { self.attempt(request) }
+      // Give the version push time instead of spinning on the answer: longer each time, so that the
+      // attempts last for half a second.
+      let pause = Int64(min(1 << (request.attempts - 2), 100))
+      eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(pause)) { self.attempt(request) }
     } else {
       attempt(request)
     }
