@@ -37,9 +37,7 @@ package struct RepostCall: ScriptCall {
 
   package var script: ScriptName { .repost }
 
-  private var levels: [Int] {
-    Set(cells.map { min($0.level, subject.depth) }).subtracting([1]).sorted()
-  }
+  private var levels: [Int] { cells.deeperLevels(of: subject) }
 
   package var keys: [String] {
     let levels = levels

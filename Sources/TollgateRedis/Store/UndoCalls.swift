@@ -139,9 +139,7 @@ package struct ReverseCall: ScriptCall {
 
   package var script: ScriptName { .reverse }
 
-  private var levels: [Int] {
-    Set(cells.map { min($0.level, subject.depth) }).subtracting([1]).sorted()
-  }
+  private var levels: [Int] { cells.deeperLevels(of: subject) }
 
   package var keys: [String] {
     [
@@ -176,5 +174,12 @@ package struct ReverseCall: ScriptCall {
       default: nil
       }
     }
+  }
+}
+
+extension [CellReference] {
+  /// The levels below the account whose hashes hold these cells, ascending.
+  func deeperLevels(of subject: Subject) -> [Int] {
+    Set(map { Swift.min($0.level, subject.depth) }).subtracting([1]).sorted()
   }
 }

@@ -78,14 +78,3 @@ final class Request {
     return true
   }
 }
-
-extension RequestMode {
-  /// A cancel is a script of its own.
-  var scriptMode: DecideOperation.Mode {
-    switch self {
-    case .check: .check
-    case .consume, .cancel: .consume
-    case .post: .post
-    }
-  }
-}

@@ -16,24 +16,26 @@ extension Enforcer {
     _ request: Request, _ prepared: PlanCache.Prepared, account: AccountConfig,
     global: GlobalConfig
   ) {
+    let lane: WritableKeyPath<BucketState, Lane>
+    let mode: DecideOperation.Mode
+    switch request.mode {
+    case .cancel: preconditionFailure("a cancel is a script of its own")
+    case .check: (lane, mode) = (\.checks, .check)
+    case .consume: (lane, mode) = (\.decides, .consume)
+    case .post: (lane, mode) = (\.decides, .post)
+    }
     let remaining = max(1, (request.deadline - NIODeadline.now()).nanoseconds / 1_000_000)
     let plan = prepared.plan
     let pending = Pending(
       request: request,
       operation: DecideOperation(
-        id: request.id, fingerprint: request.fingerprint, mode: request.mode.scriptMode,
-        plan: plan, keys: prepared.keys,
+        id: request.id, fingerprint: request.fingerprint, mode: mode, plan: plan,
+        keys: prepared.keys,
         bodies: encoder.bodies(of: request, plan, catalogVersion: global.catalogVersion),
         globalVersion: global.version, accountVersion: account.version,
         notAfter: request.mode == .post ? nil : redisNow + remaining),
       wasInDoubt: request.inDoubt)
     let bucket = request.bucket
-    let lane: WritableKeyPath<BucketState, Lane>
-    switch request.mode {
-    case .cancel: preconditionFailure("a cancel has no plan")
-    case .check: lane = \.checks
-    case .consume, .post: lane = \.decides
-    }
     // Behind a call that does not come back nothing is queued: the failure policy answers at once.
     if buckets[bucket][keyPath: lane].isBusy, isBreakerOpen { return storeIsAway(request) }
     buckets[bucket].inFlight += 1
