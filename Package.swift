@@ -14,6 +14,8 @@ let settings: [SwiftSetting] = [
   .enableUpcomingFeature("InferIsolatedConformances"),
 ]
 
+let nioLocks: Target.Dependency = .product(
+  name: "NIOConcurrencyHelpers", package: "swift-nio")
 let nioCore: Target.Dependency = .product(name: "NIOCore", package: "swift-nio")
 let nioPosix: Target.Dependency = .product(name: "NIOPosix", package: "swift-nio")
 let nioEmbedded: Target.Dependency = .product(name: "NIOEmbedded", package: "swift-nio")
@@ -57,19 +59,22 @@ let package = Package(
     .target(
       name: "TollgateLedger",
       dependencies: [
-        "TollgateCore", "TollgateWire", "TollgateEngine", grdb, nioCore, nioPosix, logging,
+        "TollgateCore", "TollgateWire", "TollgateEngine", grdb, nioCore, nioPosix, nioLocks,
+        logging,
       ],
       swiftSettings: settings),
     .target(
       name: "TollgateServer",
       dependencies: [
         "TollgateCore", "TollgateWire", "TollgateRedis", "TollgateEngine", "TollgateLedger",
-        nioCore, nioPosix, nioHTTP1, logging, collections, yams,
+        nioCore, nioPosix, nioHTTP1, nioLocks, logging, collections, yams,
       ],
       swiftSettings: settings),
     .target(
       name: "TollgateClient",
-      dependencies: ["TollgateCore", "TollgateWire", nioCore, nioPosix, collections],
+      dependencies: [
+        "TollgateCore", "TollgateWire", nioCore, nioPosix, nioLocks, collections,
+      ],
       swiftSettings: settings),
     .executableTarget(
       name: "tollgate",
@@ -89,7 +94,7 @@ let package = Package(
       swiftSettings: settings),
     .executableTarget(
       name: "tollgate-example-editor", dependencies: ["TollgateClient"], swiftSettings: settings),
-    .target(name: "TollgateTesting", dependencies: [], swiftSettings: settings),
+    .target(name: "TollgateTesting", dependencies: [nioLocks], swiftSettings: settings),
     .testTarget(
       name: "TollgateCoreTests", dependencies: ["TollgateCore", "TollgateTesting"],
       exclude: ["Generators"], swiftSettings: settings),
@@ -100,7 +105,7 @@ let package = Package(
     .testTarget(
       name: "TollgateRedisTests",
       dependencies: [
-        "TollgateRedis", "TollgateCore", "TollgateTesting", "CHiredis", nioCore, nioPosix,
+        "TollgateRedis", "TollgateCore", "TollgateTesting", "CHiredis", nioCore, nioPosix, nioLocks,
         nioEmbedded, logging,
       ],
       swiftSettings: settings),
@@ -112,7 +117,7 @@ let package = Package(
       name: "TollgateLedgerTests",
       dependencies: [
         "TollgateLedger", "TollgateWire", "TollgateCore", "TollgateTesting", grdb, nioCore,
-        nioPosix,
+        nioPosix, nioLocks,
         nioEmbedded, logging,
       ],
       swiftSettings: settings),
@@ -120,20 +125,22 @@ let package = Package(
       name: "TollgateServerTests",
       dependencies: [
         "TollgateServer", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateLedger",
-        "TollgateEngine", "TollgateTesting", nioCore, nioPosix, nioEmbedded, logging, yams,
+        "TollgateEngine", "TollgateTesting", nioCore, nioPosix, nioLocks, nioEmbedded, logging,
+        yams,
       ],
       swiftSettings: settings),
     .testTarget(
       name: "TollgateClientTests",
       dependencies: [
         "TollgateClient", "TollgateWire", "TollgateCore", "TollgateTesting", nioCore, nioPosix,
+        nioLocks,
       ],
       swiftSettings: settings),
     .testTarget(
       name: "TollgateProcessTests",
       dependencies: [
         "TollgateClient", "TollgateWire", "TollgateCore", "TollgateRedis", "TollgateBench",
-        "TollgateTesting", nioCore, nioPosix, logging,
+        "TollgateTesting", nioCore, nioPosix, nioLocks, logging,
       ],
       swiftSettings: settings),
   ]

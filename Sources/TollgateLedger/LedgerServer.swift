@@ -3,9 +3,9 @@
 
 internal import Foundation
 package import Logging
+internal import NIOConcurrencyHelpers
 internal import NIOCore
 internal import NIOPosix
-internal import Synchronization
 internal import TollgateCore
 
 package struct LedgerConfiguration: Sendable {
@@ -61,12 +61,12 @@ package final class LedgerStop: Sendable {
     case running([CheckedContinuation<Void, Never>])
     case stopped
   }
-  private let state = Mutex(State.running([]))
+  private let state = NIOLockedValueBox(State.running([]))
 
   package init() {}
 
   package func stop() {
-    let waiting = state.withLock { state -> [CheckedContinuation<Void, Never>] in
+    let waiting = state.withLockedValue { state -> [CheckedContinuation<Void, Never>] in
       guard case .running(let waiting) = state else { return [] }
       state = .stopped
       return waiting
@@ -77,7 +77,7 @@ package final class LedgerStop: Sendable {
   func wait() async {
     await withTaskCancellationHandler {
       await withCheckedContinuation { continuation in
-        let isStopped = state.withLock { state in
+        let isStopped = state.withLockedValue { state in
           guard case .running(let waiting) = state else { return true }
           state = .running(waiting + [continuation])
           return false

@@ -5,7 +5,7 @@
 
 internal import Foundation
 internal import GRDB
-internal import Synchronization
+internal import NIOConcurrencyHelpers
 package import TollgateCore
 package import TollgateWire
 
@@ -17,10 +17,10 @@ package final class LedgerStore: Sendable {
 
   let pool: DatabasePool
   let bodies: DeltaBodies
-  private let recorded: Mutex<Deployment?>
+  private let recorded: NIOLockedValueBox<Deployment?>
 
   /// Whose books these are; nil until the first sidecar has linked.
-  package var deployment: Deployment? { recorded.withLock { $0 } }
+  package var deployment: Deployment? { recorded.withLockedValue { $0 } }
 
   /// Opens the file, creating it where it is missing.
   package init(path: String, bodies: DeltaBodies) throws {
@@ -37,7 +37,7 @@ package final class LedgerStore: Sendable {
       try migrator.migrate(pool)
       let newer = try pool.read { try migrator.hasBeenSuperseded($0) }
       guard !newer else { throw LedgerError.unusable("\(path) was written by a newer release") }
-      recorded = Mutex(try pool.read { try Self.recordedDeployment($0) })
+      recorded = NIOLockedValueBox(try pool.read { try Self.recordedDeployment($0) })
     } catch let error as DatabaseError {
       throw LedgerError.unusable("\(path): \(error)")
     }
@@ -69,7 +69,7 @@ package final class LedgerStore: Sendable {
     } catch let error as DatabaseError {
       throw LedgerError.storage("\(error)")
     }
-    recorded.withLock { $0 = deployment }
+    recorded.withLockedValue { $0 = deployment }
   }
 
   /// Opens an existing file for reading only; the deployment is the recorded one.
@@ -87,7 +87,7 @@ package final class LedgerStore: Sendable {
         try db.tableExists("deployment") ? try Self.recordedDeployment(db) : nil
       }
       guard let found else { throw LedgerError.noDeployment(path: path) }
-      recorded = Mutex(found)
+      recorded = NIOLockedValueBox(found)
     } catch let error as DatabaseError {
       throw LedgerError.unusable("\(path): \(error)")
     }

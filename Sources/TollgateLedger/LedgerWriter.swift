@@ -9,7 +9,7 @@
 
 internal import Dispatch
 package import Logging
-internal import Synchronization
+internal import NIOConcurrencyHelpers
 package import TollgateCore
 package import TollgateWire
 
@@ -68,7 +68,7 @@ package final class LedgerWriter: Sendable {
   private let clock: @Sendable () -> WallTime
   private let logger: Logger
   private let queue = DispatchQueue(label: "tollgate.ledger.writer")
-  private let state = Mutex(State())
+  private let state = NIOLockedValueBox(State())
 
   package init(store: LedgerStore, logger: Logger, clock: @escaping @Sendable () -> WallTime) {
     self.store = store
@@ -76,8 +76,8 @@ package final class LedgerWriter: Sendable {
     self.clock = clock
   }
 
-  package var figures: Figures { state.withLock { $0.figures } }
-  package var waitingDeltas: Int { state.withLock { $0.waitingDeltas } }
+  package var figures: Figures { state.withLockedValue { $0.figures } }
+  package var waitingDeltas: Int { state.withLockedValue { $0.waitingDeltas } }
 
   package func submit(
     _ batch: DeltaBatch, completion: @escaping @Sendable (Result<BatchOutcome, LedgerError>) -> Void
@@ -103,7 +103,7 @@ package final class LedgerWriter: Sendable {
   /// Refuses what comes from now on and returns when everything accepted before is answered.
   package func drain() async {
     await withCheckedContinuation { continuation in
-      let isIdle = state.withLock { state in
+      let isIdle = state.withLockedValue { state in
         state.isClosed = true
         if !state.isRunning { return true }
         state.idle.append(continuation)
@@ -115,7 +115,7 @@ package final class LedgerWriter: Sendable {
 
   private func submit(_ job: Job) {
     enum Step { case start, wait, refuse(LedgerError) }
-    let step = state.withLock { state -> Step in
+    let step = state.withLockedValue { state -> Step in
       if state.isClosed { return .refuse(.draining) }
       var isRecovery = false
       if case .recovery = job { isRecovery = true }
@@ -143,7 +143,7 @@ package final class LedgerWriter: Sendable {
   }
 
   private func nextGroup() -> [Job]? {
-    let (group, idle) = state.withLock {
+    let (group, idle) = state.withLockedValue {
       state -> ([Job]?, [CheckedContinuation<Void, Never>]) in
       guard !state.waiting.isEmpty else {
         state.isRunning = false
@@ -189,7 +189,7 @@ package final class LedgerWriter: Sendable {
       // Nothing of the group is in force. Apart, each job fails or stands for itself, so that one
       // that cannot be written does not hold up the others.
       let failure = error as? LedgerError ?? .storage("\(error)")
-      state.withLock { $0.figures.failures += 1 }
+      state.withLockedValue { $0.figures.failures += 1 }
       guard group.count > 1 else {
         logger.error("a transaction failed", metadata: ["error": "\(failure)"])
         return group[0].fail(failure)
@@ -199,7 +199,7 @@ package final class LedgerWriter: Sendable {
   }
 
   private func record(_ done: [Done]) {
-    state.withLock { state in
+    state.withLockedValue { state in
       state.figures.transactions += 1
       state.figures.jobs += done.count
       for one in done {

@@ -8,9 +8,9 @@
 // ledger is frozen: what does not end by then is cut off (`DrainPlan`).
 
 import Logging
+import NIOConcurrencyHelpers
 import NIOCore
 import NIOPosix
-import Synchronization
 import TollgateCore
 import TollgateEngine
 import TollgateRedis
@@ -40,7 +40,7 @@ final class Sidecar: Sendable {
   private let logger: Logger
   private let sessions: [SessionUnit]
   private let links: [RedisLink]
-  private let draining = Mutex(false)
+  private let draining = NIOLockedValueBox(false)
   private let pushes: AsyncStream<LedgerPush>
   private let failures: AsyncStream<StartFailure>
 
@@ -325,12 +325,12 @@ final class Sidecar: Sendable {
       metrics: { [metrics] in metrics.exposition() })
   }
 
-  var isDraining: Bool { draining.withLock { $0 } }
+  var isDraining: Bool { draining.withLockedValue { $0 } }
 
   // MARK: - Drain
 
   private func drain(_ channels: [any Channel], until end: NIODeadline) async {
-    draining.withLock { $0 = true }
+    draining.withLockedValue { $0 = true }
     logger.notice("draining")
     for channel in channels { try? await channel.close().get() }
     for unit in sessions { unit.onLoop { $0.drain() } }
@@ -405,8 +405,8 @@ final class Sidecar: Sendable {
 
 /// Set once, after the object that its value needs exists.
 final class LateBound<Value: Sendable>: Sendable {
-  private let held: Mutex<Value?> = Mutex(nil)
+  private let held: NIOLockedValueBox<Value?> = NIOLockedValueBox(nil)
 
-  var value: Value? { held.withLock { $0 } }
-  func set(_ value: Value) { held.withLock { $0 = value } }
+  var value: Value? { held.withLockedValue { $0 } }
+  func set(_ value: Value) { held.withLockedValue { $0 = value } }
 }

@@ -7,7 +7,7 @@
 // more than the pool has because most of them wait, and the pool stays free for what suspends.
 
 internal import Foundation
-internal import Synchronization
+internal import NIOConcurrencyHelpers
 package import Testing
 
 package struct BlockingTrait: SuiteTrait, TestTrait, TestScoping {
@@ -32,7 +32,7 @@ final class BlockingThreads: TaskExecutor {
 
   /// Wakes a thread; what it guards is `jobs`, whose own lock is never held for long.
   private let condition = NSCondition()
-  private let jobs = Mutex<[UnownedJob]>([])
+  private let jobs = NIOLockedValueBox<[UnownedJob]>([])
 
   private init(count: Int) {
     for number in 0..<count {
@@ -47,7 +47,7 @@ final class BlockingThreads: TaskExecutor {
   func enqueue(_ job: consuming ExecutorJob) {
     let job = UnownedJob(job)
     condition.lock()
-    jobs.withLock { $0.append(job) }
+    jobs.withLockedValue { $0.append(job) }
     condition.signal()
     condition.unlock()
   }
@@ -56,7 +56,7 @@ final class BlockingThreads: TaskExecutor {
     condition.lock()
     defer { condition.unlock() }
     while true {
-      if let job = jobs.withLock({ $0.isEmpty ? nil : $0.removeFirst() }) { return job }
+      if let job = jobs.withLockedValue({ $0.isEmpty ? nil : $0.removeFirst() }) { return job }
       condition.wait()
     }
   }

@@ -7,7 +7,7 @@
 // can quote.
 
 internal import Foundation
-internal import Synchronization
+internal import NIOConcurrencyHelpers
 
 /// How a process ended.
 package enum ExitStatus: Sendable, Equatable {
@@ -39,7 +39,7 @@ package final class ChildProcess: Sendable {
   package let stdoutPath: String
   package let stderrPath: String
 
-  private let state: Mutex<ExitStatus?>
+  private let state: NIOLockedValueBox<ExitStatus?>
   /// Keeps the output files while the process lives, when the caller named no directory.
   private let ownDirectory: TemporaryDirectory?
 
@@ -64,20 +64,20 @@ package final class ChildProcess: Sendable {
     stdoutPath = outPath
     stderrPath = errPath
     ownDirectory = directory
-    state = Mutex(nil)
+    state = NIOLockedValueBox(nil)
   }
 
   deinit { kill() }
 
   /// How it ended; nil while it runs.
-  package var status: ExitStatus? { state.withLock { refresh(&$0) } }
+  package var status: ExitStatus? { state.withLockedValue { refresh(&$0) } }
 
   package var isRunning: Bool { status == nil }
 
   /// Sends a signal; false where the process has already ended.
   @discardableResult
   package func signal(_ number: Int32) -> Bool {
-    state.withLock { status in
+    state.withLockedValue { status in
       guard refresh(&status) == nil else { return false }
       return Glibc.kill(pid, number) == 0
     }

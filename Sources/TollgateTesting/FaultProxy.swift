@@ -9,7 +9,7 @@
 
 internal import Foundation
 internal import Glibc
-internal import Synchronization
+internal import NIOConcurrencyHelpers
 
 package final class FaultProxy: Sendable {
   package enum Mode: Sendable, Equatable {
@@ -78,10 +78,10 @@ package final class FaultProxy: Sendable {
 
   deinit { close() }
 
-  package var counters: Counters { shared.control.withLock { $0.counters } }
+  package var counters: Counters { shared.control.withLockedValue { $0.counters } }
 
   package var mode: Mode {
-    get { shared.control.withLock { $0.mode } }
+    get { shared.control.withLockedValue { $0.mode } }
     set { change { $0.mode = newValue } }
   }
 
@@ -106,7 +106,7 @@ package final class FaultProxy: Sendable {
   package func close() { change { $0.isClosed = true } }
 
   private func change(_ body: (inout ProxyControl) -> Void) {
-    let version = shared.control.withLock { control -> Int? in
+    let version = shared.control.withLockedValue { control -> Int? in
       if control.isClosed { return nil }
       body(&control)
       control.version += 1
@@ -116,14 +116,14 @@ package final class FaultProxy: Sendable {
     shared.wake()
     // The loop is never blocked for long: all its sockets are non-blocking.
     try? eventually(within: .seconds(5), every: .microseconds(200), "the proxy took a change") {
-      shared.control.withLock { $0.seenVersion >= version }
+      shared.control.withLockedValue { $0.seenVersion >= version }
     }
   }
 }
 
 /// What the proxy's handle and its thread share; the wake pipe lives as long as either.
 final class ProxyShared: Sendable {
-  let control = Mutex(ProxyControl())
+  let control = NIOLockedValueBox(ProxyControl())
   let wakeRead: Int32
   private let wakeWrite: Int32
 

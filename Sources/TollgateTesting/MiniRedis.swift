@@ -4,7 +4,7 @@
 // command at a time under a lock, a deadline on every wait, an error reply is thrown.
 
 internal import Glibc
-internal import Synchronization
+internal import NIOConcurrencyHelpers
 
 /// One RESP2 reply.
 package enum MiniReply: Sendable, Equatable {
@@ -82,7 +82,7 @@ package final class MiniRedis: Sendable {
     var isBroken = false
   }
 
-  private let connection: Mutex<Connection>
+  private let connection: NIOLockedValueBox<Connection>
   private let timeout: Int
 
   /// Connects, and authenticates where a password is given (as `user`, or as the default user).
@@ -91,13 +91,13 @@ package final class MiniRedis: Sendable {
     timeout: Duration = .seconds(10)
   ) throws {
     self.timeout = timeout.inMilliseconds
-    connection = Mutex(Connection(fd: try Socket.connect(endpoint)))
+    connection = NIOLockedValueBox(Connection(fd: try Socket.connect(endpoint)))
     if let password {
       try command(["AUTH"] + (user.map { [$0] } ?? []) + [password])
     }
   }
 
-  deinit { connection.withLock { Socket.close($0.fd) } }
+  deinit { connection.withLockedValue { Socket.close($0.fd) } }
 
   /// One command; an error reply is thrown as `MiniRedisError.reply`.
   @discardableResult
@@ -133,7 +133,7 @@ package final class MiniRedis: Sendable {
         request += "\r\n".utf8
       }
     }
-    return try connection.withLock { connection in
+    return try connection.withLockedValue { connection in
       guard !connection.isBroken else { throw MiniRedisError.closed }
       do {
         try send(request, on: connection.fd)

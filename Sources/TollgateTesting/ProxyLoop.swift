@@ -5,6 +5,7 @@
 // lane that holds a megabyte stops reading, so a slow reader pushes back as it would without us.
 
 internal import Glibc
+internal import NIOConcurrencyHelpers
 internal import Synchronization
 
 /// One direction of one connection.
@@ -68,14 +69,14 @@ struct ProxyLoop {
     for identity in connections.keys { reset(identity) }
     setListening(false)
     if case .unix(let path) = endpoint { unsafe unlink(path) }
-    shared.control.withLock { $0.seenVersion = $0.version }
+    shared.control.withLockedValue { $0.seenVersion = $0.version }
   }
 
   // MARK: Controls
 
   /// Takes up what tests have set; true once closed.
   private mutating func takeControls() -> Bool {
-    let control = shared.control.withLock { $0 }
+    let control = shared.control.withLockedValue { $0 }
     if control.isClosed { return true }
     if control.mode != mode {
       let previous = mode
@@ -95,13 +96,13 @@ struct ProxyLoop {
     for identity in connections.keys where connections[identity]?.arming != control.armings {
       arm(identity)
     }
-    shared.control.withLock { $0.seenVersion = control.version }
+    shared.control.withLockedValue { $0.seenVersion = control.version }
     return false
   }
 
   private mutating func arm(_ identity: Int) {
     guard var connection = connections[identity] else { return }
-    shared.control.withLock { control in
+    shared.control.withLockedValue { control in
       connection.arming = control.armings
       connection.passedAtArming = connection.toServer.passed
       switch control.cut {
@@ -196,7 +197,7 @@ struct ProxyLoop {
   /// Reads and writes both lanes of one connection, and decides whether it is cut.
   private mutating func serve(_ identity: Int, _ readable: Set<Int32>) {
     guard var connection = connections[identity] else { return }
-    let (delayToServer, delayToClient) = shared.control.withLock {
+    let (delayToServer, delayToClient) = shared.control.withLockedValue {
       ($0.delayToServer, $0.delayToClient)
     }
     do {
@@ -297,6 +298,6 @@ struct ProxyLoop {
   }
 
   private func count(_ body: (inout FaultProxy.Counters) -> Void) {
-    shared.control.withLock { body(&$0.counters) }
+    shared.control.withLockedValue { body(&$0.counters) }
   }
 }

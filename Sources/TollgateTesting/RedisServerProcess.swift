@@ -6,7 +6,7 @@
 // redis-server is missing the suite fails; it never skips.
 
 internal import Foundation
-internal import Synchronization
+internal import NIOConcurrencyHelpers
 
 package enum RedisServerError: Error, CustomStringConvertible {
   case missing
@@ -70,8 +70,8 @@ package final class RedisServerProcess: Sendable {
   package let directory: TemporaryDirectory
   package let socketPath: String
   package let port: UInt16?
-  private let child = Mutex<ChildProcess?>(nil)
-  private let snapshots = Mutex(0)
+  private let child = NIOLockedValueBox<ChildProcess?>(nil)
+  private let snapshots = NIOLockedValueBox(0)
 
   /// Starts the server and returns once it answers.
   package init(_ options: Options = Options()) throws {
@@ -92,10 +92,10 @@ package final class RedisServerProcess: Sendable {
   package var unix: TestEndpoint { .unix(socketPath) }
   /// The TCP endpoint where one was asked for, otherwise the Unix socket.
   package var endpoint: TestEndpoint { port.map { .tcp("127.0.0.1", $0) } ?? unix }
-  package var pid: Int32? { child.withLock { $0?.pid } }
-  package var isRunning: Bool { child.withLock { $0?.isRunning ?? false } }
+  package var pid: Int32? { child.withLockedValue { $0?.pid } }
+  package var isRunning: Bool { child.withLockedValue { $0?.isRunning ?? false } }
   /// The running process, for its CPU time and memory.
-  package var process: ChildProcess? { child.withLock { $0 } }
+  package var process: ChildProcess? { child.withLockedValue { $0 } }
   package var log: String {
     (try? String(contentsOfFile: directory.file("log"), encoding: .utf8)) ?? ""
   }
@@ -111,7 +111,7 @@ package final class RedisServerProcess: Sendable {
     guard let executable = Self.executable() else { throw RedisServerError.missing }
     let process = try ChildProcess(
       executable, arguments(), stdout: directory.file("log"), stderr: directory.file("log"))
-    child.withLock { $0 = process }
+    child.withLockedValue { $0 = process }
     try eventually(within: limit, "redis-server answers PING") {
       if !process.isRunning { throw RedisServerError.exitedAtStart(String(log.suffix(2000))) }
       // Not listening yet, or still loading its files: both are "not ready".
@@ -121,15 +121,15 @@ package final class RedisServerProcess: Sendable {
 
   /// SIGTERM: Redis writes what its persistence asks for and exits.
   package func stop() throws {
-    let process = child.withLock { $0 }
+    let process = child.withLockedValue { $0 }
     process?.resume()
     try process?.terminate()
-    child.withLock { $0 = nil }
+    child.withLockedValue { $0 = nil }
   }
 
   /// SIGKILL, reaped on return.
   package func kill() {
-    let process = child.withLock { current in
+    let process = child.withLockedValue { current in
       defer { current = nil }
       return current
     }
@@ -137,10 +137,10 @@ package final class RedisServerProcess: Sendable {
   }
 
   /// SIGSTOP: sockets stay open, nothing answers. Slow, not down.
-  package func pause() throws { try child.withLock { $0 }?.pause() }
+  package func pause() throws { try child.withLockedValue { $0 }?.pause() }
 
   /// SIGCONT.
-  package func resume() { child.withLock { $0 }?.resume() }
+  package func resume() { child.withLockedValue { $0 }?.resume() }
 
   /// `kill` (or `stop` where `clean`) and `start`.
   package func restart(clean: Bool = false) throws {
@@ -153,7 +153,7 @@ package final class RedisServerProcess: Sendable {
   /// no append-only file it is a fresh SAVE.
   package func snapshot() throws -> Snapshot {
     if case .none = options.persistence, isRunning { try connect().command("SAVE") }
-    let number = snapshots.withLock { count in
+    let number = snapshots.withLockedValue { count in
       count += 1
       return count
     }

@@ -3,7 +3,7 @@
 // The path is kept short (/tmp/tg-…), because a Unix socket address holds 107 bytes.
 
 internal import Foundation
-internal import Synchronization
+internal import NIOConcurrencyHelpers
 
 /// Made with mode 0700; removed with all it holds by `remove()` or when the last owner goes.
 package final class TemporaryDirectory: Sendable {
@@ -32,7 +32,7 @@ package final class TemporaryDirectory: Sendable {
   deinit { remove() }
 }
 
-private let portCursor = Mutex<UInt16>(0)
+private let portCursor = NIOLockedValueBox<UInt16>(0)
 
 /// A loopback TCP port nothing listens on now. Taken from below the kernel's ephemeral range,
 /// so that no outgoing connection can grab it before its user binds it, and never given twice by
@@ -41,7 +41,7 @@ package func freePort() throws -> UInt16 {
   let first: UInt16 = 20_000
   let count: UInt16 = 12_000
   for _ in 0..<count {
-    let step = portCursor.withLock { cursor in
+    let step = portCursor.withLockedValue { cursor in
       if cursor == 0 { cursor = UInt16(UInt32(getpid()) &* 197 % UInt32(count)) + 1 }
       cursor = cursor % count + 1
       return cursor - 1

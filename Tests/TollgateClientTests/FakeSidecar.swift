@@ -2,9 +2,9 @@
 // refuse, hold an answer back, hang up. It remembers every record it was sent, so a test can count
 // the sends of one id.
 
+import NIOConcurrencyHelpers
 import NIOCore
 import NIOPosix
-import Synchronization
 import TollgateTesting
 import TollgateWire
 
@@ -58,22 +58,26 @@ final class FakeSidecar: Sendable {
   }
 
   let path: String
-  private let state: Mutex<State>
+  private let state: NIOLockedValueBox<State>
 
   init(_ path: String, _ manners: Manners = Manners()) {
     self.path = path
-    state = Mutex(State(manners: manners))
+    state = NIOLockedValueBox(State(manners: manners))
   }
 
   var endpoint: Endpoint { .unix(path) }
-  var requests: [Request] { state.withLock { $0.requests } }
-  var accepted: Int { state.withLock { $0.accepted } }
-  var open: Int { state.withLock { $0.channels.count } }
-  var pings: Int { state.withLock { $0.pings } }
+  var requests: [Request] { state.withLockedValue { $0.requests } }
+  var accepted: Int { state.withLockedValue { $0.accepted } }
+  var open: Int { state.withLockedValue { $0.channels.count } }
+  var pings: Int { state.withLockedValue { $0.pings } }
 
-  func answer(_ rule: @escaping @Sendable (Request) -> Answer) { state.withLock { $0.rule = rule } }
+  func answer(_ rule: @escaping @Sendable (Request) -> Answer) {
+    state.withLockedValue { $0.rule = rule }
+  }
 
-  func change(_ body: @Sendable (inout Manners) -> Void) { state.withLock { body(&$0.manners) } }
+  func change(_ body: @Sendable (inout Manners) -> Void) {
+    state.withLockedValue { body(&$0.manners) }
+  }
 
   /// How often the id was sent with this opcode.
   func sends(_ id: OperationID, _ opcode: Opcode) -> Int {
@@ -88,12 +92,12 @@ final class FakeSidecar: Sendable {
         }
       }
       .bind(unixDomainSocketPath: path, cleanupExistingSocketFile: true).get()
-    state.withLock { $0.listener = listener }
+    state.withLockedValue { $0.listener = listener }
   }
 
   /// Refuses new connections; those that are open stay.
   func stopListening() async throws {
-    let listener = state.withLock { state in
+    let listener = state.withLockedValue { state in
       defer { state.listener = nil }
       return state.listener
     }
@@ -102,7 +106,7 @@ final class FakeSidecar: Sendable {
 
   /// Ends every connection, like a process that was killed.
   func hangUp() async throws {
-    for channel in state.withLock({ Array($0.channels.values) }) {
+    for channel in state.withLockedValue({ Array($0.channels.values) }) {
       try? await channel.close()
     }
   }
@@ -114,14 +118,14 @@ final class FakeSidecar: Sendable {
 
   func goAway(_ code: ErrorCode = .draining) {
     let goAway = GoAway(code: code, graceMilliseconds: 1000, message: "stopping")
-    for channel in state.withLock({ Array($0.channels.values) }) {
+    for channel in state.withLockedValue({ Array($0.channels.values) }) {
       write(channel) { $0.writeFrame(goAway, correlation: 0) }
     }
   }
 
   func push(_ policies: [FeaturePolicy]) {
-    state.withLock { $0.manners.policies = policies }
-    for channel in state.withLock({ Array($0.channels.values) }) {
+    state.withLockedValue { $0.manners.policies = policies }
+    for channel in state.withLockedValue({ Array($0.channels.values) }) {
       write(channel) { $0.writeFrame(self.welcome, correlation: 0) }
     }
   }
@@ -162,7 +166,7 @@ final class FakeSidecar: Sendable {
   }
 
   private var welcome: Welcome {
-    let manners = state.withLock { $0.manners }
+    let manners = state.withLockedValue { $0.manners }
     return Welcome(
       role: .check, deployment: name("test"), sidecar: name("fake"),
       frameBytesMax: manners.frameBytesMax, inFlightMax: manners.inFlightMax,
@@ -174,17 +178,17 @@ final class FakeSidecar: Sendable {
   // MARK: the server's side
 
   private func accept(_ channel: any Channel) -> Int {
-    state.withLock { state in
+    state.withLockedValue { state in
       state.accepted += 1
       state.channels[state.accepted] = channel
       return state.accepted
     }
   }
 
-  private func gone(_ connection: Int) { state.withLock { $0.channels[connection] = nil } }
+  private func gone(_ connection: Int) { state.withLockedValue { $0.channels[connection] = nil } }
 
   private func received(_ frame: Frame, _ connection: Int, _ channel: any Channel) {
-    let manners = state.withLock { $0.manners }
+    let manners = state.withLockedValue { $0.manners }
     do {
       switch frame.header.opcode {
       case .hello:
@@ -200,7 +204,7 @@ final class FakeSidecar: Sendable {
         }
       case .ping:
         let nonce = try Ping.decode(frame).nonce
-        state.withLock { $0.pings += 1 }
+        state.withLockedValue { $0.pings += 1 }
         guard manners.answersPings else { return }
         write(channel) {
           $0.writeFrame(Pong(nonce: nonce), correlation: frame.header.correlation)
@@ -210,7 +214,7 @@ final class FakeSidecar: Sendable {
           connection: connection, opcode: frame.header.opcode ?? .check, flags: frame.header.flags,
           correlation: frame.header.correlation, deadline: frame.header.deadlineMilliseconds,
           records: try OperationBatch.decode(frame).records, channel: channel)
-        let rule = state.withLock { state in
+        let rule = state.withLockedValue { state in
           state.requests.append(request)
           return state.rule
         }

@@ -4,8 +4,8 @@
 import Foundation
 import GRDB
 import Logging
+import NIOConcurrencyHelpers
 import NIOCore
-import Synchronization
 import Testing
 import TollgateCore
 import TollgateTesting
@@ -16,7 +16,7 @@ import TollgateWire
 /// Lines logged, for a test to read.
 struct Lines: LogHandler {
   final class Store: Sendable {
-    let lines = Mutex<[String]>([])
+    let lines = NIOLockedValueBox<[String]>([])
   }
 
   let store: Store
@@ -29,7 +29,7 @@ struct Lines: LogHandler {
 
   func log(event: LogEvent) {
     let values = (event.metadata ?? [:]).map { "\($0.key)=\($0.value)" }.joined(separator: " ")
-    store.lines.withLock { $0.append("\(event.message) \(values)") }
+    store.lines.withLockedValue { $0.append("\(event.message) \(values)") }
   }
 }
 
@@ -68,11 +68,12 @@ struct Lines: LogHandler {
     #expect(try books.store.prune(now: later, limit: 10) == 10, "a transaction is bounded")
     await upkeep.round(limit: 10)
     #expect(try cells() == 96 - 59)
-    #expect(lines.lines.withLock { $0 } == ["counters of past short periods dropped count=49"])
+    #expect(
+      lines.lines.withLockedValue { $0 } == ["counters of past short periods dropped count=49"])
     #expect(try books.store.verify().findings == [])
     // A round that finds nothing says nothing.
     await upkeep.round(limit: 10)
-    #expect(lines.lines.withLock { $0.count } == 1)
+    #expect(lines.lines.withLockedValue { $0.count } == 1)
   }
 
   @Test func whatComesLateForADroppedCounterIsPostedAndTheBooksStaySound() throws {
@@ -120,7 +121,7 @@ struct Lines: LogHandler {
       ) { _ in }
     }
     try await eventually("the minute is dropped, and it is said") { () async in
-      lines.lines.withLock { $0.contains("counters of past short periods dropped count=1") }
+      lines.lines.withLockedValue { $0.contains("counters of past short periods dropped count=1") }
     }
     stop.stop()
     try await task.value

@@ -3,7 +3,7 @@
 
 import Foundation
 import Logging
-import Synchronization
+import NIOConcurrencyHelpers
 import Testing
 import TollgateCore
 import TollgateTesting
@@ -62,8 +62,8 @@ import TollgateWire
 
   @Test func fullQueueAnswersOverloadedAndKeepsNothing() throws {
     let entries = try batch(0, first: 1, count: 4000)
-    let overloaded = Mutex(0)
-    let answered = Mutex(0)
+    let overloaded = NIOLockedValueBox(0)
+    let answered = NIOLockedValueBox(0)
     let done = DispatchSemaphore(value: 0)
     // The writer is held inside its first completion while the queue fills up behind it.
     let hold = DispatchSemaphore(value: 0)
@@ -75,28 +75,28 @@ import TollgateWire
     let batches = LedgerWriter.waitingDeltasMax / 4000 + 5
     for _ in 0..<batches {
       writer.submit(entries) { result in
-        answered.withLock { $0 += 1 }
-        if case .failure(.overloaded) = result { overloaded.withLock { $0 += 1 } }
+        answered.withLockedValue { $0 += 1 }
+        if case .failure(.overloaded) = result { overloaded.withLockedValue { $0 += 1 } }
         done.signal()
       }
     }
     #expect(writer.waitingDeltas <= LedgerWriter.waitingDeltasMax)
-    #expect(overloaded.withLock { $0 } == 5)
+    #expect(overloaded.withLockedValue { $0 } == 5)
     hold.signal()
     for _ in 0..<batches { done.wait() }
-    #expect(answered.withLock { $0 } == batches)
+    #expect(answered.withLockedValue { $0 } == batches)
     #expect(try books.count() == 4000)
   }
 
   @Test func drainAnswersWhatWasAcceptedAndRefusesTheRest() async throws {
-    let answered = Mutex(0)
+    let answered = NIOLockedValueBox(0)
     for bucket in 0..<8 {
       writer.submit(try batch(UInt32(bucket), first: 1, count: 100)) { result in
-        if case .success = result { answered.withLock { $0 += 1 } }
+        if case .success = result { answered.withLockedValue { $0 += 1 } }
       }
     }
     await writer.drain()
-    #expect(answered.withLock { $0 } == 8)
+    #expect(answered.withLockedValue { $0 } == 8)
     let late = try batch(0, first: 101, count: 1)
     await #expect(throws: LedgerError.draining) { try await writer.apply(late) }
   }

@@ -2,6 +2,7 @@
 // script of misbehaviour. It counts each operation id once, as a sidecar would.
 
 import Foundation
+import NIOConcurrencyHelpers
 import NIOCore
 import Synchronization
 import TollgateCore
@@ -30,7 +31,7 @@ final class BenchResponder: Sendable {
 
   let directory: TemporaryDirectory
   let path: String
-  let state = Mutex(State())
+  let state = NIOLockedValueBox(State())
   private let behaviour: Behaviour
   private let listener: Int32
   private let stopping = Atomic<Bool>(false)
@@ -59,9 +60,9 @@ final class BenchResponder: Sendable {
 
   deinit { close(listener) }
 
-  func settled(_ subject: String) -> Int64 { state.withLock { $0.settled[subject] ?? 0 } }
-  var operations: Int { state.withLock { $0.records.count } }
-  var total: Int64 { state.withLock { $0.settled.values.reduce(0, +) } }
+  func settled(_ subject: String) -> Int64 { state.withLockedValue { $0.settled[subject] ?? 0 } }
+  var operations: Int { state.withLockedValue { $0.records.count } }
+  var total: Int64 { state.withLockedValue { $0.settled.values.reduce(0, +) } }
 
   private func serve(_ socket: Int32) {
     var decoder = FrameDecoder(frameBytesMax: WireLimits.dataFrameBytesMax)
@@ -79,7 +80,9 @@ final class BenchResponder: Sendable {
       } catch {
         return
       }
-      if !hasStalled && behaviour.stallMilliseconds > 0 && state.withLock({ $0.requests >= 50 }) {
+      if !hasStalled && behaviour.stallMilliseconds > 0
+        && state.withLockedValue({ $0.requests >= 50 })
+      {
         hasStalled = true
         usleep(UInt32(behaviour.stallMilliseconds) * 1000)
       }
@@ -106,7 +109,7 @@ final class BenchResponder: Sendable {
       return true
     }
     let record = try OperationBatch.decode(frame).records[0]
-    let reply: DecisionRecord? = state.withLock { state in
+    let reply: DecisionRecord? = state.withLockedValue { state in
       state.requests += 1
       let number = state.requests
       func every(_ n: Int) -> Bool { n > 0 && number % n == 0 }

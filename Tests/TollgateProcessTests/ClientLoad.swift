@@ -6,7 +6,7 @@
 // these counts with Redis and with the ledger.
 
 import Foundation
-import Synchronization
+import NIOConcurrencyHelpers
 import TollgateClient
 import TollgateTesting
 
@@ -62,18 +62,18 @@ final class ClientLoad: Sendable {
 
   let client: TollgateClient
   let options: Options
-  private let state = Mutex(ClientTally())
-  private let isStopping = Mutex(false)
+  private let state = NIOLockedValueBox(ClientTally())
+  private let isStopping = NIOLockedValueBox(false)
 
   init(_ client: TollgateClient, _ options: Options) {
     self.client = client
     self.options = options
   }
 
-  var tally: ClientTally { state.withLock { $0 } }
-  func stop() { isStopping.withLock { $0 = true } }
+  var tally: ClientTally { state.withLockedValue { $0 } }
+  func stop() { isStopping.withLockedValue { $0 = true } }
   func outageBegan() {
-    state.withLock {
+    state.withLockedValue {
       $0.outage = [:]
       $0.answered = 0
       $0.byPolicy = 0
@@ -93,7 +93,7 @@ final class ClientLoad: Sendable {
 
   private func caller(_ stream: SeededRandom) async {
     var random = stream
-    while !isStopping.withLock({ $0 }) {
+    while !isStopping.withLockedValue({ $0 }) {
       guard let request = makeRequest(&random) else {
         return note { $0.violations.append("no request can be made") }
       }
@@ -198,7 +198,7 @@ final class ClientLoad: Sendable {
     return "\(request.items.map(\.feature)): the client's policy said \(decision.reason.name)"
   }
 
-  private func note(_ body: (inout ClientTally) -> Void) { state.withLock { body(&$0) } }
+  private func note(_ body: (inout ClientTally) -> Void) { state.withLockedValue { body(&$0) } }
 }
 
 /// Runs what blocks on a thread of its own, so that the pool stays free for the callers.

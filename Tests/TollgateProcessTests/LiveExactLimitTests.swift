@@ -1,7 +1,7 @@
 // The heart of the promise: a hard limit is exact, whoever asks, through whichever sidecar.
 
 import Foundation
-import Synchronization
+import NIOConcurrencyHelpers
 import Testing
 import TollgateCore
 import TollgateTesting
@@ -17,18 +17,18 @@ extension LiveTests {
     private func race(
       _ stack: Stack, subject: Subject, items: [Item], clients: Int = 64
     ) throws -> (allowed: Int, violations: [String]) {
-      let allowed = Mutex(0)
-      let violations = Mutex<[String]>([])
-      let left = Mutex(clients)
-      let gate = Mutex(false)
+      let allowed = NIOLockedValueBox(0)
+      let violations = NIOLockedValueBox<[String]>([])
+      let left = NIOLockedValueBox(clients)
+      let gate = NIOLockedValueBox(false)
       for index in 0..<clients {
         let thread = Thread {
-          defer { left.withLock { $0 -= 1 } }
+          defer { left.withLockedValue { $0 -= 1 } }
           var random = SystemRandomNumberGenerator()
           do {
             let connection = try WireConnection(
               stack.endpoint(index % stack.options.sidecars), token: Stack.checkToken)
-            while !gate.withLock({ $0 }) { Thread.sleep(forTimeInterval: 0.001) }
+            while !gate.withLockedValue({ $0 }) { Thread.sleep(forTimeInterval: 0.001) }
             while true {
               let time = WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000))
               let record = OperationRecord(
@@ -36,24 +36,26 @@ extension LiveTests {
               let answer = try connection.operate([record], deadline: 20_000).first
               guard case .decision(let decision)? = answer, decision.source == .redis else {
                 let text = String(describing: answer)
-                violations.withLock { $0.append("no decision of the store: \(text)") }
+                violations.withLockedValue { $0.append("no decision of the store: \(text)") }
                 return
               }
               guard decision.isAllowed else {
                 if decision.reason != .quotaExceeded {
-                  violations.withLock { $0.append("denied: \(decision.reason.name)") }
+                  violations.withLockedValue { $0.append("denied: \(decision.reason.name)") }
                 }
                 return
               }
-              allowed.withLock { $0 += 1 }
+              allowed.withLockedValue { $0 += 1 }
             }
-          } catch { violations.withLock { $0.append("\(error)") } }
+          } catch { violations.withLockedValue { $0.append("\(error)") } }
         }
         thread.start()
       }
-      gate.withLock { $0 = true }
-      try eventually(within: .seconds(60), "every client was denied") { left.withLock { $0 } == 0 }
-      return (allowed.withLock { $0 }, violations.withLock { $0 })
+      gate.withLockedValue { $0 = true }
+      try eventually(within: .seconds(60), "every client was denied") {
+        left.withLockedValue { $0 } == 0
+      }
+      return (allowed.withLockedValue { $0 }, violations.withLockedValue { $0 })
     }
 
     @Test func sixtyFourClientsOverThreeSidecarsAdmitExactlyTheLimit() throws {

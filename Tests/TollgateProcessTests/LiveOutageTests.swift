@@ -2,8 +2,8 @@
 // the deadline, and what was let through is posted afterwards (promises 2, 3, 4).
 
 import Foundation
+import NIOConcurrencyHelpers
 import NIOCore
-import Synchronization
 import Testing
 import TollgateCore
 import TollgateTesting
@@ -138,13 +138,13 @@ extension LiveTests {
     private static func askWhileFrozen(
       _ stack: Stack, deadline: UInt32, _ random: inout SeededRandom
     ) throws -> Frozen {
-      let frozen = Mutex(Frozen())
-      let left = Mutex(8)
+      let frozen = NIOLockedValueBox(Frozen())
+      let left = NIOLockedValueBox(8)
       for _ in 0..<8 {
         let stream = random.fork()
         Thread {
           var random = stream
-          defer { left.withLock { $0 -= 1 } }
+          defer { left.withLockedValue { $0 -= 1 } }
           do {
             let connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
             for _ in 0..<50 {
@@ -152,7 +152,7 @@ extension LiveTests {
               let began = ContinuousClock.now
               let answer = try connection.operate([record], deadline: deadline).first
               let took = (ContinuousClock.now - began).inSeconds * 1000
-              frozen.withLock { frozen in
+              frozen.withLockedValue { frozen in
                 frozen.took.append(took)
                 switch answer {
                 case .decision(let decision)? where decision.source == .policy:
@@ -162,11 +162,11 @@ extension LiveTests {
                 }
               }
             }
-          } catch { frozen.withLock { $0.failures.append("\(error)") } }
+          } catch { frozen.withLockedValue { $0.failures.append("\(error)") } }
         }.start()
       }
-      try eventually(within: .seconds(60), "400 answers") { left.withLock { $0 } == 0 }
-      return frozen.withLock { $0 }
+      try eventually(within: .seconds(60), "400 answers") { left.withLockedValue { $0 } == 0 }
+      return frozen.withLockedValue { $0 }
     }
 
     @Test func sigtermAnswersWhatIsInFlightAndExitsZero() throws {

@@ -6,7 +6,7 @@
 // what a caller was told; nothing is read from the servers.
 
 import Foundation
-import Synchronization
+import NIOConcurrencyHelpers
 import TollgateCore
 import TollgateTesting
 import TollgateWire
@@ -55,39 +55,39 @@ final class LoadDriver: Sendable {
 
   let options: Options
   private let endpoints: [TestEndpoint]
-  private let tally = Mutex(LoadTally())
-  private let stopping = Mutex(false)
-  private let running: Mutex<Int>
+  private let tally = NIOLockedValueBox(LoadTally())
+  private let stopping = NIOLockedValueBox(false)
+  private let running: NIOLockedValueBox<Int>
 
   init(_ endpoints: [TestEndpoint], _ options: Options, seed: inout SeededRandom) {
     self.options = options
     self.endpoints = endpoints
-    running = Mutex(options.threads)
+    running = NIOLockedValueBox(options.threads)
     for index in 0..<options.threads {
       let random = seed.fork()
       let thread = Thread { [self] in
         Worker(self, index, random).run()
-        running.withLock { $0 -= 1 }
+        running.withLockedValue { $0 -= 1 }
       }
       thread.start()
     }
   }
 
-  var soFar: LoadTally { tally.withLock { $0 } }
+  var soFar: LoadTally { tally.withLockedValue { $0 } }
 
   /// No new operations; waits until each that was begun has its definite answer.
   func finish(within limit: Duration = .seconds(90)) throws -> LoadTally {
-    stopping.withLock { $0 = true }
+    stopping.withLockedValue { $0 = true }
     try eventually(within: limit, "every operation has a definite answer") {
-      running.withLock { $0 } == 0
+      running.withLockedValue { $0 } == 0
     }
     return soFar
   }
 
-  fileprivate var isStopping: Bool { stopping.withLock { $0 } }
+  fileprivate var isStopping: Bool { stopping.withLockedValue { $0 } }
   fileprivate var endpointCount: Int { endpoints.count }
   fileprivate func endpoint(_ index: Int) -> TestEndpoint { endpoints[index] }
-  fileprivate func note(_ body: (inout LoadTally) -> Void) { tally.withLock { body(&$0) } }
+  fileprivate func note(_ body: (inout LoadTally) -> Void) { tally.withLockedValue { body(&$0) } }
 }
 
 private final class Worker {

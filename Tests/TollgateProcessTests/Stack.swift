@@ -4,7 +4,7 @@
 // tests measure what users run. Everything ends with the stack.
 
 import Foundation
-import Synchronization
+import NIOConcurrencyHelpers
 import Testing
 import TollgateTesting
 
@@ -79,8 +79,8 @@ final class Stack: Sendable {
   let redisProxy: FaultProxy?
   let ledgerProxy: FaultProxy?
   let binary: String
-  private let ledgerChild = Mutex<ChildProcess?>(nil)
-  private let children: Mutex<[ChildProcess?]>
+  private let ledgerChild = NIOLockedValueBox<ChildProcess?>(nil)
+  private let children: NIOLockedValueBox<[ChildProcess?]>
   private let ports: [UInt16]
 
   init(_ options: Options = Options()) throws {
@@ -93,7 +93,7 @@ final class Stack: Sendable {
     redisProxy = options.proxies ? try FaultProxy(to: redis.unix) : nil
     ledgerProxy =
       options.proxies || options.cutOff != nil ? try FaultProxy(to: ledgerEndpoint) : nil
-    children = Mutex(Array(repeating: nil, count: options.sidecars))
+    children = NIOLockedValueBox(Array(repeating: nil, count: options.sidecars))
     ports = try (0..<options.sidecars).map { _ in try freePort() }
     do {
       if options.ledger { try startLedger() }
@@ -113,8 +113,8 @@ final class Stack: Sendable {
 
   /// Kills everything; idempotent.
   func end() {
-    children.withLock { for index in $0.indices { $0[index]?.kill() } }
-    ledgerChild.withLock { $0?.kill() }
+    children.withLockedValue { for index in $0.indices { $0[index]?.kill() } }
+    ledgerChild.withLockedValue { $0?.kill() }
     redis.kill()
   }
 
@@ -124,8 +124,8 @@ final class Stack: Sendable {
   func endpoint(_ index: Int) -> TestEndpoint { .unix(directory.file("t\(index).sock")) }
   func journal(_ index: Int) -> String { directory.file("t\(index).journal") }
   var database: String { directory.file("ledger.db") }
-  func sidecar(_ index: Int) -> ChildProcess? { children.withLock { $0[index] } }
-  var ledger: ChildProcess? { ledgerChild.withLock { $0 } }
+  func sidecar(_ index: Int) -> ChildProcess? { children.withLockedValue { $0[index] } }
+  var ledger: ChildProcess? { ledgerChild.withLockedValue { $0 } }
 
   func startLedger() throws {
     var environment = ProcessInfo.processInfo.environment
@@ -135,7 +135,7 @@ final class Stack: Sendable {
     let child = try ChildProcess(
       binary, ["ledger", "--database", database, "--unix", socket], environment: environment,
       stdout: log, stderr: log)
-    ledgerChild.withLock { $0 = child }
+    ledgerChild.withLockedValue { $0 = child }
     try eventually(within: .seconds(20), "the ledger listens") {
       guard child.isRunning else { throw StackFailure(description: "ledger ended:\n\(logs)") }
       guard let fd = try? Socket.connect(.unix(socket)) else { return false }
@@ -149,7 +149,7 @@ final class Stack: Sendable {
     let log = directory.file("t\(index).log")
     let child = try ChildProcess(
       binary, ["serve", "--config", directory.file("t\(index).yaml")], stdout: log, stderr: log)
-    children.withLock { $0[index] = child }
+    children.withLockedValue { $0[index] = child }
     return child
   }
 

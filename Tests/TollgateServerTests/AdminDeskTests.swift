@@ -1,9 +1,9 @@
 // The desk where admin requests are taken in: so many at once, each answered by its deadline, and
 // what a late answer says.
 
+import NIOConcurrencyHelpers
 import NIOCore
 import NIOPosix
-import Synchronization
 import Testing
 import TollgateCore
 import TollgateTesting
@@ -88,9 +88,9 @@ struct AdminDeskTests {
   }
 
   @Test func oneMoreThanItHoldsIsOverloadedAtOnce() async throws {
-    let release = Mutex(false)
+    let release = NIOLockedValueBox(false)
     let desk = AdminDesk { _, _, _ in
-      while !release.withLock({ $0 }) { try? await Task.sleep(for: .milliseconds(1)) }
+      while !release.withLockedValue({ $0 }) { try? await Task.sleep(for: .milliseconds(1)) }
       return .success([])
     }
     try await withThrowingTaskGroup(of: AdminDesk.Answer.self) { group in
@@ -102,7 +102,7 @@ struct AdminDeskTests {
       }
       let refused = try Self.failure(try await Self.ask(desk, .status, milliseconds: 15_000))
       #expect(refused.code == .overloaded)
-      release.withLock { $0 = true }
+      release.withLockedValue { $0 = true }
       for try await answer in group { #expect(try answer.get() == []) }
     }
     _ = try await Self.ask(desk, .status, milliseconds: 15_000).get()
@@ -136,12 +136,12 @@ struct DrainTests {
   }
 
   @Test func workThatNeverEndsIsLeft() async {
-    let stop = Mutex(false)
+    let stop = NIOLockedValueBox(false)
     let isDone = await Bounded.ended(by: .now() + .milliseconds(20)) {
-      while !stop.withLock({ $0 }) { try? await Task.sleep(for: .milliseconds(1)) }
+      while !stop.withLockedValue({ $0 }) { try? await Task.sleep(for: .milliseconds(1)) }
     }
     #expect(!isDone)
-    stop.withLock { $0 = true }
+    stop.withLockedValue { $0 = true }
   }
 
   @Test func workThatEndsIsNotWaitedForLonger() async {

@@ -1,7 +1,7 @@
 // A backend in memory, for tests of the admin handlers only. It keeps the contract of
 // `AdminBackend` (atomic compare-and-set, one effect per operation id) and lets a test disturb it.
 
-import Synchronization
+import NIOConcurrencyHelpers
 import TollgateCore
 import TollgateServer
 
@@ -41,15 +41,17 @@ final class FakeBackend: AdminBackend {
 
   let deployment: Deployment
   let hasLedger: Bool
-  let state = Mutex(State())
+  let state = NIOLockedValueBox(State())
 
   init(hasLedger: Bool = true) throws {
     deployment = Deployment(id: try Name("test"), buckets: 4, mode: .dev)
     self.hasLedger = hasLedger
   }
 
-  func edit(_ change: (inout sending State) -> Void) { state.withLock { change(&$0) } }
-  func read<Value: Sendable>(_ look: (State) -> Value) -> Value { state.withLock { look($0) } }
+  func edit(_ change: (inout sending State) -> Void) { state.withLockedValue { change(&$0) } }
+  func read<Value: Sendable>(_ look: (State) -> Value) -> Value {
+    state.withLockedValue { look($0) }
+  }
 
   var service: AdminService<FakeBackend> {
     AdminService(backend: self) { [self] in read(\.now) }
@@ -102,7 +104,7 @@ final class FakeBackend: AdminBackend {
   }
 
   func writeAccounts(_ writes: [AccountWrite]) async -> [Result<WriteOutcome, AdminFailure>] {
-    let isCrowded = state.withLock { state in
+    let isCrowded = state.withLockedValue { state in
       state.crowded -= 1
       return state.crowded >= 0
     }
@@ -154,7 +156,7 @@ final class FakeBackend: AdminBackend {
     apply: (inout State) -> Int64
   ) throws(AdminFailure) -> WriteOutcome {
     try check()
-    let result: Result<WriteOutcome, AdminFailure> = state.withLock { state in
+    let result: Result<WriteOutcome, AdminFailure> = state.withLockedValue { state in
       if !state.beforeWrite.isEmpty { state.beforeWrite.removeFirst()(&state) }
       if let earlier = state.operations[change.operation] {
         return earlier.fingerprint == change.fingerprint
@@ -215,7 +217,7 @@ final class FakeBackend: AdminBackend {
   func resetCounter(
     _ reference: CounterReference, change: ChangeRecord
   ) async throws(AdminFailure) -> ResetOutcome {
-    state.withLock { state in
+    state.withLockedValue { state in
       if let earlier = state.operations[change.operation] {
         return .replayed(forgiven: 0, earlier.written)
       }
@@ -240,7 +242,7 @@ final class FakeBackend: AdminBackend {
 
   /// Each read takes the next of the prepared answers; the last one stays.
   func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling {
-    let answer: LedgerBilling? = state.withLock { state in
+    let answer: LedgerBilling? = state.withLockedValue { state in
       guard let prepared = state.ledger[account] else { return nil }
       if prepared.count > 1 { state.ledger[account]?.removeFirst() }
       return prepared.first
@@ -255,7 +257,7 @@ final class FakeBackend: AdminBackend {
     edit { $0.outboxReads += 1 }
     var billings: [StoreBilling] = []
     for (account, cursor) in accounts {
-      let answer: StoreBilling? = state.withLock { state in
+      let answer: StoreBilling? = state.withLockedValue { state in
         guard let prepared = state.store[account] else { return nil }
         if prepared.count > 1 { state.store[account]?.removeFirst() }
         return prepared.first

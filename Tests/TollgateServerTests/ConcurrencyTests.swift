@@ -3,8 +3,8 @@
 // process, and a real Redis.
 
 import Logging
+import NIOConcurrencyHelpers
 import NIOCore
-import Synchronization
 import Testing
 import TollgateCore
 import TollgateEngine
@@ -16,10 +16,10 @@ import TollgateTesting
 
 /// Counts from many tasks.
 private final class Tally: Sendable {
-  private let counts: Mutex<[String: Int]> = Mutex([:])
+  private let counts: NIOLockedValueBox<[String: Int]> = NIOLockedValueBox([:])
 
-  func add(_ key: String) { counts.withLock { $0[key, default: 0] += 1 } }
-  var all: [String: Int] { counts.withLock { $0 } }
+  func add(_ key: String) { counts.withLockedValue { $0[key, default: 0] += 1 } }
+  var all: [String: Int] { counts.withLockedValue { $0 } }
 }
 
 @Suite("Concurrency of the sidecar", .serialized)

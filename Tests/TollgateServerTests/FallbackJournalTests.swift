@@ -2,8 +2,8 @@
 // lines are kept, half ones are cut off, and nothing written afterwards is spoilt by them.
 
 import Foundation
+import NIOConcurrencyHelpers
 import NIOCore
-import Synchronization
 import Testing
 import TollgateCore
 import TollgateTesting
@@ -12,10 +12,10 @@ import TollgateTesting
 
 private final class Disk: Sendable {
   /// Bytes it still takes.
-  let room = Mutex(Int.max)
+  let room = NIOLockedValueBox(Int.max)
 
   func write(_ descriptor: Int32, _ bytes: ArraySlice<UInt8>) -> Int {
-    let count = room.withLock { room in
+    let count = room.withLockedValue { room in
       let count = min(room, bytes.count)
       room -= count
       return count
@@ -174,10 +174,10 @@ struct FallbackJournalTests {
       do {
         let queue = try queue(disk: disk)
         try #require(queue.admit(try operation(1), claims: [], now: now) == .kept)
-        disk.room.withLock { $0 = room }
+        disk.room.withLockedValue { $0 = room }
         try #require(queue.admit(try operation(2), claims: [], now: now) == .full)
         try #require(queue.answer(to: try operation(2)) == nil)
-        disk.room.withLock { $0 = Int.max }
+        disk.room.withLockedValue { $0 = Int.max }
         try #require(queue.admit(try operation(3), claims: [], now: now) == .kept)
       }
       let found = try opened(path)
@@ -193,11 +193,11 @@ struct FallbackJournalTests {
     let disk = Disk()
     let queue = try queue(disk: disk)
     #expect(queue.admit(try operation(1), claims: [], now: now) == .kept)
-    disk.room.withLock { $0 = 3 }
+    disk.room.withLockedValue { $0 = 3 }
     #expect(queue.cancel(try operation(1), now: now) == .annulled(isKept: false))
     #expect(!queue.isAnnulled(try operation(1)))
     #expect(queue.take(1, now: now).map(\.intent) == [.cancel], "it is not posted all the same")
-    disk.room.withLock { $0 = Int.max }
+    disk.room.withLockedValue { $0 = Int.max }
     #expect(queue.cancel(try operation(1), now: now) == .annulled(isKept: true))
     #expect(queue.isAnnulled(try operation(1)))
   }

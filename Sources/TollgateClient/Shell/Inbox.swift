@@ -4,8 +4,8 @@
 //
 // Bounded: at most `outstandingMax` calls are accepted and not completed.
 
+internal import NIOConcurrencyHelpers
 internal import NIOCore
-internal import Synchronization
 internal import TollgateWire
 
 final class Inbox: Sendable {
@@ -36,14 +36,14 @@ final class Inbox: Sendable {
     var refused: Int64 = 0
   }
 
-  private let state = Mutex(State())
+  private let state = NIOLockedValueBox(State())
   private let outstandingMax: Int
 
   init(outstandingMax: Int) { self.outstandingMax = max(1, outstandingMax) }
 
   /// Room for `count` calls, and their numbers; nil where there is none.
   func reserve(_ count: Int) -> UInt64? {
-    state.withLock { state in
+    state.withLockedValue { state in
       guard state.outstanding + count <= outstandingMax else {
         state.refused += Int64(count)
         return nil
@@ -57,7 +57,7 @@ final class Inbox: Sendable {
 
   /// A number that is not a call's.
   func number() -> UInt64 {
-    state.withLock { state in
+    state.withLockedValue { state in
       state.lastNumber += 1
       return state.lastNumber
     }
@@ -65,7 +65,7 @@ final class Inbox: Sendable {
 
   /// True where the loop must be woken.
   func put(_ command: Command) -> Bool {
-    state.withLock { state in
+    state.withLockedValue { state in
       state.commands.append(command)
       defer { state.isWakeScheduled = true }
       return !state.isWakeScheduled
@@ -73,7 +73,7 @@ final class Inbox: Sendable {
   }
 
   func take() -> [Command] {
-    state.withLock { state in
+    state.withLockedValue { state in
       state.isWakeScheduled = false
       let commands = state.commands
       state.commands = []
@@ -82,18 +82,18 @@ final class Inbox: Sendable {
   }
 
   func publish(_ statistics: ClientStatistics, completed: Int) {
-    state.withLock { state in
+    state.withLockedValue { state in
       state.statistics = statistics
       state.outstanding -= completed
     }
   }
 
-  func setClockOffset(_ offset: Int64) { state.withLock { $0.clockOffset = offset } }
+  func setClockOffset(_ offset: Int64) { state.withLockedValue { $0.clockOffset = offset } }
 
-  var clockOffset: Int64 { state.withLock { $0.clockOffset } }
+  var clockOffset: Int64 { state.withLockedValue { $0.clockOffset } }
 
   var statistics: ClientStatistics {
-    state.withLock { state in
+    state.withLockedValue { state in
       var statistics = state.statistics
       statistics.requests += state.refused
       statistics.notSent += state.refused

@@ -1,6 +1,6 @@
 // How far delivery is behind, per owned bucket; the exporter sums it up.
 
-import Synchronization
+import NIOConcurrencyHelpers
 import TollgateCore
 
 final class LagBoard: Sendable {
@@ -9,17 +9,17 @@ final class LagBoard: Sendable {
     var oldest: WallTime?
   }
 
-  private let lags: Mutex<[Int: Lag]> = Mutex([:])
+  private let lags: NIOLockedValueBox<[Int: Lag]> = NIOLockedValueBox([:])
 
   init() {}
 
   func set(bucket: Int, entries: Int64, oldest: WallTime?) {
-    lags.withLock { $0[bucket] = Lag(entries: entries, oldest: oldest) }
+    lags.withLockedValue { $0[bucket] = Lag(entries: entries, oldest: oldest) }
   }
 
   /// Entries not yet acknowledged, and the age of the oldest in milliseconds.
   func total(now: WallTime) -> (entries: Int64, oldestMilliseconds: Int64) {
-    lags.withLock { lags in
+    lags.withLockedValue { lags in
       var entries: Int64 = 0
       var oldest: Int64 = 0
       for lag in lags.values {

@@ -4,9 +4,9 @@
 // safe to repeat, repeats it: everything on the ledger stream is idempotent by position or id.
 
 import Logging
+import NIOConcurrencyHelpers
 import NIOCore
 import NIOPosix
-import Synchronization
 import TollgateCore
 import TollgateWire
 
@@ -40,7 +40,7 @@ final class LedgerLink: Sendable {
   private let group: any EventLoopGroup
   private let logger: Logger
   private let onPush: @Sendable (LedgerPush) -> Void
-  private let state = Mutex(State())
+  private let state = NIOLockedValueBox(State())
 
   static let requestTimeout = TimeAmount.seconds(10)
   static let reconnectMilliseconds: (first: Int64, max: Int64) = (50, 2000)
@@ -57,10 +57,10 @@ final class LedgerLink: Sendable {
     self.onPush = onPush
   }
 
-  var isUp: Bool { state.withLock { $0.connection != nil } }
+  var isUp: Bool { state.withLockedValue { $0.connection != nil } }
 
   /// The epoch the ledger had issued for a bucket when it was linked last; nil: none that is known.
-  func issuedEpoch(_ bucket: Int) -> Int64? { state.withLock { $0.issued[bucket] } }
+  func issuedEpoch(_ bucket: Int) -> Int64? { state.withLockedValue { $0.issued[bucket] } }
 
   /// Connects, and reconnects after every loss, until the task is cancelled.
   func run() async {
@@ -121,7 +121,7 @@ final class LedgerLink: Sendable {
       bound, channel.eventLoop,
       Hello(role: .ledger, client: "tollgate-sidecar", token: token), as: Welcome.self)
     let linked = try await exchange(bound, channel.eventLoop, link, as: Linked.self)
-    state.withLock {
+    state.withLockedValue {
       $0.connection = bound
       $0.eventLoop = channel.eventLoop
       for bucket in linked.buckets { $0.issued[Int(bucket.bucket)] = bucket.epoch }
@@ -136,7 +136,7 @@ final class LedgerLink: Sendable {
     } onCancel: {
       channel.close(promise: nil)
     }
-    state.withLock {
+    state.withLockedValue {
       $0.connection = nil
       $0.eventLoop = nil
     }
@@ -179,7 +179,7 @@ final class LedgerLink: Sendable {
   }
 
   private func current() throws(LedgerFailure) -> (NIOLoopBound<LedgerHandler>, any EventLoop) {
-    let found = state.withLock { ($0.connection, $0.eventLoop) }
+    let found = state.withLockedValue { ($0.connection, $0.eventLoop) }
     guard let connection = found.0, let eventLoop = found.1 else {
       throw LedgerFailure(kind: .disconnected, description: "the ledger is not connected")
     }

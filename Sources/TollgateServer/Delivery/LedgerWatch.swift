@@ -9,7 +9,7 @@
 // outboxes still hold; what they do not hold becomes LOSS.
 
 import Logging
-import Synchronization
+import NIOConcurrencyHelpers
 import TollgateCore
 import TollgateRedis
 import TollgateWire
@@ -26,7 +26,7 @@ final class LedgerWatch: Sendable {
     var refusal = ""
   }
 
-  private let state = Mutex(State())
+  private let state = NIOLockedValueBox(State())
   private let store: ColdStore
   private let ledger: LedgerLink
   private let healer: Healer
@@ -47,7 +47,7 @@ final class LedgerWatch: Sendable {
 
   /// Empty: nothing is wrong.
   var problem: String {
-    let (setbacks, refusal) = state.withLock { ($0.setbacks, $0.refusal) }
+    let (setbacks, refusal) = state.withLockedValue { ($0.setbacks, $0.refusal) }
     var parts: [String] = []
     if let text = Self.text(setbacks) { parts.append(text) }
     if !refusal.isEmpty { parts.append("refuses to write: " + refusal) }
@@ -66,20 +66,20 @@ final class LedgerWatch: Sendable {
 
   /// From where the shipper of this bucket is to send again; once.
   func resend(bucket: Int, epoch: Int64) -> Int64? {
-    state.withLock { state in
+    state.withLockedValue { state in
       guard let position = state.resends[bucket] else { return nil }
       state.resends[bucket] = nil
       return position.epoch == epoch ? position.sequence : nil
     }
   }
 
-  func answered() { state.withLock { $0.refusal = "" } }
+  func answered() { state.withLockedValue { $0.refusal = "" } }
 
   func failed(_ failure: LedgerFailure) {
     guard case .refused(let code) = failure.kind, code != .overloaded, code != .draining else {
       return
     }
-    let isNews = state.withLock { state in
+    let isNews = state.withLockedValue { state in
       defer { state.refusal = failure.description }
       return state.refusal.isEmpty
     }
@@ -112,11 +112,11 @@ final class LedgerWatch: Sendable {
     let resends = confirmed.compactMapValues { setback -> StreamPosition? in
       setback.to.epoch == setback.from.epoch ? setback.to : nil
     }
-    state.withLock { state in
+    state.withLockedValue { state in
       state.setbacks.merge(confirmed) { _, new in new }
       state.resends.merge(resends) { _, new in new }
     }
-    metrics.ledgerSetbacks.set(Int64(state.withLock { $0.setbacks.count }))
+    metrics.ledgerSetbacks.set(Int64(state.withLockedValue { $0.setbacks.count }))
     if let text = Self.text(confirmed) {
       logger.critical("\(text)", metadata: ["buckets": "\(confirmed.keys.sorted())"])
     }
@@ -150,7 +150,7 @@ final class LedgerWatch: Sendable {
   /// The ledger's status, as it is asked for now and then: what it caught up with is mended.
   func heard(_ status: Document) async {
     let (positions, wentBack) = Self.read(status)
-    let (before, left) = state.withLock { state in
+    let (before, left) = state.withLockedValue { state in
       let before = state.setbacks.count
       state.setbacks = state.setbacks.filter { bucket, setback in
         wentBack.contains(bucket) || (positions[bucket] ?? setback.to) < setback.from

@@ -29,6 +29,7 @@
 
 import Glibc
 import HeapModule
+import NIOConcurrencyHelpers
 import NIOCore
 import OrderedCollections
 import Synchronization
@@ -144,7 +145,10 @@ final class FallbackQueue: Sendable {
     var accounts: AccountCache
   }
 
-  private let state: Mutex<State>
+  private let lock = NIOLock()
+  // Safe: read and written in `withState` only, which holds the lock. (A box of swift-nio wants a
+  // value that can be copied; the journal cannot.)
+  private nonisolated(unsafe) var state: State
   /// Entries and parked ones: asked before the lock is, on the path of every request.
   private let remembered = Atomic<Int>(0)
   let limits: Limits
@@ -173,21 +177,25 @@ final class FallbackQueue: Sendable {
       state.journal = consume journal
     }
     let count = state.entries.count + state.refused.count
-    self.state = Mutex(state)
+    unsafe self.state = state
     remembered.store(count, ordering: .releasing)
+  }
+
+  private func withState<Result>(_ body: (inout State) throws -> Result) rethrows -> Result {
+    try lock.withLock { try unsafe body(&state) }
   }
 
   /// Whether any id is remembered here; one atomic read.
   var remembersAny: Bool { remembered.load(ordering: .acquiring) > 0 }
 
   /// Entries to be posted or cancelled.
-  var count: Int { state.withLock { $0.entries.count } }
+  var count: Int { withState { $0.entries.count } }
 
   /// Entries for which the store has not answered yet.
-  var owed: Int { state.withLock { $0.entries.count - $0.deferred } }
+  var owed: Int { withState { $0.entries.count - $0.deferred } }
 
   var status: Status {
-    state.withLock { state in
+    withState { state in
       Status(
         pending: state.entries.count, deferred: state.deferred, refused: state.refused.count,
         journalBytes: state.journal?.size ?? 0)
@@ -196,7 +204,7 @@ final class FallbackQueue: Sendable {
 
   /// The latest of the parked ones.
   func refusals(_ limit: Int) -> [FallbackRefusal] {
-    state.withLock { Array($0.refused.values.suffix(limit)) }
+    withState { Array($0.refused.values.suffix(limit)) }
   }
 
   // MARK: - Requests
@@ -204,7 +212,7 @@ final class FallbackQueue: Sendable {
   /// What a request with this id is answered; nil: not remembered. A parked id with another body is
   /// left to the store, which has the record that the parked one was refused for.
   func answer(to operation: FallbackOperation) -> Answer? {
-    state.withLock { state in
+    withState { state in
       if let refusal = state.refused[operation.id] {
         return refusal.operation.difference(from: operation) == nil ? .allowed : nil
       }
@@ -216,7 +224,7 @@ final class FallbackQueue: Sendable {
   func admit(
     _ operation: FallbackOperation, claims: [AllowanceBook.Claim], now: NIODeadline = .now()
   ) -> Admission {
-    state.withLock { state in
+    withState { state in
       if let refusal = state.refused[operation.id] {
         let difference = refusal.operation.difference(from: operation)
         return .remembered(difference.map { .mismatch($0) } ?? .allowed)
@@ -241,12 +249,12 @@ final class FallbackQueue: Sendable {
 
   /// What `admit` would say of a check: the limit whose allowance does not cover it.
   func refusal(of claims: [AllowanceBook.Claim]) -> Name? {
-    state.withLock { $0.allowances.refusal(of: claims)?.limit }
+    withState { $0.allowances.refusal(of: claims)?.limit }
   }
 
   /// The caller takes its operation back.
   func cancel(_ operation: FallbackOperation, now: NIODeadline = .now()) -> Cancellation {
-    state.withLock { state in
+    withState { state in
       if let refusal = state.refused[operation.id] {
         guard refusal.operation.difference(from: operation) == nil else { return .unknown }
         // It is not to be billed by hand any more either.
@@ -282,7 +290,7 @@ final class FallbackQueue: Sendable {
 
   /// Whether a cancel of it was taken here that will not be forgotten.
   func isAnnulled(_ operation: FallbackOperation) -> Bool {
-    state.withLock { state in
+    withState { state in
       guard let entry = state.entries[operation.id] else { return false }
       return entry.intent == .cancel && entry.isCancelKept
         && entry.operation.difference(from: operation) == nil
@@ -293,7 +301,7 @@ final class FallbackQueue: Sendable {
 
   /// What may be sent now, so that no more than `limit` are under way.
   func take(_ limit: Int, now: NIODeadline = .now()) -> [Errand] {
-    state.withLock { state in
+    withState { state in
       var errands: [Errand] = []
       for _ in 0..<Self.scanMax {
         guard state.taken < limit, let place = state.line.min, place.due <= now else { break }
@@ -323,7 +331,7 @@ final class FallbackQueue: Sendable {
   func resolve(
     _ errand: Errand, _ verdict: FallbackVerdict, now: NIODeadline = .now(), at time: WallTime
   ) -> Resolution {
-    state.withLock { state in
+    withState { state in
       let id = errand.operation.id
       guard var entry = state.entries[id], entry.isTaken else { return .settled }
       entry.isTaken = false
@@ -374,7 +382,7 @@ final class FallbackQueue: Sendable {
   /// Rewrites the journal where most of it is of no use. Blocks for the time of one sync; not to be
   /// called on an event loop.
   func compactIfLarge() {
-    let found: (descriptor: Int32, path: String)? = state.withLock { state in
+    let found: (descriptor: Int32, path: String)? = withState { state in
       guard let size = state.journal?.size, let path = state.journal?.directoryToSync,
         size > 2 * state.usefulBytes + limits.journalWasteMax
       else { return nil }
@@ -390,7 +398,7 @@ final class FallbackQueue: Sendable {
     guard let found else { return }
     let isSynced = fsync(found.descriptor) == 0
     close(found.descriptor)
-    state.withLock { $0.journal?.endRewrite(isSynced: isSynced) }
+    withState { $0.journal?.endRewrite(isSynced: isSynced) }
     if isSynced { FallbackJournal.syncDirectory(of: found.path) }
   }
 
@@ -399,11 +407,11 @@ final class FallbackQueue: Sendable {
   /// An account's configuration, as one of the loops heard it: in an outage each of them answers
   /// by what the sidecar knows, not by what it happened to hear itself.
   func learned(_ account: String, _ config: AccountConfig?) {
-    state.withLock { $0.accounts[account] = config }
+    withState { $0.accounts[account] = config }
   }
 
   func configuration(of account: String) -> AccountConfig? {
-    state.withLock { $0.accounts[account] }
+    withState { $0.accounts[account] }
   }
 
   // MARK: - Under the lock

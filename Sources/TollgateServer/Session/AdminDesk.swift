@@ -7,8 +7,8 @@
 // (DEADLINE_EXCEEDED); a change may have been made (OUTCOME_UNKNOWN), and the same operation id
 // tells, because a change is recorded under it in the same script that makes it.
 
+import NIOConcurrencyHelpers
 import NIOCore
-import Synchronization
 import TollgateCore
 import TollgateWire
 
@@ -34,18 +34,18 @@ final class AdminDesk: Sendable {
   static let inFlightMax = 64
 
   private let handler: AdminHandler
-  private let running = Mutex(0)
+  private let running = NIOLockedValueBox(0)
 
   init(_ handler: @escaping AdminHandler) { self.handler = handler }
 
-  var inFlight: Int { running.withLock { $0 } }
+  var inFlight: Int { running.withLockedValue { $0 } }
 
   /// On the event loop; `done` is called there, once, by the deadline.
   func ask(
     _ method: UInt16, _ body: [UInt8], _ caller: AdminCaller, deadline: NIODeadline,
     on eventLoop: any EventLoop, done: @escaping (Answer) -> Void
   ) {
-    let hasRoom = running.withLock { running in
+    let hasRoom = running.withLockedValue { running in
       guard running < Self.inFlightMax else { return false }
       running += 1
       return true
@@ -57,7 +57,7 @@ final class AdminDesk: Sendable {
       let answer = await AdminDeadline.$current.withValue(deadline) {
         await handler(method, body, caller)
       }
-      running.withLock { $0 -= 1 }
+      running.withLockedValue { $0 -= 1 }
       eventLoop.execute { pending.value.finish(answer) }
     }
     pending.value.timer = eventLoop.assumeIsolated().scheduleTask(deadline: deadline) {

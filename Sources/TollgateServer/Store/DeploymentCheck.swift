@@ -4,7 +4,7 @@
 // it did instead would be wrong (DESIGN 1). The record is written only by a sidecar that the
 // ledger, where there is one, has accepted: a wrong one must not be the first to write it.
 
-import Synchronization
+import NIOConcurrencyHelpers
 import TollgateCore
 import TollgateRedis
 
@@ -14,7 +14,7 @@ final class DeploymentCheck: Sendable {
     var wasLinked = false
   }
 
-  private let state = Mutex(State())
+  private let state = NIOLockedValueBox(State())
   private let hasLedger: Bool
   private let differs: @Sendable (StartFailure) -> Void
 
@@ -26,8 +26,8 @@ final class DeploymentCheck: Sendable {
 
   /// True where this Redis may be worked with. `again`: although it was asked before.
   func passes(_ store: ColdStore, _ server: ServerIdentity, again: Bool) async -> Bool {
-    if !again, state.withLock({ $0.passed }) == server.runID { return true }
-    let mayWrite = !hasLedger || state.withLock { $0.wasLinked }
+    if !again, state.withLockedValue({ $0.passed }) == server.runID { return true }
+    let mayWrite = !hasLedger || state.withLockedValue { $0.wasLinked }
     do throws(StoreFailure) {
       if let failure = try await Self.failure(store, writing: mayWrite) {
         differs(failure)
@@ -36,7 +36,7 @@ final class DeploymentCheck: Sendable {
     } catch {
       return false
     }
-    if mayWrite { state.withLock { $0.passed = server.runID } }
+    if mayWrite { state.withLockedValue { $0.passed = server.runID } }
     return true
   }
 
@@ -52,12 +52,12 @@ final class DeploymentCheck: Sendable {
         + differences.map(\.description).joined(separator: "; "))
   }
 
-  func linked() { state.withLock { $0.wasLinked = true } }
+  func linked() { state.withLockedValue { $0.wasLinked = true } }
 
   /// The ledger's word, which names both values. A sidecar that was linked before goes on: the
   /// deployment it works for is right, and what is wrong is the ledger that was started.
   func ledgerDiffers(_ text: String) {
-    guard !state.withLock({ $0.wasLinked }) else { return }
+    guard !state.withLockedValue({ $0.wasLinked }) else { return }
     differs(StartFailure(description: "the ledger refuses this sidecar: \(text)"))
   }
 }

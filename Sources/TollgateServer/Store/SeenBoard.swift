@@ -7,7 +7,7 @@
 // so a call that leaves later never names more than it will find. One lock for each bucket,
 // held for a comparison.
 
-import Synchronization
+import NIOConcurrencyHelpers
 import TollgateCore
 
 final class SeenBoard: Sendable {
@@ -18,7 +18,7 @@ final class SeenBoard: Sendable {
   }
 
   private final class Slot: Sendable {
-    let seen = Mutex(Seen())
+    let seen = NIOLockedValueBox(Seen())
   }
 
   private let slots: [Slot]
@@ -29,7 +29,7 @@ final class SeenBoard: Sendable {
   }
 
   func saw(bucket: Int, epoch: Int64, sequence: Int64, time: WallTime? = nil) {
-    slots[bucket].seen.withLock { seen in
+    slots[bucket].seen.withLockedValue { seen in
       guard epoch >= seen.position.epoch else { return }
       if epoch > seen.position.epoch {
         seen = Seen(position: StreamPosition(epoch: epoch, sequence: sequence))
@@ -40,7 +40,7 @@ final class SeenBoard: Sendable {
     }
   }
 
-  subscript(bucket: Int) -> Seen { slots[bucket].seen.withLock { $0 } }
+  subscript(bucket: Int) -> Seen { slots[bucket].seen.withLockedValue { $0 } }
 
   /// What a call under `epoch` must find at least.
   func sequence(bucket: Int, epoch: Int64) -> Int64 {

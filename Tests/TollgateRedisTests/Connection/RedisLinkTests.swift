@@ -1,19 +1,19 @@
 // The link against a real redis-server: order, authentication, loss, freeze and return.
 
 import Logging
+import NIOConcurrencyHelpers
 import NIOCore
 import NIOPosix
-import Synchronization
 import Testing
 import TollgateRedis
 import TollgateTesting
 
 /// Collects what callbacks said, from any thread.
 private final class Journal<Entry: Sendable>: Sendable {
-  private let entries = Mutex<[Entry]>([])
-  func add(_ entry: Entry) { entries.withLock { $0.append(entry) } }
-  var all: [Entry] { entries.withLock { $0 } }
-  var count: Int { entries.withLock { $0.count } }
+  private let entries = NIOLockedValueBox<[Entry]>([])
+  func add(_ entry: Entry) { entries.withLockedValue { $0.append(entry) } }
+  var all: [Entry] { entries.withLockedValue { $0 } }
+  var count: Int { entries.withLockedValue { $0.count } }
 }
 
 /// Waits without holding a thread: the pool is small and the answers come on a loop.
