@@ -118,6 +118,51 @@ extension LiveTests {
       #expect(result == .string("replayed") || result == .string("unchanged"))
     }
 
+    /// DESIGN 5: whoever asks about names that are no accounts must not fill Redis for ever.
+    @Test func lookingAtUnknownAccountsLeavesNothingThatStays() throws {
+      var random = SeededRandom.fromEnvironment("unknown accounts")
+      let catalog = Stack.catalog.replacing(
+        "features:", with: "unknown_account: {plan: small}\nfeatures:", maxReplacements: 1)
+      let stack = try Stack(.init(sidecars: 1, persistence: .none, catalog: catalog))
+      let redis = try stack.redis.connect()
+      func staying() throws -> Set<String> {
+        var keys: Set<String> = []
+        for key in try redis.command("KEYS", "*:a:*").strings
+        where try redis.command("PTTL", key).string == "-1" { keys.insert(key) }
+        return keys
+      }
+      #expect(try staying() == [])
+      let connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+      let records = try (0..<50).map { try Self.record("probe\($0)/m", &random) }
+      for answer in try connection.operate(records, as: .check, deadline: 5000) {
+        guard case .decision(let decision) = answer else {
+          throw StackFailure(description: "\(answer)")
+        }
+        #expect(decision.isAllowed)
+      }
+      let rows = (0..<20).map { "row\($0),big" }.joined(separator: "\n")
+      let file = try stack.directory.write("rows.csv", rows + "\n")
+      try stack.command(["account", "import", file, "--dry-run", "--reason", "test"])
+      try stack.command(["account", "set", "dry", "--plan", "big", "--dry-run"])
+      try stack.command([
+        "reset", "dry2", "calls.month", "--reason", "test", "--dry-run",
+      ])
+      try stack.command(["usage", "look"])
+      try stack.command(["account", "show", "look2"])
+      #expect(try staying() == [])
+      #expect(try redis.command("KEYS", "*:a:probe0").strings.count == 1)
+
+      // What is counted stays: the same account, used.
+      let used = try connection.operate([try Self.record("probe0/m", &random)], deadline: 5000)
+      guard case .decision(let decision)? = used.first else {
+        throw StackFailure(description: "\(used)")
+      }
+      #expect(decision.isAllowed && decision.items.first?.settled == 1)
+      #expect(try staying().count == 1)
+      #expect(try stack.command(["account", "list", "--json"]).contains("probe0"))
+      #expect(!(try stack.command(["account", "list", "--json"]).contains("probe1")))
+    }
+
     @Test func aConnectedClientHearsOfNewFailurePolicies() throws {
       let stack = try Stack(.init(sidecars: 1, persistence: .none))
       // The answer to a hello comes first, whatever changes at that moment.

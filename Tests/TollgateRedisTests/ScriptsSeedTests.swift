@@ -1,6 +1,7 @@
 // A seed under a ledger that lost entries: what an older epoch left in Redis is never lowered; under
 // a whole ledger it is replaced, whatever lies there.
 
+import Foundation
 import Testing
 import TollgateCore
 import TollgateTesting
@@ -133,4 +134,92 @@ import TollgateTesting
     #expect(try rig.settled("acme/bob", "chat", .hour) == 3)
     #expect(try rig.settled("acme", "chat", .day) == 8)
   }
+
+  // MARK: - Accounts that are only looked at
+
+  private func look(_ rig: StoreRig, _ account: String = "new") throws -> SeedCall.Effect {
+    let calls = SeedCall.chunks(
+      keySpace: rig.keySpace, fence: rig.fence, account: try Subject(account), cells: [],
+      accountVersion: 0, accountConfig: nil, isForRead: true)
+    #expect(calls.count == 1)
+    return try #require(try rig.run(calls[0]).value)
+  }
+
+  private func life(_ rig: StoreRig, _ account: String = "new") throws -> Int? {
+    let key = rig.keySpace.subject(0, try Subject(account))
+    return try rig.redis.command("PTTL", key).string.flatMap { Int($0) }
+  }
+
+  private func looked() throws -> StoreRig {
+    // On Redis's own clock, by which keys expire.
+    let rig = try StoreRig(transform: { $1 })
+    rig.useTime(WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000)))
+    try rig.open()
+    rig.account = AccountConfig()
+    rig.account.plan = try Name("pro")
+    #expect(try look(rig) == .seeded)
+    return rig
+  }
+
+  @Test func aReadLeavesAHeaderThatExpires() throws {
+    let rig = try looked()
+    #expect((1...60_000).contains(try #require(try life(rig))))
+    #expect(try rig.consume("new/ann", ("chat", 1), mode: .check).reason == .allowed)
+    #expect(try rig.consume("new", ("tokens", 1001), mode: .check).reason == .quotaExceeded)
+    // Looked at once more, it is not made to live longer.
+    #expect(try look(rig) == .alreadyCurrent)
+    let header = try rig.read(Reads.header(rig.keySpace, account: try Subject("new")))
+    #expect(header.epoch == nil && header.lookedAt == 1 && header.isCurrent(in: 1))
+  }
+
+  @Test func theFirstWriteMakesAHeaderThatStays() throws {
+    let rig = try looked()
+    #expect(try rig.consume("new/ann", ("chat", 1)) == .rebuild)
+    rig.account.version = 0
+    try rig.seed("new")
+    #expect(try life(rig) == -1)
+    #expect(try rig.consume("new/ann", ("chat", 1)).reason == .allowed)
+    #expect(try life(rig) == -1)
+    // A real account's header is never replaced by one that expires.
+    #expect(try look(rig) == .alreadyCurrent)
+    #expect(try life(rig) == -1)
+    #expect(try rig.settled("new", "chat", .day) == 1)
+  }
+
+  @Test func aConfigurationWrittenIntoItStays() throws {
+    let rig = try looked()
+    let call = ConfigAccountCall(
+      keySpace: rig.keySpace, fence: rig.fence, change: rig.newChange(),
+      account: try Subject("new"), expectedVersion: 0, newVersion: 1, config: "{}",
+      body: Array("set".utf8), outboxEntriesMax: 100)
+    guard case .done = try rig.run(call) else { throw MiniFailure() }
+    #expect(try life(rig) == -1)
+    rig.account.version = 1
+    #expect(try rig.consume("new/ann", ("chat", 1), mode: .check).reason == .allowed)
+    #expect(try rig.consume("new/ann", ("chat", 1)) == .rebuild)
+    try rig.seed("new")
+    let header = try rig.read(Reads.header(rig.keySpace, account: try Subject("new")))
+    #expect(header.epoch == 1 && header.version == 1 && header.config == "{}")
+  }
+
+  @Test func anotherEpochIsLookedAtAnew() throws {
+    let rig = try looked()
+    try rig.open(epoch: 2)
+    #expect(try rig.consume("new", ("tokens", 1), mode: .check) == .rebuild)
+    #expect(try look(rig) == .seeded)
+    #expect(try rig.consume("new", ("tokens", 1), mode: .check).reason == .allowed)
+    #expect((1...60_000).contains(try #require(try life(rig))))
+  }
+
+  /// A header that holds anything is left as it is: the next seed is a real one.
+  @Test func aHeaderThatHoldsSomethingIsNotMadeToExpire() throws {
+    let rig = try looked()
+    try rig.seed("old")
+    try rig.open(epoch: 2)
+    #expect(try look(rig, "old") == .alreadyCurrent)
+    #expect(try life(rig, "old") == -1)
+    #expect(try rig.consume("old", ("tokens", 1), mode: .check) == .rebuild)
+  }
 }
+
+private struct MiniFailure: Error {}

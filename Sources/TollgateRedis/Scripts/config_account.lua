@@ -33,6 +33,7 @@ if crowded(seq, M[4], ARGV[9]) then
   return {13}
 end
 local sequence = int(seq + 1)
+stays(KEYS[3])
 set(KEYS[3], {'v', int(new), 'cfg', ARGV[7], 'op', remember(H[3], ARGV[4], new, ms)}, H)
 set(KEYS[1], {'seq', sequence, 't', int(now)}, {M[2], M[3]})
 announce(ARGV[3], seq, ms, ARGV[4], 0, ARGV[8], ARGV[9])

@@ -148,6 +148,16 @@ local function touch(idx, key, before, expiry, now)
   end
 end
 
+-- How long the header of an account stays that was only looked at, ms. A change written into it
+-- makes it stay for good.
+local LOOKED = 60000
+local function stays(key)
+  local life = write(nil, 'PEXPIRETIME', key)
+  if life > 0 then
+    write({'PEXPIREAT', key, life}, 'PERSIST', key)
+  end
+end
+
 -- When a deeper subject's hash may go: a day after the end of the longest period it counts in.
 local function lifetime(periodEnd)
   return periodEnd >= NEVER - DAY and NEVER or periodEnd + DAY

@@ -54,6 +54,7 @@ else
     changed, fields, old = KEYS[4], {name, int(version), 'cfg', ARGV[6]}, H
   end
 end
+stays(KEYS[4])
 if changed then
   set(changed, fields, old)
 end

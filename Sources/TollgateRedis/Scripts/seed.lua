@@ -3,7 +3,8 @@
 --
 -- KEYS  1 meta · 2 account header · 3 index of deeper subjects · 4... their hashes
 -- ARGV  1 fence text · 2 seen sequence
---       3 MessagePack: epoch, last chunk (1) or not, account version, number of cells, whether the
+--       3 MessagePack: epoch, last chunk (1, or 2: for a read of an account of which nothing is
+--         known) or not, account version, number of cells, whether the
 --         ledger lost entries of this bucket (1) or is whole, and per cell: hash (1 header,
 --         2 = KEYS[4]...), field, period end, start, settled, forgiven, start and settled of the
 --         period before
@@ -15,7 +16,8 @@
 --   are dropped, the newer of two configurations is kept, and what either side remembers of changes.
 --   Where the ledger lost entries, counters of the epoch the account was seeded in before are no
 --   less true than its sums: of each period the greater settled and forgiven stand, so that no
---   limit sees less than it did.
+--   limit sees less than it did. A header made for a read bears `<epoch>?`, no counter and an
+--   expiry, and is written only where there is none: any seed for a write replaces it.
 -- Complexity: O(cells + fields of the hashes written).
 local A, position = {}, 0
 repeat
@@ -37,6 +39,15 @@ local e = format('%.0f', epoch)
 local H = call('HMGET', KEYS[2], 'e', 'v', 'cfg', 'op')
 if H[1] == e then
   return {1}
+end
+if last == 2 then
+  local looked = H[1] and sub(H[1], -1) == '?' and (H[2] or '0') == '0'
+  if H[1] == e .. '?' or (not looked and (H[1] or H[2] or H[3] or H[4])) then
+    return {1}
+  end
+  replace(KEYS[2], {'e', e .. '?', 'v', '0'})
+  write(nil, 'PEXPIREAT', KEYS[2], int(floor(now / 1000) + LOOKED))
+  return {0}
 end
 -- Two cells of one counter, period by period the greater, the latest two periods of them.
 local function greater(a, b)

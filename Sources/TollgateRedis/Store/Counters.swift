@@ -104,7 +104,7 @@ package struct ReadAccountCall: ScriptCall {
     var header = AccountHeader(epoch: nil, version: nil, config: nil)
     for index in stride(from: 0, to: flat.count - 1, by: 2) {
       switch flat[index].text {
-      case "e"?: header.epoch = flat[index + 1].number
+      case "e"?: header.setEpoch(flat[index + 1].text)
       case "v"?: header.version = flat[index + 1].number
       case "cfg"?: header.config = flat[index + 1].text
       default: continue

@@ -34,11 +34,23 @@ package struct StoredConfig: Hashable, Sendable {
 package struct AccountHeader: Hashable, Sendable {
   /// The epoch it is seeded in; nil: never.
   package var epoch: Int64?
+  /// The epoch in which nothing was known of the account when it was looked at, and nothing was
+  /// counted since: such a header expires, and the first write replaces it.
+  package var lookedAt: Int64?
   /// nil: there is no header. 0: one that nobody ever set.
   package var version: Int64?
   package var config: String?
   /// The changes made to it that are still known by their ids.
   package var memory = ChangeMemory()
+
+  /// Whether what stands in Redis is all that is counted of the account.
+  package func isCurrent(in epoch: Int64) -> Bool { self.epoch == epoch || lookedAt == epoch }
+
+  /// From the text of field `e`.
+  package mutating func setEpoch(_ text: String?) {
+    epoch = text.flatMap { Int64($0) }
+    lookedAt = text.flatMap { $0.hasSuffix("?") ? Int64($0.dropLast()) : nil }
+  }
 }
 
 package struct BucketMeta: Hashable, Sendable {
@@ -125,8 +137,10 @@ package enum Reads {
     ) { reply in
       guard reply.array != nil else { return nil }
       guard let memory = ChangeMemory(bytes: reply[3].bytes ?? []) else { return nil }
-      return AccountHeader(
-        epoch: reply[0].number, version: reply[1].number, config: reply[2].text, memory: memory)
+      var header = AccountHeader(
+        version: reply[1].number, config: reply[2].text, memory: memory)
+      header.setEpoch(reply[0].text)
+      return header
     }
   }
 

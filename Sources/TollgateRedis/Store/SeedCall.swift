@@ -59,6 +59,9 @@ package struct SeedCall: ScriptCall {
   package var memory: ChangeMemory
   /// The ledger lost entries of this bucket: what Redis holds of the account is never lowered.
   package var isLossy = false
+  /// Nothing is known of the account and it is only looked at: its header is made to expire, holds
+  /// nothing, and serves reads alone.
+  package var isForRead = false
   /// Deeper subjects whose counters of an older epoch are to be kept without a word of the ledger.
   package var others: [Subject] = []
 
@@ -70,7 +73,7 @@ package struct SeedCall: ScriptCall {
   package static func chunks(
     keySpace: KeySpace, fence: Fence, account: Subject, cells: [SeedCell], accountVersion: Int64,
     accountConfig: String?, memory: ChangeMemory = ChangeMemory(), isLossy: Bool = false,
-    live: [Subject] = []
+    live: [Subject] = [], isForRead: Bool = false
   ) -> [SeedCall] {
     let bucket = keySpace.bucket(of: account)
     func call(_ cells: [SeedCell], last: Bool) -> SeedCall {
@@ -97,6 +100,8 @@ package struct SeedCall: ScriptCall {
       }
     }
     calls.append(call(cells.filter { $0.subject.depth == 1 }, last: true))
+    // Where Redis still holds subjects of it, something is known after all.
+    calls[calls.count - 1].isForRead = isForRead && cells.isEmpty && calls.count == 1
     return calls
   }
 
@@ -122,7 +127,7 @@ package struct SeedCall: ScriptCall {
     }
     var writer = MessagePackWriter()
     writer.append(fence.epoch)
-    writer.append(isLast ? 1 : 0)
+    writer.append(isLast ? (isForRead ? 2 : 1) : 0)
     writer.append(accountVersion)
     writer.append(cells.count)
     writer.append(isLossy ? 1 : 0)

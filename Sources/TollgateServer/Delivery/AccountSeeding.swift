@@ -21,6 +21,15 @@ struct SeedingNotes {
   var undelivered: [Int: UndeliveredIndex] = [:]
 }
 
+/// Why an account is seeded.
+enum SeedPurpose: Sendable {
+  /// It is looked at: of one of which nothing is known, nothing stays in Redis.
+  case read
+  case write
+  /// Units that were used are to be counted, even for one that nobody set.
+  case post
+}
+
 extension Healer {
   /// Entries of an outbox read for one load; what lies beyond is read by the next.
   static var undeliveredPagesMax: Int { 50 }

@@ -316,9 +316,9 @@ actor Healer {
     case failed
   }
 
-  func rebuild(account: String, bucket: Int, epoch: Int64) async {
+  func rebuild(account: String, bucket: Int, epoch: Int64, purpose: SeedPurpose) async {
     guard let subject = try? Subject(account) else { return }
-    let outcome = await load(account: subject, bucket: bucket, epoch: epoch)
+    let outcome = await load(account: subject, bucket: bucket, epoch: epoch, purpose: purpose)
     for loop in loops {
       loop.onLoop { enforcer in
         switch outcome {
@@ -331,10 +331,9 @@ actor Healer {
     }
   }
 
-  /// Seeds one account from the ledger; single-flight. `evenUnknown`: also one that nobody set,
-  /// with nothing, because units that were used are to be counted.
+  /// Seeds one account from the ledger; single-flight.
   func load(
-    account: Subject, bucket: Int, epoch: Int64, evenUnknown: Bool = false
+    account: Subject, bucket: Int, epoch: Int64, purpose: SeedPurpose = .write
   ) async -> LoadOutcome {
     guard rebuilding.insert(account.path).inserted else {
       // The one under way tells every loop when it is done.
@@ -344,6 +343,16 @@ actor Healer {
     defer { rebuilding.remove(account.path) }
     do {
       let stored = try await store.header(account: account)
+      if stored.lookedAt == epoch {
+        // Nothing was known of it anywhere, and whatever was counted since would stand in another
+        // header: there is nothing to ask the ledger.
+        if purpose != .read {
+          try await store.seed(
+            account: account, epoch: epoch, cells: [], version: 0, config: nil,
+            memory: ChangeMemory(), isLossy: false)
+        }
+        return .loaded
+      }
       guard try await isDelivered(account, bucket, epoch, stored) else { return .failed }
       let isLossy = try await isLossy(bucket, epoch, account)
       var pages: [BalancesReply] = []
@@ -356,10 +365,10 @@ actor Healer {
       }
       let version = pages.first?.version ?? 0
       let balances = pages.flatMap(\.balances)
-      if !evenUnknown, version == 0, balances.isEmpty, memory.isEmpty,
-        (stored.version ?? 0) == 0,
-        global?.catalog.unknownAccount ?? .deny == .deny
-      {
+      let isStored = stored.epoch != nil || (stored.lookedAt == nil && stored.version != nil)
+      let isUnknown =
+        version == 0 && balances.isEmpty && memory.isEmpty && (stored.version ?? 0) == 0
+      if isUnknown, purpose != .post, global?.catalog.unknownAccount ?? .deny == .deny {
         return .unknown
       }
       try await store.seed(
@@ -367,7 +376,7 @@ actor Healer {
         version: version,
         config: version > 0
           ? (pages.first?.config).map { String(decoding: $0, as: UTF8.self) } : nil,
-        memory: memory, isLossy: isLossy)
+        memory: memory, isLossy: isLossy, isForRead: purpose == .read && isUnknown && !isStored)
       if isLossy, let kept = stored.version, kept > version, let config = stored.config {
         sendAgain(account, bucket, epoch, version: kept, config: config)
       }
@@ -398,8 +407,10 @@ extension Healer: EnforcerDelegate {
     Task { await self.beat() }
   }
 
-  nonisolated func rebuild(account: String, bucket: Int, epoch: Int64) {
-    Task { () async in await self.rebuild(account: account, bucket: bucket, epoch: epoch) }
+  nonisolated func rebuild(account: String, bucket: Int, epoch: Int64, purpose: SeedPurpose) {
+    Task { () async in
+      await self.rebuild(account: account, bucket: bucket, epoch: epoch, purpose: purpose)
+    }
   }
 
   nonisolated func recover(bucket: Int, knownEpoch: Int64) {

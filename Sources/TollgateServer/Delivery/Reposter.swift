@@ -111,7 +111,7 @@ struct Reposter: Sendable {
         return true
       case .unseeded:
         guard let account = try? Subject(delta.key).account else { return true }
-        _ = await healer.load(account: account, bucket: bucket, epoch: epoch, evenUnknown: true)
+        _ = await healer.load(account: account, bucket: bucket, epoch: epoch, purpose: .post)
         return false
       }
     } catch is WireError {
@@ -181,7 +181,7 @@ struct Reposter: Sendable {
     guard asking || unseeded.isEmpty else { return false }
     for account in unseeded {
       let outcome = await healer.load(
-        account: account, bucket: bucket, epoch: epoch, evenUnknown: true)
+        account: account, bucket: bucket, epoch: epoch, purpose: .post)
       if outcome == .failed { isWell = false }
     }
     return isWell

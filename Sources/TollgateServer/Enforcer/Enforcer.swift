@@ -26,7 +26,7 @@ import TollgateRedis
 /// each kind is asked for once until its `…Finished` call comes back on the same loop.
 protocol EnforcerDelegate: AnyObject, Sendable {
   func refreshGlobal(atLeast version: Int64)
-  func rebuild(account: String, bucket: Int, epoch: Int64)
+  func rebuild(account: String, bucket: Int, epoch: Int64, purpose: SeedPurpose)
   func recover(bucket: Int, knownEpoch: Int64)
   /// The bucket's meta holds an older global version than ours.
   func pushVersion(bucket: Int)
@@ -252,7 +252,9 @@ final class Enforcer {
     case .rebuild:
       guard !request.isAnswered else { return }
       park(request, .account(request.account)) {
-        $0.rebuild(account: request.account, bucket: request.bucket, epoch: epoch)
+        $0.rebuild(
+          account: request.account, bucket: request.bucket, epoch: epoch,
+          purpose: request.mode == .check ? .read : .write)
       }
     case .period(let time):
       metrics.retriedPeriod.add()

@@ -28,6 +28,8 @@ struct AccountScan: Sendable {
           let subject = try? Subject(String(text[range.upperBound...])), subject.depth == 1
         else { continue }
         let header = try await store.header(account: subject)
+        // One that was only looked at is not an account yet.
+        if header.lookedAt != nil && (header.version ?? 0) == 0 { continue }
         guard var config = AccountConfig(stored: header.config ?? "") else { continue }
         config.version = header.version ?? 0
         entries.append(AccountPage.Entry(account: subject, config: config))

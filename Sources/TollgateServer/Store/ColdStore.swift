@@ -314,13 +314,13 @@ struct ColdStore: Sendable {
   /// Seeds an account; true where it is current afterwards.
   func seed(
     account: Subject, epoch: Int64, cells: [SeedCell], version: Int64, config: String?,
-    memory: ChangeMemory, isLossy: Bool
+    memory: ChangeMemory, isLossy: Bool, isForRead: Bool = false
   ) async throws(StoreFailure) {
     let live = isLossy ? try await snapshot(of: account).subjects : []
     let calls = SeedCall.chunks(
       keySpace: keys, fence: try await fence(bucket: keys.bucket(of: account), epoch: epoch),
       account: account, cells: cells, accountVersion: version, accountConfig: config,
-      memory: memory, isLossy: isLossy, live: live)
+      memory: memory, isLossy: isLossy, live: live, isForRead: isForRead)
     for call in calls { _ = try value(call.decode(try await raw(call))) }
   }
 }

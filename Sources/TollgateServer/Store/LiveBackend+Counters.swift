@@ -39,7 +39,7 @@ extension LiveBackend {
     }
     return CountersSnapshot(
       time: snapshot.now, bucket: bucket, bucketState: bucketState, epoch: epoch,
-      isLoaded: snapshot.header.epoch == epoch,
+      isLoaded: snapshot.header.isCurrent(in: epoch),
       globalVersion: await sidecar.healer.currentGlobal?.version ?? 0,
       accountVersion: snapshot.header.version ?? 0,
       counters: quotas.map { quota in

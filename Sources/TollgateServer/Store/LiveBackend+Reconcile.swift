@@ -68,7 +68,8 @@ extension LiveBackend {
       let (bucketState, epoch) = await state(snapshot, bucket)
       billings.append(
         StoreBilling(
-          time: snapshot.now, bucketState: bucketState, isLoaded: snapshot.header.epoch == epoch,
+          time: snapshot.now, bucketState: bucketState,
+          isLoaded: snapshot.header.isCurrent(in: epoch),
           last: StreamPosition(epoch: epoch, sequence: snapshot.fence.sequence ?? 0),
           firstSequence: 0, totals: Self.totals(snapshot, epoch, features), undelivered: []))
       places[item.account.path] = index

@@ -104,9 +104,11 @@ struct LiveBackend: AdminBackend {
       let header = try await reading { () async throws(StoreFailure) in
         try await store.header(account: account)
       }
-      if header.epoch == epoch || !hasLedger { return try Self.state(header, bucket, epoch) }
+      if header.isCurrent(in: epoch) || !hasLedger { return try Self.state(header, bucket, epoch) }
       // The ledger may know more than a header that is not seeded.
-      switch await sidecar.healer.load(account: account, bucket: bucket, epoch: epoch) {
+      switch await sidecar.healer.load(
+        account: account, bucket: bucket, epoch: epoch, purpose: .read)
+      {
       case .loaded, .unknown:
         let current = try await reading { () async throws(StoreFailure) in
           try await store.header(account: account)
@@ -127,7 +129,7 @@ struct LiveBackend: AdminBackend {
     }
     config.version = header.version ?? 0
     return AccountState(
-      config: config, bucket: bucket, isLoaded: header.epoch == epoch, memory: header.memory)
+      config: config, bucket: bucket, isLoaded: header.isCurrent(in: epoch), memory: header.memory)
   }
 
   func accounts(after cursor: String?, limit: Int) async throws(AdminFailure) -> AccountPage {
