@@ -316,6 +316,36 @@ import TollgateWire
     #expect(fixture.backend.read { $0.global?.version } == 1)
   }
 
+  /// Taken out by one catalog and put back by the next, a feature would change its class all the
+  /// same, and operations of it could be replayed as new.
+  @Test func aFeatureThatComesBackKeepsItsClass() async throws {
+    let fixture = try AdminFixture()
+    let line = "tokens.output: {metered: true, importance: volume, unit: token}"
+    let entitlement =
+      "    tokens.output:\n"
+      + "      - {id: tokens.month, quota: 5000, per: month, enforcement: shadow}\n"
+    let without = AdminFixture.catalogYAML.replacing("  \(line)\n", with: "").replacing(
+      entitlement, with: "")
+    _ = try await fixture.send(.catalogApply, try applying(without), as: CatalogChangeReply.self)
+    #expect(fixture.backend.read { $0.global?.catalog.features.count } == 2)
+    let changed = AdminFixture.catalogYAML.replacing(
+      line, with: "tokens.output: {metered: true, importance: money, unit: token}")
+    let failure = try await fixture.refusal(.catalogApply, try applying(changed))
+    #expect(failure.code == .conflict)
+    let problem = try #require(failure.problems.first)
+    #expect(problem.path == "features/tokens.output/importance")
+    #expect(problem.value == "\"money\"")
+    #expect(problem.reason.contains("catalog version 1 had it in another class"))
+    let diff = try await fixture.send(
+      .catalogDiff, CatalogValidateRequest(document: try AdminFixture.document(changed)),
+      as: CatalogDiffReply.self)
+    #expect(diff.refusals.count == 1)
+    // In its own class it may come back.
+    _ = try await fixture.send(
+      .catalogApply, try applying(AdminFixture.catalogYAML), as: CatalogChangeReply.self)
+    #expect(fixture.backend.read { $0.global?.catalogVersion } == 3)
+  }
+
   @Test func anUnsoundCatalogNamesEveryProblem() async throws {
     let fixture = try AdminFixture()
     let yaml = AdminFixture.catalogYAML

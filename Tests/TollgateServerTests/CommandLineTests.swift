@@ -230,6 +230,19 @@ private struct Harness {
         """)
   }
 
+  @Test func catalogApplyRefusesAnotherImportance() async throws {
+    let harness = try await Harness()
+    let file = try harness.directory.write(
+      "c.yaml", AdminFixture.catalogYAML.replacing("importance: volume", with: "importance: money"))
+    let run = try await harness.run("catalog", "apply", file, "--reason", "r")
+    #expect(run.code == 4)
+    #expect(
+      run.error.contains(
+        "features/tokens.output/importance: \"money\": a feature's class is fixed: bills and "
+          + "operation records are kept by it"))
+    #expect(harness.fixture.backend.read { $0.global?.version } == 1)
+  }
+
   @Test func catalogDiffAndApply() async throws {
     let harness = try await Harness()
     let file = try harness.directory.write(

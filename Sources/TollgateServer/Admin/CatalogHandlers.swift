@@ -33,12 +33,13 @@ extension AdminService {
     let catalog = try read(request.document)
     let before = try await backend.globalConfig()
     let diff = CatalogDiff(from: before?.catalog, to: catalog)
+    let refused = diff.refused + (try await returned(before, catalog))
     var after =
       before ?? GlobalConfig(version: 0, catalogVersion: 0, catalog: catalog, bypasses: [])
     after.catalog = catalog
     return CatalogDiffReply(
       catalogVersion: before?.catalogVersion ?? 0, changes: diff.lines(of: diff.changes),
-      refusals: diff.lines(of: diff.refused), impact: try await impact(from: before, to: after))
+      refusals: diff.lines(of: refused), impact: try await impact(from: before, to: after))
   }
 
   func catalogApply(
@@ -83,7 +84,7 @@ extension AdminService {
         return .unchanged("the catalog in force has this content")
       }
       // With no catalog in force nothing is stored that could change its meaning.
-      if before != nil { try Self.refuse(diff.refused) }
+      if before != nil { try Self.refuse(diff.refused + (try await returned(before, catalog))) }
       var after =
         before ?? GlobalConfig(version: 0, catalogVersion: 0, catalog: catalog, bypasses: [])
       after.catalog = catalog
@@ -94,6 +95,38 @@ extension AdminService {
       try await impact(from: before, to: after)
     }
     return CatalogChangeReply(change: reply, catalogVersion: config?.catalogVersion ?? 0)
+  }
+
+  /// Catalogs that are looked back through; as many as Redis keeps.
+  private static var catalogsKept: Int64 { 64 }
+
+  /// Features that come back after an earlier catalog removed them, in another class than they had:
+  /// what is remembered of their operations is kept by class, whatever catalog stood in between.
+  private func returned(
+    _ before: GlobalConfig?, _ catalog: Catalog
+  ) async throws(AdminFailure) -> [CatalogDiff.Change] {
+    guard let before else { return [] }
+    var open = Set(catalog.features.keys).subtracting(before.catalog.features.keys)
+    var refused: [CatalogDiff.Change] = []
+    var version = before.catalogVersion - 1
+    while !open.isEmpty, version > max(0, before.catalogVersion - Self.catalogsKept) {
+      let earlier = try await backend.catalog(version: version)
+      for name in open.sorted() {
+        guard let was = earlier?.features[name], let now = catalog.features[name] else { continue }
+        open.remove(name)
+        for key in CatalogReader.featureKeys where key != "unit" {
+          guard was.document[key] != now.document[key] else { continue }
+          refused.append(
+            .init(
+              place: .feature(name), kind: .changed, field: key, before: was.document[key],
+              after: now.document[key],
+              refusal: "catalog version \(version) had it in another class, which is fixed: bills "
+                + "and operation records are kept by it"))
+        }
+      }
+      version -= 1
+    }
+    return refused
   }
 
   private static func refuse(_ refused: [CatalogDiff.Change]) throws(AdminFailure) {
