@@ -328,14 +328,6 @@ extension LedgerStore {
     }
   }
 
-  package func losses(limit: Int = pageMax) throws -> [LossRecord] {
-    try read { db in
-      try Row.fetchAll(
-        db, sql: "SELECT bucket, epoch, first, last FROM loss ORDER BY time DESC LIMIT ?",
-        arguments: [Self.bounded(limit)])
-    }.map { LossRecord(bucket: $0[0], epoch: $0[1], first: $0[2], last: $0[3]) }
-  }
-
   package func parked(limit: Int = pageMax) throws -> [ParkedRecord] {
     try read { db in
       try Row.fetchAll(
@@ -364,6 +356,7 @@ extension LedgerStore {
         duplicates: try number("SELECT count(*) FROM duplicates"),
         parked: try number("SELECT count(*) FROM parked WHERE replayed IS NULL"),
         lostSequences: try number("SELECT coalesce(sum(last - first + 1), 0) FROM loss"),
+        acknowledgedSequences: try Self.acknowledgedSequences(db),
         configRecords: try number("SELECT count(*) FROM config"))
     }
   }

@@ -7,9 +7,9 @@ internal import TollgateCore
 internal import TollgateWire
 
 struct LedgerTransaction {
-  private let db: Database
+  let db: Database
   private let streams: Int
-  private let now: WallTime
+  let now: WallTime
   private var poster: Poster
 
   init(_ db: Database, store: LedgerStore, now: WallTime) throws {

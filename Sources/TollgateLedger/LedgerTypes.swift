@@ -161,10 +161,26 @@ package struct ConfigRecord: Hashable, Sendable, Codable {
 }
 
 package struct LossRecord: Hashable, Sendable, Codable {
+  /// Somebody has looked at it, and says what came of it.
+  package struct Acknowledgement: Hashable, Sendable, Codable {
+    package var time: Int64
+    package var actor: String
+    package var reason: String
+  }
+
   package var bucket: Int
   package var epoch: Int64
   package var first: Int64
   package var last: Int64
+  /// When it was recorded.
+  package var time: Int64
+  package var acknowledged: Acknowledgement?
+  /// Deltas of the bucket that were born before the row was written and arrived in a later epoch;
+  /// nil where it was not asked for.
+  package var late: Int64?
+
+  /// `bucket/epoch/first`: names the row.
+  package var id: String { "\(bucket)/\(epoch)/\(first)" }
 }
 
 package struct ParkedRecord: Hashable, Sendable, Codable {
@@ -182,6 +198,8 @@ package struct LedgerStatus: Hashable, Sendable, Codable {
   package var duplicates: Int64
   package var parked: Int64
   package var lostSequences: Int64
+  /// Of them: in rows that somebody has acknowledged.
+  package var acknowledgedSequences: Int64
   package var configRecords: Int64
 }
 

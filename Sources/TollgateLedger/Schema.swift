@@ -21,8 +21,20 @@ enum Schema {
           WHERE rtrim(window, '^') NOT IN ('M', 'Q', 'Y', 'L')
           """)
     }
+    migrator.registerMigration("3-acknowledged-losses") { db in
+      try db.execute(
+        sql: """
+          CREATE TABLE \(acknowledged) (
+            bucket INTEGER NOT NULL, epoch INTEGER NOT NULL, first INTEGER NOT NULL,
+            time INTEGER NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL,
+            PRIMARY KEY (bucket, epoch, first)
+          ) STRICT, WITHOUT ROWID
+          """)
+    }
     return migrator
   }
+
+  static let acknowledged = "loss_acknowledged"
 
   /// Who this ledger belongs to, and how far each stream has been read.
   private static let positions = """

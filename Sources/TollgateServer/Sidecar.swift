@@ -255,6 +255,8 @@ final class Sidecar: Sendable {
         let lost = answer["status"]?["lostSequences"]?.whole
       {
         metrics.ledgerLost.set(lost)
+        metrics.ledgerLostAcknowledged.set(
+          answer["status"]?["acknowledgedSequences"]?.whole ?? 0)
         await watch?.heard(answer)
       }
       try? await Task.sleep(for: .milliseconds(Self.lossesMilliseconds))

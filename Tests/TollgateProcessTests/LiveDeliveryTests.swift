@@ -75,6 +75,37 @@ extension LiveTests {
       try Audit.check(stack, tally, subjects: ["acme/m"])
     }
 
+    /// Until somebody has looked at a loss, every status is degraded; then none is.
+    private func acknowledge(_ stack: Stack) throws {
+      func losses(_ words: [String]) throws -> Stack.CommandResult {
+        let child = try ChildProcess(
+          stack.binary, ["ledger", "losses"] + words + ["--database", stack.database])
+        let status = try child.wait(within: .seconds(30))
+        return .init(
+          status: status, output: child.standardOutput, errors: child.standardError)
+      }
+      let before = try stack.cli(["status"])
+      #expect(before.status == .exited(1))
+      #expect(before.output.contains("5 losses (0 acknowledged)"))
+      let listed = try losses(["list"])
+      #expect(listed.status == .exited(1))
+      let id = try #require(
+        listed.output.split(separator: "\n").last?.split(separator: " ").first.map { String($0) })
+      let unknown = try losses(["acknowledge", id, "9/9/9", "--reason", "r"])
+      #expect(unknown.status == .exited(4) && unknown.errors.contains("no loss 9/9/9"))
+      #expect(try losses(["acknowledge", "x", "--reason", "r"]).status == .exited(2))
+      #expect(try losses(["acknowledge", id]).status == .exited(2), "without a reason")
+      let done = try losses(["acknowledge", id, "--reason", "incident 7", "--actor", "ann"])
+      #expect(done.status == .exited(0) && done.output == "1 acknowledged\n")
+      let after = try losses([])
+      #expect(after.status == .exited(0) && after.output.contains("by ann: incident 7"))
+      try eventually(within: .seconds(25), every: .milliseconds(250), "status is in order") {
+        let status = try stack.cli(["status"])
+        return status.status == .exited(0) && status.output.contains("5 losses (5 acknowledged)")
+      }
+      #expect(stack.metric("tollgate_ledger_lost_acknowledged_entries", sidecar: 0) == 5)
+    }
+
     /// A hole that nobody can fill is written into the books, and every sidecar shows it.
     @Test func whatTheLedgerClosedAsLostIsOnEverySidecarsGauge() throws {
       var random = SeededRandom.fromEnvironment("losses")
@@ -112,6 +143,7 @@ extension LiveTests {
         stack.metric("tollgate_ledger_lost_entries", sidecar: 0) == 5
       }
       #expect(try Audit.verify(stack).lostSequences == 5)
+      try acknowledge(stack)
       // And the bucket goes on.
       try eventually(within: .seconds(15), "the bucket is open again") {
         (stack.metric("tollgate_buckets_fenced", sidecar: 0) ?? 1) == 0

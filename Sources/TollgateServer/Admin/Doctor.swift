@@ -210,11 +210,17 @@ package enum Doctor {
             fix: "raise its ceiling, or shorten the window: when full, money is denied"))
     }
     if health.delivery.losses > 0 {
+      let open = health.delivery.lossesOpen
       findings.append(
-        Finding(
-          "losses", .error, "\(health.delivery.losses) entries were closed as lost",
-          fix: "the ledger's log names each range, tollgate ledger verify counts them; counters "
-            + "keep what Redis knows, and tollgate reconcile shows what the bill lacks"))
+        open == 0
+          ? Finding(
+            "losses", .ok, "\(health.delivery.losses) entries were closed as lost; acknowledged")
+          : Finding(
+            "losses", .error,
+            "\(health.delivery.losses) entries were closed as lost, \(open) not acknowledged",
+            fix: "tollgate ledger losses list names each range; counters keep what Redis knows, "
+              + "and tollgate reconcile shows what the bill lacks; then tollgate ledger losses "
+              + "acknowledge"))
     }
     return findings
   }

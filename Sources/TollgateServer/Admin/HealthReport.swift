@@ -103,16 +103,21 @@ package struct HealthReport: Hashable, Sendable, Codable {
     package var duplicatesAbsorbed: Int64
     /// Entries the ledger closed as lost, as last heard.
     package var losses: Int64
+    /// Of them: those that somebody has acknowledged (`tollgate ledger losses`).
+    package var lossesAcknowledged: Int64
+
+    package var lossesOpen: Int64 { max(0, losses - lossesAcknowledged) }
 
     package init(
       undeliveredEntries: Int64, oldestMilliseconds: Int64, retained: Int,
-      duplicatesAbsorbed: Int64, losses: Int64
+      duplicatesAbsorbed: Int64, losses: Int64, lossesAcknowledged: Int64 = 0
     ) {
       self.undeliveredEntries = undeliveredEntries
       self.oldestMilliseconds = oldestMilliseconds
       self.retained = retained
       self.duplicatesAbsorbed = duplicatesAbsorbed
       self.losses = losses
+      self.lossesAcknowledged = lossesAcknowledged
     }
   }
 

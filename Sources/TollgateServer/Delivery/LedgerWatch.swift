@@ -141,7 +141,8 @@ final class LedgerWatch: Sendable {
       positions[Int(bucket)] = StreamPosition(epoch: epoch, sequence: cursor)
     }
     let rows = status["losses"]?.elements ?? []
-    let wentBack = rows.filter { $0["first"]?.whole == 0 }.compactMap {
+    // Once somebody has acknowledged it, what was lost then is known and is no trouble any more.
+    let wentBack = rows.filter { $0["first"]?.whole == 0 && $0["acknowledged"] == nil }.compactMap {
       $0["bucket"]?.whole.map { Int($0) }
     }
     return (positions, Set(wentBack))

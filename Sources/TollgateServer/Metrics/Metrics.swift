@@ -113,6 +113,7 @@ struct Metrics: Sendable {
   let lateReposted = Counter()
   let latePosts = Counter()
   let ledgerLost = Gauge()
+  let ledgerLostAcknowledged = Gauge()
   let ledgerSetbacks = Gauge()
   let fallbackUnits = Counter()
   let fallbackPending = Gauge()
@@ -277,6 +278,9 @@ struct Metrics: Sendable {
     gauge(
       "tollgate_ledger_lost_entries",
       "Entries the ledger closed as lost, of the whole deployment, as last heard.", ledgerLost)
+    gauge(
+      "tollgate_ledger_lost_acknowledged_entries",
+      "Of the lost entries: those that somebody has acknowledged.", ledgerLostAcknowledged)
     gauge(
       "tollgate_ledger_setback_buckets",
       "Buckets in which the ledger stands behind what it acknowledged, or stood.", ledgerSetbacks)

@@ -52,7 +52,8 @@ struct HealthReporter: Sendable {
         oldestMilliseconds: metrics.outboxLagMilliseconds.current,
         retained: Int(metrics.retainedDeltas.current),
         duplicatesAbsorbed: metrics.duplicatesAbsorbed.current,
-        losses: metrics.ledgerLost.current),
+        losses: metrics.ledgerLost.current,
+        lossesAcknowledged: metrics.ledgerLostAcknowledged.current),
       fallback: fallback(),
       decisions: decisions)
   }

@@ -8,7 +8,10 @@ import TollgateWire
 struct StatusCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "status", abstract: "How one sidecar is.",
-    discussion: "Exit code 0: in order, 1: degraded.")
+    discussion: """
+      Exit code 0: in order, 1: degraded. Losses that were acknowledged (`tollgate ledger losses`) \
+      are counted and do not degrade.
+      """)
 
   @OptionGroup var connection: ConnectionOptions
   @OptionGroup var output: OutputOptions
@@ -24,7 +27,7 @@ struct StatusCommand: AsyncParsableCommand {
     !report.redis.connected || report.redis.breaker != "closed"
       || (report.ledger.address != nil
         && (!report.ledger.connected || !report.ledger.error.isEmpty))
-      || report.delivery.losses > 0
+      || report.delivery.lossesOpen > 0
       || report.buckets.ready < report.buckets.total || report.sidecar.draining
       || !report.sidecar.ready
   }
@@ -59,16 +62,17 @@ struct StatusCommand: AsyncParsableCommand {
         + "\(buckets.recovering) recovering; ships \(buckets.owned)",
       "delivery    \(delivery.undeliveredEntries) undelivered, oldest "
         + "\(delivery.oldestMilliseconds) ms; \(delivery.retained) retained, "
-        + "\(delivery.duplicatesAbsorbed) duplicates absorbed, \(delivery.losses) losses",
+        + "\(delivery.duplicatesAbsorbed) duplicates absorbed, \(delivery.losses) losses"
+        + (delivery.losses > 0 ? " (\(delivery.lossesAcknowledged) acknowledged)" : ""),
       "fallback    \(report.fallback.unitsAdmitted) units let through, "
         + "\(report.fallback.operationsToPost) operations to post, "
         + "\(report.fallback.deferred) of them deferred, \(report.fallback.refused) refused",
       "sessions    \(sidecar.connections) connections, \(sidecar.inFlight) in flight",
     ]
-    if report.delivery.losses > 0 {
+    if report.delivery.lossesOpen > 0 {
       lines.append(
-        "attention   the ledger closed \(report.delivery.losses) entries as lost: "
-          + "`tollgate doctor` says what to do")
+        "attention   the ledger closed \(report.delivery.lossesOpen) entries as lost that nobody "
+          + "acknowledged: `tollgate doctor` says what to do")
     }
     if !report.decisions.isEmpty {
       let counts = report.decisions.sorted { ($1.value, $0.key) < ($0.value, $1.key) }

@@ -13,7 +13,7 @@ struct LedgerCommand: AsyncParsableCommand {
     abstract: "Run the reference ledger, or read its books.",
     subcommands: [
       LedgerRun.self, LedgerExport.self, LedgerStatement.self, LedgerBalances.self,
-      LedgerVerify.self, LedgerReplay.self,
+      LedgerVerify.self, LedgerReplay.self, LedgerLosses.self,
     ],
     defaultSubcommand: LedgerRun.self)
 }
