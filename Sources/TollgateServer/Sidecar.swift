@@ -37,7 +37,7 @@ final class Sidecar: Sendable {
   let loops: [LoopUnit]
   let startedAt = NIODeadline.now()
   private let group: MultiThreadedEventLoopGroup
-  private let logger: Logger
+  let logger: Logger
   private let sessions: [SessionUnit]
   private let links: [RedisLink]
   private let draining = NIOLockedValueBox(false)

@@ -31,6 +31,9 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
   case status = 21
   case doctor = 22
   case resolveOperation = 23
+  case fallbackList = 24
+  case fallbackRetry = 25
+  case fallbackDrop = 26
 
   package var name: String {
     switch self {
@@ -57,6 +60,9 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
     case .status: "status"
     case .doctor: "doctor"
     case .resolveOperation: "resolve.operation"
+    case .fallbackList: "fallback.list"
+    case .fallbackRetry: "fallback.retry"
+    case .fallbackDrop: "fallback.drop"
     }
   }
 }

@@ -37,6 +37,7 @@ struct Tollgate: AsyncParsableCommand {
         name: "Observing:",
         subcommands: [
           StatusCommand.self, DoctorCommand.self, ReconcileCommand.self, AuditLogCommand.self,
+          FallbackCommand.self,
         ]),
       CommandGroup(name: "Measuring:", subcommands: [BenchCommand.self]),
     ])

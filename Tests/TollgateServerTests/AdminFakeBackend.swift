@@ -37,6 +37,8 @@ final class FakeBackend: AdminBackend {
     var outboxReads = 0
     var history = AuditPage.History.read
     var failing: AdminFailure?
+    var fallback = FallbackListReply(sidecar: "sidecar-1", pending: 0, deferred: 0, parked: [])
+    var unparked: [String] = []
   }
 
   let deployment: Deployment
@@ -296,6 +298,23 @@ final class FakeBackend: AdminBackend {
 
   func health() async -> HealthReport { read(\.health) }
   func doctorFacts() async -> DoctorFacts { read(\.facts) }
+
+  // MARK: What an open policy let through
+
+  func fallback() async -> FallbackListReply { read(\.fallback) }
+
+  func unpark(
+    _ operation: OperationID, _ action: FallbackAction, change: ChangeRecord
+  ) async throws(AdminFailure) -> FallbackListReply.Parked? {
+    try check()
+    return state.withLockedValue { state in
+      guard let index = state.fallback.parked.firstIndex(where: { $0.operation == operation })
+      else { return nil }
+      state.unparked.append("\(action.rawValue) by \(change.actor): \(change.reason)")
+      if action == .retry { state.fallback.pending += 1 }
+      return state.fallback.parked.remove(at: index)
+    }
+  }
 }
 
 extension HealthReport {

@@ -230,6 +230,50 @@ private struct Harness {
         """)
   }
 
+  // MARK: What an open policy let through
+
+  @Test func fallbackListRetryAndDrop() async throws {
+    let harness = try await Harness()
+    let empty = try await harness.run("fallback", "list")
+    #expect(empty.code == 0)
+    #expect(empty.out == "nothing is parked in sidecar-1; 0 to post, 0 of them deferred\n")
+    let ids = [AdminFixture.id(1), AdminFixture.id(2)]
+    harness.fixture.backend.edit { state in
+      state.fallback.parked = ids.map {
+        .init(
+          operation: $0, subject: harness.fixture.acme,
+          amounts: ["tokens.output": 7, "chat.requests": 3], reason: "answered GATE_CLOSED",
+          time: WallTime(milliseconds: 1_763_700_000_000))
+      }
+    }
+    let list = try await harness.run("fallback")
+    #expect(list.code == 1)
+    #expect(list.out.contains("chat.requests=3 tokens.output=7"))
+    #expect(list.out.contains("\(ids[1].hex)") && list.out.contains("answered GATE_CLOSED"))
+    #expect(list.out.hasSuffix("2 parked in sidecar-1; 0 to post, 0 of them deferred\n"))
+    let json = try Document(json: try await harness.run("fallback", "list", "--json").out)
+    #expect(json["sidecar"] == "sidecar-1")
+    guard case .list(let rows)? = json["parked"] else { throw AdminFailure(.badFrame, "\(list)") }
+    #expect(rows.count == 2 && rows[0]["amounts"]?["tokens.output"] == 7)
+
+    let dry = try await harness.run("fallback", "retry", ids[0].hex, "--dry-run")
+    #expect(dry.code == 0 && dry.out.hasPrefix("would be posted again: \(ids[0].hex) acme chat"))
+    let retried = try await harness.run("fallback", "retry", ids[0].hex, "--reason", "mended")
+    #expect(retried.code == 0 && retried.out.hasPrefix("posted again: \(ids[0].hex)"))
+    let again = try await harness.run("fallback", "retry", ids[0].hex, "--json")
+    #expect(again.code == 4 && again.out.contains("NOT_FOUND"))
+    #expect(again.error.contains("no operation \(ids[0].hex) is parked in this sidecar"))
+
+    #expect(try await harness.run("fallback", "drop", ids[1].hex).code == 2, "without a reason")
+    let dropped = try await harness.run(
+      "fallback", "drop", ids[1].hex, "--reason", "by hand", "--actor", "bob")
+    #expect(dropped.code == 0 && dropped.out.hasPrefix("dropped: \(ids[1].hex)"))
+    let done = harness.fixture.backend.read(\.unparked)
+    #expect(done.count == 2)
+    #expect(done[0].hasPrefix("retry by ann") && done[0].hasSuffix(": mended"))
+    #expect(done[1].hasPrefix("drop by bob") && done[1].hasSuffix(": by hand"))
+  }
+
   @Test func catalogApplyRefusesAnotherImportance() async throws {
     let harness = try await Harness()
     let file = try harness.directory.write(

@@ -103,6 +103,34 @@ struct FallbackJournalTests {
     #expect(try bytes(path).isEmpty, "nothing is remembered: the file is empty")
   }
 
+  /// What an operator did with parked ones is remembered like everything else.
+  @Test func whatWasRetriedOrDroppedStaysSo() throws {
+    do {
+      let queue = try queue()
+      for n: UInt64 in 1...3 {
+        #expect(queue.admit(try operation(n), claims: [], now: now) == .kept)
+      }
+      resolve(queue, queue.take(9, now: now), .refused("other body"))
+      guard case .waits = queue.retry(try operation(1).id, now: now) else {
+        Issue.record("not retried")
+        return
+      }
+      #expect(queue.drop(try operation(2).id) != nil)
+    }
+    do {
+      let queue = try queue()
+      #expect(queue.status.pending == 1 && queue.status.refused == 1)
+      #expect(queue.answer(to: try operation(2)) == nil)
+      #expect(queue.refusals(9).map(\.operation) == [try operation(3)])
+      resolve(queue, queue.take(9, now: now), .refused("still"))
+      #expect(queue.drop(try operation(3).id) != nil)
+    }
+    let queue = try queue()
+    #expect(queue.status.pending == 0 && queue.refusals(9).map(\.reason) == ["still"])
+    #expect(queue.drop(try operation(1).id) != nil)
+    #expect(try bytes(path).isEmpty, "nothing is remembered: the file is empty")
+  }
+
   @Test func twoProcessesCannotShareAJournal() throws {
     let first = try FallbackJournal(path: path)
     #expect(throws: FallbackJournal.Failure.self) { _ = try FallbackJournal(path: path) }

@@ -208,6 +208,51 @@ struct FallbackStateTests {
 
 @Suite("Fallback queue")
 struct FallbackQueueTests {
+  /// 1 and 2 are let through, and refused.
+  private func parked(_ limits: FallbackQueue.Limits = .init()) throws -> Bench {
+    let bench = Bench(limits)
+    for n in [1, 2] as [UInt64] { _ = try bench.admit(n) }
+    for errand in bench.take() { bench.resolve(errand, .refused("other body")) }
+    #expect(bench.queue.status.refused == 2)
+    return bench
+  }
+
+  @Test func aParkedOneThatIsRetriedIsPostedUnderItsId() throws {
+    let bench = try parked()
+    let id = try FallbackSamples.operation(1).id
+    guard case .waits(let refusal) = bench.queue.retry(id, now: bench.now) else {
+      Issue.record("not retried")
+      return
+    }
+    #expect(refusal.operation == (try FallbackSamples.operation(1)))
+    #expect(bench.queue.status.refused == 1 && bench.queue.status.pending == 1)
+    #expect(bench.queue.retry(id, now: bench.now) == .unknown)
+    let errand = try #require(bench.take().first)
+    #expect(errand.operation.id == id && errand.intent == .post)
+    #expect(bench.resolve(errand, .done) == .settled)
+    #expect(bench.queue.count == 0 && bench.queue.remembersAny, "the other one is parked still")
+  }
+
+  @Test func aParkedOneThatIsDroppedIsForgotten() throws {
+    let bench = try parked()
+    let operation = try FallbackSamples.operation(2)
+    #expect(bench.queue.drop(operation.id)?.reason == "other body")
+    #expect(bench.queue.drop(operation.id) == nil)
+    #expect(bench.queue.answer(to: operation) == nil)
+    #expect(bench.queue.status.refused == 1 && bench.take() == [])
+    _ = bench.queue.drop(try FallbackSamples.operation(1).id)
+    #expect(!bench.queue.remembersAny)
+  }
+
+  @Test func withoutRoomItStaysParked() throws {
+    var limits = FallbackQueue.Limits()
+    limits.operationsMax = 2
+    let bench = try parked(limits)
+    for n in [3, 4] as [UInt64] { _ = try bench.admit(n) }
+    #expect(bench.queue.retry(try FallbackSamples.operation(1).id, now: bench.now) == .full)
+    #expect(bench.queue.status.refused == 2)
+  }
+
   @Test func aFullQueueLetsNothingMoreThrough() throws {
     var limits = FallbackQueue.Limits()
     limits.operationsMax = 2

@@ -110,6 +110,16 @@ package protocol AdminBackend: Sendable {
   func health() async -> HealthReport
   /// Asks Redis and the ledger; what could not be found out is nil or an error text.
   func doctorFacts() async -> DoctorFacts
+
+  // MARK: What an open policy let through
+
+  /// Of this sidecar, from memory.
+  func fallback() async -> FallbackListReply
+  /// Puts a parked operation among those to be posted, or forgets it; answers it as it was, nil
+  /// where no such operation is parked here. Logged with who asks and why.
+  func unpark(
+    _ operation: OperationID, _ action: FallbackAction, change: ChangeRecord
+  ) async throws(AdminFailure) -> FallbackListReply.Parked?
 }
 
 // MARK: - Values

@@ -77,6 +77,9 @@ package struct AdminService<Backend: AdminBackend>: Sendable {
     case .status: try encode(await status(decode(body)))
     case .doctor: try encode(await doctor(decode(body)))
     case .resolveOperation: try encode(await resolveOperation(decode(body)))
+    case .fallbackList: try encode(await fallbackList(decode(body)))
+    case .fallbackRetry: try encode(await fallbackRetry(decode(body), caller))
+    case .fallbackDrop: try encode(await fallbackDrop(decode(body), caller))
     }
   }
 

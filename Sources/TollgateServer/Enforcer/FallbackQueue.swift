@@ -5,7 +5,8 @@
 //   admit ─▶ to post ──take──▶ being posted ─┬─ done ─▶ settled: gone, Redis has it
 //              │  ▲ ▲                        ├─ again, later ─▶ waits, and is taken again
 //           cancel │ └───────────────────────┘
-//              ▼   │                         └─ refused ─▶ parked: remembered, and never sent again
+//              ▼   │                         └─ refused ─▶ parked: remembered, and sent again only
+//              │   │                                       where an operator says so
 //          to cancel ─take─▶ being cancelled ── done ─▶ settled
 //
 // A cancel that comes while the post is under way turns the entry, and the entry is left only by a
@@ -379,6 +380,46 @@ final class FallbackQueue: Sendable {
     }
   }
 
+  // MARK: - What an operator does with parked ones
+
+  enum Retry: Equatable {
+    case waits(FallbackRefusal)
+    case unknown
+    /// No room among those to be posted, or in the journal: it stays parked.
+    case full
+  }
+
+  /// Puts a parked one among those to be posted. It draws on no allowance: it was let through.
+  func retry(_ id: OperationID, now: NIODeadline = .now()) -> Retry {
+    withState { state in
+      guard let refusal = state.refused[id] else { return .unknown }
+      guard state.entries.count < limits.operationsMax else { return .full }
+      var bytes = 0
+      if state.journal != nil {
+        let line = FallbackRecord.admitted(refusal.operation).line
+        bytes = line.count
+        guard state.journal?.append(line) == true else { return .full }
+        state.usefulBytes -= FallbackRecord.refused(refusal).line.count
+      }
+      state.refused.removeValue(forKey: id)
+      Self.insert(refusal.operation, bytes: bytes, due: now, &state)
+      return .waits(refusal)
+    }
+  }
+
+  /// Forgets a parked one; answers what it was.
+  func drop(_ id: OperationID) -> FallbackRefusal? {
+    withState { state in
+      guard let refusal = state.refused.removeValue(forKey: id) else { return nil }
+      remembered.subtract(1, ordering: .releasing)
+      if state.journal != nil {
+        state.usefulBytes -= FallbackRecord.refused(refusal).line.count
+      }
+      forget(id, &state)
+      return refusal
+    }
+  }
+
   /// Rewrites the journal where most of it is of no use. Blocks for the time of one sync; not to be
   /// called on an event loop.
   func compactIfLarge() {
@@ -504,6 +545,10 @@ final class FallbackQueue: Sendable {
     switch record {
     case .admitted(let operation):
       guard state.entries[operation.id] == nil else { return }
+      if let refusal = state.refused.removeValue(forKey: operation.id) {
+        // An operator had it posted again.
+        state.usefulBytes -= FallbackRecord.refused(refusal).line.count
+      }
       insert(operation, bytes: record.line.count, due: now, &state)
     case .cancelled(let id):
       guard state.entries[id]?.isCancelKept == false else { return }

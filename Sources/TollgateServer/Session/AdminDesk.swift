@@ -119,10 +119,11 @@ extension AdminMethod {
   var changes: Bool {
     switch self {
     case .catalogApply, .catalogRollback, .accountSet, .accountImport, .limitSet, .limitUnset,
-      .reset, .bypassSet, .bypassClear:
+      .reset, .bypassSet, .bypassClear, .fallbackRetry, .fallbackDrop:
       true
     case .catalogValidate, .catalogDiff, .catalogShow, .accountShow, .accountList, .limitList,
-      .usage, .explain, .bypassList, .auditLog, .reconcile, .status, .doctor, .resolveOperation:
+      .usage, .explain, .bypassList, .auditLog, .reconcile, .status, .doctor, .resolveOperation,
+      .fallbackList:
       false
     }
   }

@@ -108,11 +108,17 @@ struct ChangeFlags: ParsableArguments {
       throw .usage("--reason is required", fix: "say why with --reason TEXT; it is audited")
     }
     var generator = SystemRandomNumberGenerator()
-    let name = actor ?? ProcessInfo.processInfo.environment["USER"] ?? "uid \(getuid())"
     return ChangeOptions(
-      operation: id ?? OperationID(time: .now, using: &generator), actor: name, reason: reason,
-      dryRun: dryRun, wait: wait,
+      operation: id ?? OperationID(time: .now, using: &generator), actor: Self.name(actor),
+      reason: reason, dryRun: dryRun, wait: wait,
       waitMilliseconds: max(0, min(waitMilliseconds - 500, ChangeOptions.waitMillisecondsMax)))
+  }
+}
+
+extension ChangeFlags {
+  /// Who asks, where --actor does not say.
+  static func name(_ actor: String?) -> String {
+    actor ?? ProcessInfo.processInfo.environment["USER"] ?? "uid \(getuid())"
   }
 }
 

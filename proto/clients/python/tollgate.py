@@ -72,6 +72,7 @@ ADMIN_METHODS = {
     "account.import": 9, "limit.set": 10, "limit.unset": 11, "limit.list": 12, "usage": 13,
     "reset": 14, "explain": 15, "bypass.set": 16, "bypass.clear": 17, "bypass.list": 18,
     "audit.log": 19, "reconcile": 20, "status": 21, "doctor": 22, "resolve.operation": 23,
+    "fallback.list": 24, "fallback.retry": 25, "fallback.drop": 26,
 }
 ROLES = {"check": 1, "admin": 2, "ledger": 3}
 ROLE_NAMES = {number: name for name, number in ROLES.items()}
