@@ -3,6 +3,7 @@
 
 import ArgumentParser
 import Foundation
+import TollgateCore
 import TollgateServer
 
 @main
@@ -61,9 +62,18 @@ struct Tollgate: AsyncParsableCommand {
     } catch {
       // Help and version arrive here too, with code 0.
       let code = exitCode(for: error)
-      let message = fullMessage(for: error)
-      if code.isSuccess { print(message) } else { Output.error(message) }
+      let text = fullMessage(for: error)
       let usage = code == .validationFailure
+      if code.isSuccess {
+        print(text)
+      } else {
+        if CommandLine.arguments.contains("--json") {
+          Output.json(
+            AdminErrorReply(
+              AdminFailure(usage ? .badRequest : .internalError, message(for: error))))
+        }
+        Output.error(text)
+      }
       Foundation.exit(usage ? ExitStatus.usage.rawValue : code.rawValue)
     }
   }

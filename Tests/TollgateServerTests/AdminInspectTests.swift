@@ -138,6 +138,22 @@ import TollgateWire
 
   // MARK: Reset
 
+  @Test func aResetNamesASubjectOfTheLimitsLevel() async throws {
+    let fixture = try AdminFixture()
+    for name in ["chat.month", "chat.rpm"] {
+      let failure = try await fixture.refusal(
+        .reset,
+        ResetRequest(
+          subject: try Subject("acme/bob"), limit: try Name(name), change: AdminFixture.options()))
+      #expect(failure.code == .badRequest)
+      #expect(failure.problems.first?.value == "acme/bob")
+      #expect(
+        failure.problems.first?.reason
+          == "limit \(name) sits at level 1 (account): a deeper subject has no counter of it; to "
+          + "reset it for everybody below, name acme")
+    }
+  }
+
   @Test func aResetForgivesAndLeavesTheBill() async throws {
     let fixture = try AdminFixture()
     try fixture.use(fixture.acme, "chat.requests", .month, settled: 100)

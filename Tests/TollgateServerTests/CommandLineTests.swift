@@ -70,6 +70,72 @@ private struct Harness {
     #expect(run.out.isEmpty)
   }
 
+  @Test(arguments: [
+    (["status", "--tcp", "nohost"], "--tcp nohost: give HOST:PORT"),
+    (["status", "--timeout", "soon"], "--timeout soon: give 1ms"),
+    (["account", "list", "--limit", "many"], "many"),
+    (["consume", "acme", "x=-1"], "x=-1"), (["check", "bad subject", "x"], "bad subject"),
+    (["limit", "set", "acme", "x", "--amount", "-1", "--reason", "r"], "--amount"),
+    (["reset", "acme", "x"], "--reason"),
+    (
+      ["status", "--token-file", "/nonexistent/file"],
+      "--token-file /nonexistent/file cannot be read: there is no such file"
+    ),
+  ])
+  func aUsageErrorIsJSONOnRequest(_ arguments: [String], _ wanted: String) async throws {
+    let directory = try TemporaryDirectory("cli")
+    let run = try await Harness.run(arguments + ["--json"], directory)
+    #expect(run.code == 2)
+    let document = try Document(json: run.out)
+    #expect(document["name"] == "BAD_REQUEST" && document["code"] == 5)
+    guard case .string(let message)? = document["message"] else {
+      throw AdminFailure(.badFrame, run.out)
+    }
+    #expect(message.contains(wanted))
+    #expect(run.error.contains(wanted))
+  }
+
+  @Test func aSocketPathThatIsTooLongIsAUsageError() async throws {
+    let directory = try TemporaryDirectory("cli")
+    let path = "/tmp/" + String(repeating: "x", count: 150)
+    let option = try await Harness.run(["status", "--unix", path], directory)
+    #expect(option.code == 2)
+    #expect(option.error.contains("has at most 107 bytes, and this one has 155"))
+    let variable = try await Harness.run(["status"], directory, ["TOLLGATE_UNIX": path])
+    #expect(variable.code == 2 && variable.error.contains("TOLLGATE_UNIX=/tmp/xxx"))
+  }
+
+  @Test func checkConfigNamesEveryProblem() async throws {
+    let directory = try TemporaryDirectory("cli")
+    let file = try directory.write(
+      "c.yaml",
+      """
+      deployment: {id: t, buckets: 4, mode: dev}
+      listen: {unix: /tmp/x.sock}
+      credentials: {check: \(String(repeating: "c", count: 600)), admin_file: \(
+        try directory.write("admin", String(repeating: "a", count: 513)))}
+      redis: {address: "unix:/tmp/r.sock"}
+      ledger: none
+      journal: ""
+
+      """)
+    let run = try await Harness.run(
+      ["serve", "--config", file, "--check-config"], directory,
+      ["TOLLGATE_SIDECAR_ID": "bad name!"])
+    #expect(run.code == 2)
+    for wanted in [
+      "TOLLGATE_SIDECAR_ID: \"bad name!\": ", "credentials/check: (hidden): has 600 bytes",
+      "credentials/admin_file: (hidden): has 513 bytes; at most 512", "journal: \"\": must be",
+    ] {
+      #expect(run.error.contains(wanted), "\(wanted) in \(run.error)")
+    }
+    #expect(!run.error.contains("ccc") && !run.error.contains("aaa"), "no secret is printed")
+    let environment = try await Harness.run(
+      ["serve", "--config", file, "--check-config"], directory,
+      ["TOLLGATE_CHECK_TOKEN": String(repeating: "e", count: 513)])
+    #expect(environment.error.contains("TOLLGATE_CHECK_TOKEN: (hidden): has 513 bytes"))
+  }
+
   @Test func helpAndVersionAreZero() async throws {
     let directory = try TemporaryDirectory("cli")
     let help = try await Harness.run(["--help"], directory)

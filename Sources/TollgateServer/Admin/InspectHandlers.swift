@@ -90,7 +90,16 @@ extension AdminService {
         "limit \(request.limit) sits at level \(use.limit.level): name a subject that deep",
         value: request.subject.path)
     }
-    let owner = request.subject.prefix(use.limit.level)
+    guard request.subject.depth == use.limit.level else {
+      let owner = request.subject.prefix(use.limit.level)
+      let level = global?.catalog.levels[use.limit.level - 1].text ?? "\(use.limit.level)"
+      throw .badRequest(
+        "subject",
+        "limit \(request.limit) sits at level \(use.limit.level) (\(level)): a deeper subject has "
+          + "no counter of it; to reset it for everybody below, name \(owner)",
+        value: request.subject.path)
+    }
+    let owner = request.subject
     if let entry = try Self.entry(of: record, in: state.memory) {
       let written = Written(version: 0, bucket: state.bucket, position: nil, time: entry.time)
       return try await finish(

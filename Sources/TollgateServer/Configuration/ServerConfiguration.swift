@@ -5,6 +5,7 @@
 
 import TollgateCore
 import TollgateRedis
+import TollgateWire
 
 /// Where a service listens or is found: `unix:/path` or `host:port`.
 enum ServiceAddress: Hashable, Sendable, CustomStringConvertible {
@@ -159,8 +160,7 @@ private struct ConfigurationReader {
     let fallbackID = Name.unchecked("sidecar")
     var configuration = ServerConfiguration(
       deployment: deployment ?? Deployment(id: fallbackID, buckets: 1, mode: .dev),
-      sidecarID: environment["TOLLGATE_SIDECAR_ID"] ?? fields["sidecar_id"]?.name()?.text
-        ?? "sidecar-1",
+      sidecarID: sidecarID(fields["sidecar_id"]) ?? "sidecar-1",
       redis: redis ?? RedisLinkConfiguration(endpoint: .unix(path: "")))
     listen(fields["listen"], into: &configuration)
     if let node = fields["http"] { configuration.http = address(node, local: true) }
@@ -169,7 +169,13 @@ private struct ConfigurationReader {
     ledger(fields["ledger"], into: &configuration)
     limits(fields["limits"], into: &configuration)
     dedupeAndOutbox(fields, into: &configuration)
-    configuration.journal = fields["journal"]?.string(bytesMax: 4096)
+    if let node = fields["journal"], let path = node.string(bytesMax: 4096) {
+      if path.isEmpty {
+        node.problem("must be a path; leave the key out to keep the fallback in memory only")
+      } else {
+        configuration.journal = path
+      }
+    }
     if let node = fields["log_level"], let level = node.string(bytesMax: 16) {
       let known = ["trace", "debug", "info", "notice", "warning", "error", "critical"]
       if known.contains(level) {
@@ -179,6 +185,12 @@ private struct ConfigurationReader {
       }
     }
     return deployment == nil || redis == nil ? nil : configuration
+  }
+
+  private func sidecarID(_ node: DocumentNode?) -> String? {
+    let name = "TOLLGATE_SIDECAR_ID"
+    guard let text = environment[name], !text.isEmpty else { return node?.name()?.text }
+    return DocumentNode(.string(text), path: name, problems: problems).name()?.text
   }
 
   private func deployment(_ node: DocumentNode) -> Deployment? {
@@ -209,7 +221,10 @@ private struct ConfigurationReader {
 
   private func listen(_ node: DocumentNode?, into configuration: inout ServerConfiguration) {
     guard let node, let fields = node.object(["unix", "tcp", "unix_mode"]) else { return }
-    if let path = fields["unix"]?.string(bytesMax: 100) { configuration.listenUnix = path }
+    if let path = fields["unix"]?.string(bytesMax: 100) {
+      if path.isEmpty { fields["unix"]?.problem("must be a path") }
+      configuration.listenUnix = path
+    }
     if let tcp = fields["tcp"], let address = address(tcp, local: true) {
       configuration.listenTCP = address
     }
@@ -225,35 +240,57 @@ private struct ConfigurationReader {
     }
   }
 
-  /// A secret given in the environment, in a file, or inline; in that order.
-  private func secret(
+  /// A credential of our own protocol, which a hello must be able to carry.
+  private func token(
     _ fields: DocumentFields, _ key: String, environment name: String
   ) -> String? {
-    if let value = environment[name], !value.isEmpty { return value }
+    secret(fields, key, environment: name, bytesMax: WireLimits.tokenBytesMax)
+  }
+
+  /// A secret given in the environment, in a file, or inline; in that order.
+  private func secret(
+    _ fields: DocumentFields, _ key: String, environment name: String, bytesMax: Int = 1024
+  ) -> String? {
+    func checked(_ value: String, _ path: String) -> String? {
+      guard value.utf8.count <= bytesMax else {
+        // Not its text: this is printed.
+        problems.add(
+          Problem(
+            path: path, value: "(hidden)",
+            reason: "has \(value.utf8.count) bytes; at most \(bytesMax) are allowed"))
+        return nil
+      }
+      return value
+    }
+    if let value = environment[name], !value.isEmpty { return checked(value, name) }
     if let node = fields[key + "_file"], let path = node.string(bytesMax: 4096) {
       guard let value = readFile(path), !value.isEmpty else {
         node.problem("cannot be read, or is empty")
         return nil
       }
-      return value
+      return checked(value, node.path)
     }
-    return fields[key]?.string(bytesMax: 1024)
+    guard let node = fields[key] else { return nil }
+    if case .string(let text) = node.value, checked(text, node.path) == nil { return nil }
+    return node.string(bytesMax: bytesMax)
   }
 
   private func credentials(_ node: DocumentNode?, into configuration: inout ServerConfiguration) {
     let keys = ["check", "check_file", "admin", "admin_file", "admins", "peer_uids"]
     let place = node ?? DocumentNode(.object([]), path: "credentials", problems: problems)
     guard let fields = place.object(keys) else { return }
-    configuration.checkToken = secret(fields, "check", environment: "TOLLGATE_CHECK_TOKEN")
-    configuration.adminToken = secret(fields, "admin", environment: "TOLLGATE_ADMIN_TOKEN")
+    configuration.checkToken = token(fields, "check", environment: "TOLLGATE_CHECK_TOKEN")
+    configuration.adminToken = token(fields, "admin", environment: "TOLLGATE_ADMIN_TOKEN")
     if let uids = fields["peer_uids"]?.list(max: 64) {
       configuration.peerUIDs = uids.compactMap { $0.integer(0...4_294_967_295).map(UInt32.init) }
     }
     for (key, node) in fields["admins"]?.members(max: 64) ?? [] {
       let name = node.name(key)
       guard let inner = node.object(["token", "token_file"]) else { continue }
-      guard let secret = secret(inner, "token", environment: "") else {
-        if inner["token_file"] == nil { node.problem("needs token or token_file") }
+      guard let secret = token(inner, "token", environment: "") else {
+        if inner["token_file"] == nil, inner["token"] == nil {
+          node.problem("needs token or token_file")
+        }
         continue
       }
       if let name { configuration.namedAdmins.append((name, secret)) }
@@ -297,7 +334,7 @@ private struct ConfigurationReader {
     guard let fields = node.object(["address", "token", "token_file"], required: ["address"])
     else { return }
     if let place = fields["address"] { configuration.ledger = address(place, local: false) }
-    configuration.ledgerToken = secret(fields, "token", environment: "TOLLGATE_LEDGER_TOKEN")
+    configuration.ledgerToken = token(fields, "token", environment: "TOLLGATE_LEDGER_TOKEN")
   }
 
   private func limits(_ node: DocumentNode?, into configuration: inout ServerConfiguration) {

@@ -134,7 +134,9 @@ struct LedgerRun: AsyncParsableCommand {
         return try String(contentsOfFile: tokenFile, encoding: .utf8)
           .trimmingCharacters(in: .whitespacesAndNewlines)
       } catch {
-        LedgerCommandFailure.say("--token-file \(tokenFile) cannot be read: \(error)", json: json)
+        let trouble = InputFile.trouble(error)
+        LedgerCommandFailure.say(
+          "--token-file \(tokenFile) cannot be read: \(trouble)", json: json)
         throw ExitCode(2)
       }
     }

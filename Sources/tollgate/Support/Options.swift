@@ -28,6 +28,9 @@ struct ConnectionOptions: ParsableArguments {
 
   func validate() throws {
     if unix != nil && tcp != nil { throw ValidationError("--unix and --tcp exclude each other.") }
+    if let unix, let trouble = SocketPath.trouble(unix) {
+      throw ValidationError("--unix \(trouble).")
+    }
     if token != nil && tokenFile != nil {
       throw ValidationError("--token and --token-file exclude each other.")
     }
@@ -54,7 +57,7 @@ struct ConnectionOptions: ParsableArguments {
     let environment = ProcessInfo.processInfo.environment
     var credential = token ?? ""
     if let tokenFile {
-      credential = try InputFile.text(tokenFile, bytesMax: 4096)
+      credential = try InputFile.text(tokenFile, bytesMax: 4096, option: "--token-file ")
         .trimmingCharacters(in: .whitespacesAndNewlines)
     } else if token == nil, let variable = environment["TOLLGATE_TOKEN"] {
       credential = variable
@@ -66,6 +69,7 @@ struct ConnectionOptions: ParsableArguments {
       return Endpoint(address: .tcp(host: host, port: port), token: credential)
     }
     let path = unix ?? environment["TOLLGATE_UNIX"] ?? Self.defaultSocket
+    if let trouble = SocketPath.trouble(path) { throw .usage("TOLLGATE_UNIX=\(trouble)") }
     return Endpoint(address: .unix(path), token: credential)
   }
 
@@ -152,8 +156,35 @@ extension WallTime {
   }
 }
 
+enum SocketPath {
+  /// Of `sun_path`, without the zero at its end.
+  static let bytesMax = 107
+
+  /// Why this cannot be the path of a Unix socket; nil: it can.
+  static func trouble(_ path: String) -> String? {
+    if path.isEmpty { return "is empty: give the path of the sidecar's socket" }
+    guard path.utf8.count > bytesMax else { return nil }
+    return "\(path): the path of a Unix socket has at most \(bytesMax) bytes, and this one "
+      + "has \(path.utf8.count); use a shorter path, or a symbolic link to its directory"
+  }
+}
+
 enum InputFile {
-  static func text(_ path: String, bytesMax: Int) throws(CommandFailure) -> String {
+  /// Why a file cannot be read, in words.
+  static func trouble(_ error: any Error) -> String {
+    switch (error as? CocoaError)?.code {
+    case .fileReadNoSuchFile?, .fileNoSuchFile?: "there is no such file"
+    case .fileReadNoPermission?: "this user may not read it"
+    default:
+      // What lies below it is the system's own word.
+      ((error as NSError).userInfo[NSUnderlyingErrorKey] as? any Error)
+        .map { $0.localizedDescription } ?? error.localizedDescription
+    }
+  }
+
+  static func text(
+    _ path: String, bytesMax: Int, option: String = ""
+  ) throws(CommandFailure) -> String {
     let bytes: [UInt8]
     do {
       bytes =
@@ -161,10 +192,10 @@ enum InputFile {
         ? [UInt8](FileHandle.standardInput.readDataToEndOfFile())
         : [UInt8](try Data(contentsOf: URL(fileURLWithPath: path)))
     } catch {
-      throw .usage("\(path) cannot be read: \(error.localizedDescription)")
+      throw .usage("\(option)\(path) cannot be read: \(trouble(error))")
     }
     guard bytes.count <= bytesMax else {
-      throw .usage("\(path) has \(bytes.count) bytes; at most \(bytesMax) are read")
+      throw .usage("\(option)\(path) has \(bytes.count) bytes; at most \(bytesMax) are read")
     }
     guard let text = String(validating: bytes, as: UTF8.self) else {
       throw .usage("\(path) is not UTF-8 text")
