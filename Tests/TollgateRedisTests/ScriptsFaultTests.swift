@@ -180,6 +180,29 @@ struct Scenario: CustomTestStringConvertible, Sendable {
           records: .init(
             known: StreamPosition(epoch: 1, sequence: 1), found: nil, milliseconds: 0)))
     },
+    Scenario("open that sets an outbox aside", .open) { rig in
+      _ = try rig.consume("acme", ("tokens", 1))
+      try rig.open(epoch: 2, hadPredecessor: true)
+      _ = try rig.run(ScriptsLateTests.move(rig, through: 1, unknown: [1]))
+      rig.fence.epoch = 3
+      return command(
+        rig,
+        OpenCall(
+          keySpace: rig.keySpace, bucket: 0, fence: rig.fence, globalVersion: 3,
+          hadPredecessor: true, records: .init(known: nil, found: nil, milliseconds: 0),
+          lateEpoch: 2))
+    },
+    Scenario("move of part of an outbox that was set aside", .moveLate) { rig in
+      for _ in 0..<3 { _ = try rig.consume("acme", ("tokens", 1)) }
+      try rig.open(epoch: 2, hadPredecessor: true)
+      return command(rig, ScriptsLateTests.move(rig, through: 2, unknown: [1, 2]))
+    },
+    Scenario("move of the rest of one, behind others", .moveLate) { rig in
+      for _ in 0..<3 { _ = try rig.consume("acme", ("tokens", 1)) }
+      try rig.open(epoch: 2, hadPredecessor: true)
+      _ = try rig.run(ScriptsLateTests.move(rig, through: 1, unknown: [1]))
+      return command(rig, ScriptsLateTests.move(rig, through: 3, unknown: [2, 3]))
+    },
     Scenario("trim", .trim) { rig in
       for _ in 0..<5 { _ = try rig.consume("acme", ("tokens", 1)) }
       for sequence: Int64 in [2, 3, 5] {

@@ -81,6 +81,7 @@ import TollgateTesting
     let granted = try #require(document.components(separatedBy: "Redis user needs").last)
     let options: Set<Substring> = [
       "MAXLEN", "MINID", "STREAM", "ENTRIESADDED", "BYSCORE", "LIMIT", "WITHSCORES", "ERR",
+      "COUNT",
     ]
     var commands: Set<Substring> = []
     for name in ScriptName.allCases {

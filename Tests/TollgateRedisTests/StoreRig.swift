@@ -109,7 +109,8 @@ final class StoreRig {
 
   @discardableResult
   func open(
-    epoch: Int64 = 1, hadPredecessor: Bool = false, records: OpenCall.Records? = nil
+    epoch: Int64 = 1, hadPredecessor: Bool = false, records: OpenCall.Records? = nil,
+    hasLedger: Bool = true
   ) throws -> OpenCall.Outcome {
     let meta = try read(Reads.meta(keySpace, bucket: 0))
     let whole = OpenCall.Records(known: meta?.position, found: meta?.fence, milliseconds: 0)
@@ -118,7 +119,8 @@ final class StoreRig {
     let reply = try run(
       OpenCall(
         keySpace: keySpace, bucket: 0, fence: fence, globalVersion: global.version,
-        hadPredecessor: hadPredecessor, records: records ?? whole))
+        hadPredecessor: hadPredecessor, records: records ?? whole,
+        lateEpoch: hasLedger ? meta?.position.epoch ?? 0 : nil))
     return try #require(reply.value)
   }
 

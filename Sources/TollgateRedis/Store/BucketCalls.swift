@@ -4,13 +4,14 @@
 package import TollgateCore
 
 /// Sets a bucket's meta to a new epoch, only upward; the outbox starts empty. What the old outbox
-/// held must have been read and handed to the ledger before.
+/// held is handed to the ledger before, as far as it was read; it is set aside, so that `MoveLateCall`
+/// can take out of it what the ledger has not.
 package struct OpenCall: ScriptCall {
   package enum Outcome: Hashable, Sendable {
     case opened
     /// Exactly this epoch stands already, for this server.
     case alreadyOpen
-    /// The bucket is at this epoch or a later one.
+    /// The bucket is at this epoch or a later one, or not where it was found.
     case refused(FenceState)
   }
 
@@ -45,12 +46,16 @@ package struct OpenCall: ScriptCall {
   /// Whether the deployment had an epoch of this bucket before: then rates start without burst.
   package var hadPredecessor: Bool
   package var records: Records
+  /// The epoch whose outbox is set aside, as it was found in Redis, 0 where none was. nil: there is
+  /// no ledger, and the outbox is dropped.
+  package var lateEpoch: Int64?
 
   package init(
     keySpace: KeySpace, bucket: Int, fence: Fence, globalVersion: Int64, hadPredecessor: Bool,
-    records: Records
+    records: Records, lateEpoch: Int64? = nil
   ) {
     self.records = records
+    self.lateEpoch = lateEpoch
     self.keySpace = keySpace
     self.bucket = bucket
     self.fence = fence
@@ -60,7 +65,10 @@ package struct OpenCall: ScriptCall {
 
   package var script: ScriptName { .open }
   package var keys: [String] {
-    [keySpace.meta(bucket), keySpace.outbox(bucket), keySpace.takenBack(bucket)]
+    [
+      keySpace.meta(bucket), keySpace.outbox(bucket), keySpace.takenBack(bucket),
+      keySpace.late(bucket, epoch: lateEpoch ?? 0),
+    ]
   }
   package var arguments: [RESPArgument] {
     [
@@ -69,6 +77,7 @@ package struct OpenCall: ScriptCall {
       .integer(records.known?.epoch ?? -1), .integer(records.known?.sequence ?? 0),
       .integer(records.knownTime.milliseconds), .string(records.found?.text ?? ""),
       .string(records.found?.sequence.map { String($0) } ?? ""), .integer(records.milliseconds),
+      .integer(lateEpoch ?? -1),
     ]
   }
 

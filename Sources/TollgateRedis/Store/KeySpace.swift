@@ -55,6 +55,10 @@ package struct KeySpace: Sendable {
 
   package func meta(_ bucket: Int) -> String { prefixes[bucket] + "meta" }
   package func outbox(_ bucket: Int) -> String { prefixes[bucket] + "out" }
+  /// The outbox of an epoch that is over, until it is known that the ledger has all of it.
+  package func late(_ bucket: Int, epoch: Int64) -> String {
+    prefixes[bucket] + "late:" + String(epoch)
+  }
   package func owner(_ bucket: Int) -> String { prefixes[bucket] + "own" }
   /// ZSET of outbox positions whose counter effect was taken back and that `meta.ack` has not
   /// passed.

@@ -62,6 +62,13 @@ package struct BucketMeta: Hashable, Sendable {
   package var moneyRecordBytes: Int64
   package var volumeRecordBytes: Int64
   package var predecessor: StreamPosition?
+  /// Epochs whose outboxes were set aside and may hold what the ledger has not, oldest first.
+  package var late: [Int64] = []
+  /// The last sequence that was moved here out of one of them in this epoch; 0: none.
+  package var moved: Int64 = 0
+
+  /// The ledger has all that older outboxes of this bucket held.
+  package var isSettled: Bool { late.isEmpty && acknowledged >= moved }
 
   /// Where it is; 0-0 where it names no epoch.
   package var position: StreamPosition {
@@ -150,7 +157,7 @@ package enum Reads {
       bucket: bucket,
       words: [
         "HMGET", .string(keySpace.meta(bucket)), "f", "seq", "gv", "t", "ack", "om", "ov", "pf",
-        "pfseq",
+        "pfseq", "lt", "lm",
       ]
     ) { reply in
       guard reply.array != nil else { return nil }
@@ -162,7 +169,28 @@ package enum Reads {
         volumeRecordBytes: reply[6].number ?? 0,
         predecessor: reply[7].number.map {
           StreamPosition(epoch: $0, sequence: reply[8].number ?? 0)
-        })
+        },
+        late: (reply[9].text ?? "").split(separator: " ").compactMap { Int64($0) },
+        moved: reply[10].number ?? 0)
+    }
+  }
+
+  /// The oldest entries of an outbox that was set aside.
+  package static func lateOutbox(
+    _ keySpace: KeySpace, bucket: Int, epoch: Int64, count: Int
+  ) -> ReadCommand<LatePage> {
+    ReadCommand(
+      bucket: bucket,
+      words: [
+        "XRANGE", .string(keySpace.late(bucket, epoch: epoch)), "-", "+", "COUNT",
+        .integer(Int64(count)),
+      ]
+    ) { reply in
+      guard let array = reply.array, let entries = OutboxCodec.entries(reply) else { return nil }
+      let last = array.last?[0].text?.split(separator: "-").last.flatMap { Int64($0) }
+      return LatePage(
+        entries: entries.map(\.entry), through: last ?? 0,
+        unreadable: array.count - entries.count)
     }
   }
 
@@ -223,6 +251,14 @@ package enum Reads {
       bucket: bucket, words: ["HGETALL", .string(keySpace.subject(bucket, subject))]
     ) { reply in SubjectCounters(flat: reply.array ?? []) }
   }
+}
+
+/// The first part of an outbox that was set aside.
+package struct LatePage: Hashable, Sendable {
+  package var entries: [OutboxEntry]
+  /// The last sequence of the page, readable or not; 0: there is nothing.
+  package var through: Int64
+  package var unreadable: Int
 }
 
 package struct PositionedEntry: Hashable, Sendable {

@@ -13,6 +13,7 @@ package enum ScriptName: String, Sendable, Hashable, CaseIterable {
   case repostConfig = "repost_config"
   case restoreGlobal = "restore_global"
   case readAccount = "read_account"
+  case moveLate = "move_late"
 }
 
 package struct ScriptLibrary: Sendable {
@@ -82,6 +83,7 @@ package struct ScriptLibrary: Sendable {
     case .repostConfig: PackageResources.repost_config_lua
     case .restoreGlobal: PackageResources.restore_global_lua
     case .readAccount: PackageResources.read_account_lua
+    case .moveLate: PackageResources.move_late_lua
     }
   }
 }

@@ -19,6 +19,14 @@ struct SeedingNotes {
   /// where one is closed.
   var lossy: [Int: (epoch: Int64, isLossy: Bool)] = [:]
   var undelivered: [Int: UndeliveredIndex] = [:]
+  /// The epoch in which the ledger was found to have all that older outboxes held.
+  var settled: [Int: Int64] = [:]
+  /// Since when outboxes that were set aside were seen to stand in an epoch.
+  var unsettled: [Int: (epoch: Int64, since: NIODeadline)] = [:]
+  /// When a bucket that is not settled was looked at last.
+  var looked: [Int: NIODeadline] = [:]
+  /// Buckets whose outboxes this sidecar is emptying.
+  var settling: Set<Int> = []
 }
 
 /// Why an account is seeded.
@@ -124,7 +132,8 @@ extension Healer {
   func sendGlobalAgain() async {
     let control = buckets.control
     guard let ledger, let global, let meta = try? await store.meta(bucket: control),
-      meta.fence.sequence == meta.acknowledged, epoch(of: control) == meta.fence.epoch,
+      meta.fence.sequence == meta.acknowledged, meta.isSettled,
+      epoch(of: control) == meta.fence.epoch,
       let held = try? await ledger.request(ConfigRequest(account: nil), as: ConfigReply.self),
       held.version < global.version, lateConfig[control] == nil
     else { return }

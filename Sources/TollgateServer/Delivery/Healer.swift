@@ -74,6 +74,14 @@ actor Healer {
     }
   }
 
+  /// What empties outboxes that were set aside; nil: there is no ledger, and none are.
+  nonisolated var lateOutboxes: LateOutboxes? {
+    reposter.map {
+      LateOutboxes(
+        store: store, healer: self, reposter: $0, metrics: metrics, logger: logger)
+    }
+  }
+
   var currentGlobal: GlobalConfig? { global }
   func epoch(of bucket: Int) -> Int64? { open[bucket] }
   func epochs() -> [Int: Int64] { open }
@@ -162,7 +170,8 @@ actor Healer {
     do {
       let opened = try await store.open(
         bucket: bucket, epoch: granted, globalVersion: global?.version ?? 0,
-        hadPredecessor: old > 0, records: records(bucket, meta))
+        hadPredecessor: old > 0, records: records(bucket, meta),
+        lateEpoch: ledger == nil ? nil : position.epoch)
       guard opened else {
         // Somebody opened a later epoch meanwhile: read it and adopt it in the next attempt.
         grants[bucket] = nil
@@ -171,7 +180,10 @@ actor Healer {
       metrics.recoveries.add()
       logger.notice(
         "bucket opened", metadata: ["bucket": "\(bucket)", "epoch": "\(granted)"])
-      return adopt(bucket, StreamPosition(epoch: granted, sequence: 0))
+      guard adopt(bucket, StreamPosition(epoch: granted, sequence: 0)) else { return false }
+      // At once: until it is done nothing is admitted in this bucket.
+      if let lateOutboxes { Task { await lateOutboxes.settle(bucket, epoch: granted) } }
+      return true
     } catch {
       return false
     }
@@ -342,6 +354,7 @@ actor Healer {
     }
     defer { rebuilding.remove(account.path) }
     do {
+      guard try await isSettledInTime(bucket, epoch) else { return .failed }
       let stored = try await store.header(account: account)
       if stored.lookedAt == epoch {
         // Nothing was known of it anywhere, and whatever was counted since would stand in another

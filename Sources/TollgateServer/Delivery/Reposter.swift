@@ -47,6 +47,7 @@ struct Reposter: Sendable {
   func run() async {
     while !Task.isCancelled {
       if ledger.isUp {
+        await healer.lateOutboxes?.round()
         for loop in loops {
           for bucket in await loop.value({ $0.retained.lateBuckets }) {
             while !Task.isCancelled, await drain(bucket, of: loop) {}
@@ -74,13 +75,15 @@ struct Reposter: Sendable {
   /// Every change is in the ledger's history in the end, whichever of several stands.
   private func drainConfig(asking: Bool = true) async {
     for (bucket, entries) in await healer.lateConfig {
+      guard let epoch = await healer.epoch(of: bucket) else { continue }
       if asking {
+        guard await isSettled(bucket, epoch) else { continue }
         guard let known = try? await onRecord(entries.map(\.id)) else { return }
         await healer.lateConfigSettled(known, bucket: bucket)
       }
-      guard let epoch = await healer.epoch(of: bucket) else { continue }
       // In the order in which they were made; a failure leaves the rest for the next round.
-      for entry in await healer.lateConfig[bucket] ?? [] {
+      let asked = Set(entries.map(\.id))
+      for entry in await healer.lateConfig[bucket] ?? [] where asked.contains(entry.id) {
         guard await repostConfig(entry, bucket, epoch) else { break }
         await healer.lateConfigSettled([entry.id], bucket: bucket)
       }
@@ -126,6 +129,13 @@ struct Reposter: Sendable {
     }
   }
 
+  /// What is held here may lie in an outbox that was set aside as well: it is asked for when that
+  /// has been delivered, and not before, and posted in the same epoch, so that no change is made
+  /// twice.
+  private func isSettled(_ bucket: Int, _ epoch: Int64) async -> Bool {
+    (try? await healer.isSettled(bucket, epoch)) ?? false
+  }
+
   /// One batch of one bucket. True: there may be more, and it is worth trying at once.
   private func drain(
     _ bucket: Int, of loop: LoopUnit, asking: Bool = true
@@ -133,14 +143,14 @@ struct Reposter: Sendable {
     let entries = await loop.value {
       $0.retained.late(bucket: bucket, limit: Self.batchMax)
     }
-    guard !entries.isEmpty else { return false }
+    guard !entries.isEmpty, let epoch = await healer.epoch(of: bucket) else { return false }
     var known: Set<DeltaID> = []
     if asking {
-      guard let answer = try? await onRecord(entries.map(\.id)) else { return false }
+      guard await isSettled(bucket, epoch), let answer = try? await onRecord(entries.map(\.id))
+      else { return false }
       known = answer
     }
     if !known.isEmpty { await loop.value { [known] in $0.lateSettled(known, bucket: bucket) } }
-    guard let epoch = await healer.epoch(of: bucket) else { return false }
     // Twice in the list after an append of unknown outcome, a delta is appended once.
     var taken = known
     var rest = entries.filter { taken.insert($0.id).inserted }[...]

@@ -212,11 +212,12 @@ struct ColdStore: Sendable {
   /// Opens an epoch. False where the bucket is at another one by now.
   func open(
     bucket: Int, epoch: Int64, globalVersion: Int64, hadPredecessor: Bool,
-    records: OpenCall.Records
+    records: OpenCall.Records, lateEpoch: Int64?
   ) async throws(StoreFailure) -> Bool {
     let call = OpenCall(
       keySpace: keys, bucket: bucket, fence: try await fence(bucket: bucket, epoch: epoch),
-      globalVersion: globalVersion, hadPredecessor: hadPredecessor, records: records)
+      globalVersion: globalVersion, hadPredecessor: hadPredecessor, records: records,
+      lateEpoch: lateEpoch)
     switch try value(call.decode(try await raw(call))) {
     case .opened, .alreadyOpen: return true
     case .refused: return false
@@ -248,6 +249,21 @@ struct ColdStore: Sendable {
     try await read(
       Reads.outbox(
         keys, bucket: bucket, after: StreamPosition(epoch: epoch, sequence: after), count: limit))
+  }
+
+  func lateOutbox(
+    bucket: Int, epoch: Int64, limit: Int
+  ) async throws(StoreFailure) -> LatePage {
+    try await read(Reads.lateOutbox(keys, bucket: bucket, epoch: epoch, count: limit))
+  }
+
+  func moveLate(
+    bucket: Int, epoch: Int64, from late: Int64, through: Int64, unknown: [Int64]
+  ) async throws(StoreFailure) -> MoveLateCall.Moved {
+    let call = MoveLateCall(
+      keySpace: keys, bucket: bucket, fence: try await fence(bucket: bucket, epoch: epoch),
+      epoch: late, through: through, unknown: unknown)
+    return try value(call.decode(try await raw(call)))
   }
 
   func trim(
