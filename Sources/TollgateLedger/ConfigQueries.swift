@@ -133,7 +133,12 @@ extension LedgerStore {
       sql: "SELECT actual, body FROM deltas WHERE op = ? AND idx = 0")
     let changes = try known.cut().compactMap { row -> ChangeMark? in
       guard let operation = OperationID(blob: row.op) else { return nil }
-      let delta = try Row.fetchOne(body, arguments: [row.op])
+      // Of an id that two accounts used, the one that is about this.
+      let delta = try Row.fetchAll(body, arguments: [row.op]).first { delta in
+        guard let account else { return true }
+        let key = (try? bodies.config([UInt8](delta["body"] as Data)))?.key ?? ""
+        return key == account || key.hasPrefix(account + "/")
+      }
       let bytes: Data = delta?["body"] ?? Data()
       let actual: Int64 = delta?["actual"] ?? 0
       return ChangeMark(

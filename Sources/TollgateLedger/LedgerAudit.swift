@@ -54,7 +54,7 @@ extension LedgerStore {
     let unbalanced = try Row.fetchAll(
       db,
       sql: """
-        SELECT lower(hex(op)), idx, sum(amount) FROM postings GROUP BY op, idx
+        SELECT lower(hex(op)), idx, sum(amount) FROM postings GROUP BY op, idx, bucket
         HAVING sum(amount) <> 0 LIMIT 1000
         """)
     for row in unbalanced {
@@ -66,10 +66,12 @@ extension LedgerStore {
         SELECT lower(hex(d.op)), d.idx FROM deltas AS d WHERE d.series IS NOT NULL AND (
           d.charged <> coalesce((SELECT sum(p.amount) FROM postings AS p
             JOIN accounts AS a ON a.id = p.account
-            WHERE p.op = d.op AND p.idx = d.idx AND a.name LIKE 'usage:%'), 0)
+            WHERE p.op = d.op AND p.idx = d.idx AND p.bucket = d.bucket
+              AND a.name LIKE 'usage:%'), 0)
           OR d.absorbed <> coalesce((SELECT sum(p.amount) FROM postings AS p
             JOIN accounts AS a ON a.id = p.account
-            WHERE p.op = d.op AND p.idx = d.idx AND a.name LIKE 'absorbed:%'), 0)
+            WHERE p.op = d.op AND p.idx = d.idx AND p.bucket = d.bucket
+              AND a.name LIKE 'absorbed:%'), 0)
           OR d.actual <> d.charged + d.absorbed) LIMIT 1000
         """)
     for row in wrong {
@@ -80,7 +82,8 @@ extension LedgerStore {
         db,
         sql: """
           SELECT count(*) FROM postings AS p WHERE NOT EXISTS (
-            SELECT 1 FROM deltas AS d WHERE d.op = p.op AND d.idx = p.idx AND d.series IS NOT NULL)
+            SELECT 1 FROM deltas AS d WHERE d.op = p.op AND d.idx = p.idx
+              AND d.bucket = p.bucket AND d.series IS NOT NULL)
           """) ?? 0
     if orphans > 0 { report.find("\(orphans) postings without a delta") }
     let balances = try Row.fetchAll(
@@ -105,7 +108,7 @@ extension LedgerStore {
       db,
       sql: """
         SELECT d.*, p.op IS NOT NULL AND p.replayed IS NULL AS is_parked FROM deltas AS d
-        LEFT JOIN parked AS p ON p.op = d.op AND p.idx = d.idx
+        LEFT JOIN parked AS p ON p.op = d.op AND p.idx = d.idx AND p.bucket = d.bucket
         """)
     while let row = try rows.next() {
       report.deltas += 1
@@ -218,7 +221,8 @@ extension LedgerStore {
           SELECT count(*) FROM deltas AS d WHERE d.kind = 3
             AND (d.op, d.idx) NOT IN (SELECT op, idx FROM config)
             AND NOT EXISTS (SELECT 1 FROM parked AS p
-              WHERE p.op = d.op AND p.idx = d.idx AND p.replayed IS NULL)
+              WHERE p.op = d.op AND p.idx = d.idx AND p.bucket = d.bucket
+                AND p.replayed IS NULL)
           """) ?? 0
     if missing > 0 { report.find("\(missing) config deltas without a config record") }
   }

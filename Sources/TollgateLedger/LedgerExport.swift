@@ -73,7 +73,7 @@ extension LedgerStore {
             s.period_end AS end, s.adjustment AS adjustment
           FROM deltas AS d JOIN series AS s ON s.id = d.series
           WHERE (?1 IS NULL OR s.account = ?1) AND s.period_start >= ?2 AND s.period_start < ?3
-          ORDER BY d.op, d.idx
+          ORDER BY d.op, d.idx, d.bucket
           """, arguments: [account, from, until])
       var count = 0
       while let row = try rows.next() {
@@ -89,6 +89,15 @@ extension LedgerStore {
     }
   }
 
+  private static func word(_ kind: DeltaKind) -> String {
+    switch kind {
+    case .usage: "usage"
+    case .reversal: "reversal"
+    case .config: "config"
+    default: "kind-\(kind.rawValue)"
+    }
+  }
+
   private func exportLine(_ row: Row) -> ExportLine? {
     guard let entry = Self.entry(of: row) else { return nil }
     // The body was decodable when it was posted; should it not be now, the line still appears.
@@ -97,7 +106,7 @@ extension LedgerStore {
       CivilDate.text(WallTime(milliseconds: milliseconds))
     }
     return ExportLine(
-      id: entry.id.description, kind: "\(entry.kind)", time: text(entry.time.milliseconds),
+      id: entry.id.description, kind: Self.word(entry.kind), time: text(entry.time.milliseconds),
       timeMilliseconds: entry.time.milliseconds, account: row["account"],
       subject: body?.subject.path ?? row["account"], feature: row["feature"],
       periodStart: text(row["start"]), periodEnd: text(row["end"]), actual: entry.actual,

@@ -130,19 +130,22 @@ extension LedgerStore {
     ).map(configRecord)
   }
 
-  /// Which of these deltas are on record: posted, or parked until they can be.
-  package func known(_ ids: [DeltaID]) throws -> (posted: [DeltaID], parked: [DeltaID]) {
+  /// Which of these deltas of a bucket are on record: posted, or parked until they can be.
+  package func known(
+    _ ids: [DeltaID], bucket: Int
+  ) throws -> (posted: [DeltaID], parked: [DeltaID]) {
     try read { db in
       let statement = try db.cachedStatement(
         sql: """
           SELECT p.op IS NOT NULL FROM deltas AS d
-          LEFT JOIN parked AS p ON p.op = d.op AND p.idx = d.idx AND p.replayed IS NULL
-          WHERE d.op = ? AND d.idx = ?
+          LEFT JOIN parked AS p ON p.op = d.op AND p.idx = d.idx AND p.bucket = d.bucket
+            AND p.replayed IS NULL
+          WHERE d.op = ? AND d.idx = ? AND d.bucket = ?
           """)
       var known: (posted: [DeltaID], parked: [DeltaID]) = ([], [])
       for id in ids.prefix(Self.pageMax) {
         let row = try Row.fetchOne(
-          statement, arguments: [id.operation.blob, Int64(id.index)])
+          statement, arguments: [id.operation.blob, Int64(id.index), bucket])
         guard let row else { continue }
         if row[0] { known.parked.append(id) } else { known.posted.append(id) }
       }
@@ -334,7 +337,7 @@ extension LedgerStore {
         db,
         sql: """
           SELECT d.*, p.reason AS why FROM parked AS p
-          JOIN deltas AS d ON d.op = p.op AND d.idx = p.idx
+          JOIN deltas AS d ON d.op = p.op AND d.idx = p.idx AND d.bucket = p.bucket
           WHERE p.replayed IS NULL ORDER BY p.time, p.op, p.idx LIMIT ?
           """, arguments: [Self.bounded(limit)])
     }.compactMap { row in

@@ -125,6 +125,7 @@ struct LedgerReads: Sendable {
     var configs: [CurrentConfig]
   }
   private struct DeltasQuery: Decodable {
+    var bucket: Int?
     var ids: [String]?
     var account: String?
     var feature: String?
@@ -245,7 +246,10 @@ struct LedgerReads: Sendable {
         throw WireError.refused(
           .invalidDocument, "\(ids.count) ids; at most \(LedgerStore.pageMax)")
       }
-      let known = try store.known(ids)
+      guard let bucket = query.bucket else {
+        throw WireError.refused(.invalidDocument, "ids need their bucket")
+      }
+      let known = try store.known(ids, bucket: bucket)
       return try encode(
         KnownAnswer(
           posted: known.posted.map(\.description), parked: known.parked.map(\.description)))

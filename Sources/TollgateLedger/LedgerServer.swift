@@ -95,6 +95,7 @@ package func runLedger(
   configuration: LedgerConfiguration, logger: Logger, stop: LedgerStop,
   ready: @escaping @Sendable (LedgerEndpoints) -> Void
 ) async throws {
+  let lock = try LedgerLock(database: configuration.database)
   let store = try LedgerStore(path: configuration.database, bodies: .wire)
   let clock = LedgerClock.system
   let writer = LedgerWriter(store: store, logger: logger, clock: clock.wall)
@@ -108,6 +109,7 @@ package func runLedger(
   }
   try await group.shutdownGracefully()
   try store.close()
+  _ = consume lock
 }
 
 private func serve(

@@ -161,12 +161,13 @@ struct LedgerTransaction {
     let rows = try Row.fetchAll(
       db,
       sql: """
-        SELECT d.* FROM parked AS p JOIN deltas AS d ON d.op = p.op AND d.idx = p.idx
+        SELECT d.* FROM parked AS p
+        JOIN deltas AS d ON d.op = p.op AND d.idx = p.idx AND d.bucket = p.bucket
         WHERE p.replayed IS NULL ORDER BY p.time, p.op LIMIT ?
         """, arguments: [limit])
     var result = (posted: 0, left: 0)
     for row in rows {
-      if let entry = LedgerStore.entry(of: row), try poster.replay(entry) {
+      if let entry = LedgerStore.entry(of: row), try poster.replay(entry, bucket: row["bucket"]) {
         result.posted += 1
       } else {
         result.left += 1

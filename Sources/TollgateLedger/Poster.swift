@@ -59,12 +59,14 @@ struct Poster {
   /// Whether the id is on record, and where.
   func recorded(_ entry: OutboxEntry, bucket: Int, epoch: Int64) throws -> Recorded {
     let statement = try db.cachedStatement(
-      sql: "SELECT bucket, epoch, seq FROM deltas WHERE op = ? AND idx = ?")
+      sql: "SELECT epoch, seq FROM deltas WHERE op = ? AND idx = ? AND bucket = ?")
     let op = entry.id.operation.blob
     let index = Int64(entry.id.index)
-    guard let row = try Row.fetchOne(statement, arguments: [op, index]) else { return .unknown }
-    let at: (Int64, Int64, Int64) = (row[0], row[1], row[2])
-    if at == (Int64(bucket), epoch, entry.sequence) { return .here }
+    guard let row = try Row.fetchOne(statement, arguments: [op, index, bucket]) else {
+      return .unknown
+    }
+    let at: (Int64, Int64) = (row[0], row[1])
+    if at == (epoch, entry.sequence) { return .here }
     let duplicate = try db.cachedStatement(
       sql: """
         SELECT 1 FROM duplicates WHERE bucket = ? AND epoch = ? AND seq = ? AND op = ? AND idx = ?
@@ -88,31 +90,31 @@ struct Poster {
       return .known
     }
     if let poison {
-      try park(entry, reason: poison)
+      try park(entry, bucket: bucket, reason: poison)
       return .parked
     }
-    try carryOut(plan, for: entry)
+    try carryOut(plan, for: entry, bucket: bucket)
     return .posted
   }
 
   /// Tries a parked entry again; answers whether it was posted now.
-  mutating func replay(_ entry: OutboxEntry) throws -> Bool {
+  mutating func replay(_ entry: OutboxEntry, bucket: Int) throws -> Bool {
     let op = entry.id.operation.blob
     let index = Int64(entry.id.index)
     do {
       let plan = try prepare(entry)
       try db.execute(
-        sql: "UPDATE deltas SET series = ? WHERE op = ? AND idx = ?",
-        arguments: [plan.seriesID, op, index])
-      try carryOut(plan, for: entry)
+        sql: "UPDATE deltas SET series = ? WHERE op = ? AND idx = ? AND bucket = ?",
+        arguments: [plan.seriesID, op, index, bucket])
+      try carryOut(plan, for: entry, bucket: bucket)
       try db.execute(
-        sql: "UPDATE parked SET replayed = ? WHERE op = ? AND idx = ?",
-        arguments: [now.milliseconds, op, index])
+        sql: "UPDATE parked SET replayed = ? WHERE op = ? AND idx = ? AND bucket = ?",
+        arguments: [now.milliseconds, op, index, bucket])
       return true
     } catch let error as Poison {
       try db.execute(
-        sql: "UPDATE parked SET reason = ? WHERE op = ? AND idx = ?",
-        arguments: [error.reason, op, index])
+        sql: "UPDATE parked SET reason = ? WHERE op = ? AND idx = ? AND bucket = ?",
+        arguments: [error.reason, op, index, bucket])
       return false
     }
   }
@@ -205,17 +207,19 @@ extension Poster {
     return sum
   }
 
-  private mutating func carryOut(_ plan: Plan, for entry: OutboxEntry) throws {
+  private mutating func carryOut(
+    _ plan: Plan, for entry: OutboxEntry, bucket: Int
+  ) throws {
     for (key, sum) in plan.cells { cells[key] = sum }
     if let (key, line) = plan.series { series[key] = line }
     let op = entry.id.operation.blob
     let index = Int64(entry.id.index)
     if !plan.accounts.isEmpty {
       let posting = try db.cachedStatement(
-        sql: "INSERT INTO postings (op, idx, account, amount) VALUES (?, ?, ?, ?)")
+        sql: "INSERT INTO postings (op, idx, bucket, account, amount) VALUES (?, ?, ?, ?, ?)")
       for (name, account, amount) in plan.accounts {
         accounts[name] = account
-        try posting.execute(arguments: [op, index, account.id, amount])
+        try posting.execute(arguments: [op, index, bucket, account.id, amount])
       }
     }
     if let config = plan.config {
@@ -262,11 +266,11 @@ extension Poster {
     ])
   }
 
-  private func park(_ entry: OutboxEntry, reason: String) throws {
+  private func park(_ entry: OutboxEntry, bucket: Int, reason: String) throws {
     try db.execute(
-      sql: "INSERT INTO parked (op, idx, reason, time) VALUES (?, ?, ?, ?)",
+      sql: "INSERT INTO parked (op, idx, bucket, reason, time) VALUES (?, ?, ?, ?, ?)",
       arguments: [
-        entry.id.operation.blob, Int64(entry.id.index), String(reason.prefix(500)),
+        entry.id.operation.blob, Int64(entry.id.index), bucket, String(reason.prefix(500)),
         now.milliseconds,
       ])
   }

@@ -31,8 +31,46 @@ enum Schema {
           ) STRICT, WITHOUT ROWID
           """)
     }
+    migrator.registerMigration("4-ids-by-bucket") { db in
+      // An id is known within its account's bucket: the same one used for an account of another
+      // bucket is another operation, and is billed too.
+      try db.execute(sql: idsByBucket)
+    }
     return migrator
   }
+
+  private static let idsByBucket = """
+    CREATE TABLE new_deltas (
+      op BLOB NOT NULL, idx INTEGER NOT NULL,
+      bucket INTEGER NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+      kind INTEGER NOT NULL, time INTEGER NOT NULL,
+      actual INTEGER NOT NULL, charged INTEGER NOT NULL, absorbed INTEGER NOT NULL,
+      series INTEGER, body BLOB NOT NULL,
+      PRIMARY KEY (op, idx, bucket)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO new_deltas SELECT * FROM deltas;
+    CREATE TABLE new_postings (
+      op BLOB NOT NULL, idx INTEGER NOT NULL, bucket INTEGER NOT NULL, account INTEGER NOT NULL,
+      amount INTEGER NOT NULL,
+      PRIMARY KEY (op, idx, bucket, account)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO new_postings SELECT p.op, p.idx, d.bucket, p.account, p.amount
+      FROM postings AS p JOIN deltas AS d ON d.op = p.op AND d.idx = p.idx;
+    CREATE TABLE new_parked (
+      op BLOB NOT NULL, idx INTEGER NOT NULL, bucket INTEGER NOT NULL, reason TEXT NOT NULL,
+      time INTEGER NOT NULL, replayed INTEGER,
+      PRIMARY KEY (op, idx, bucket)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO new_parked SELECT p.op, p.idx, d.bucket, p.reason, p.time, p.replayed
+      FROM parked AS p JOIN deltas AS d ON d.op = p.op AND d.idx = p.idx;
+    DROP TABLE deltas;
+    DROP TABLE postings;
+    DROP TABLE parked;
+    ALTER TABLE new_deltas RENAME TO deltas;
+    ALTER TABLE new_postings RENAME TO postings;
+    ALTER TABLE new_parked RENAME TO parked;
+    CREATE INDEX deltas_by_series ON deltas (series) WHERE series IS NOT NULL;
+    """
 
   static let acknowledged = "loss_acknowledged"
 

@@ -169,7 +169,8 @@ import TollgateWire
     var poison = try usage(3, op: 3)
     poison.body = []
     _ = try books.apply([poison])
-    let known = try books.store.known(ids + [DeltaID(operation: operation(4), index: 0)])
+    let known = try books.store.known(
+      ids + [DeltaID(operation: operation(4), index: 0)], bucket: 0)
     #expect(known.posted == Array(ids[..<2]))
     #expect(known.parked == [ids[2]])
   }

@@ -93,6 +93,19 @@ import TollgateWire
     #expect(try books.total() == 6)
   }
 
+  @Test func anIdOfAnotherBucketIsAnotherOperation() throws {
+    // Operation records are kept by bucket, so both were admitted: both are billed.
+    _ = try books.apply([try usage(1, op: 1, amount: 5)])
+    let other = try books.apply([try usage(1, op: 1, amount: 7, subject: "globex")], bucket: 1)
+    #expect(other == BatchOutcome(answer: .acknowledged(cursor: 1), posted: 1))
+    #expect(try books.total() == 5)
+    #expect(try books.total("globex") == 7)
+    let id = DeltaID(operation: operation(1), index: 0)
+    #expect(try books.store.known([id], bucket: 1).posted == [id])
+    #expect(try books.store.known([id], bucket: 2).posted == [])
+    #expect(try books.store.verify().findings == [])
+  }
+
   @Test func duplicateIsNamedAgainWhenItsAnswerWasLost() throws {
     _ = try books.apply([try usage(1, op: 1)])
     let batch = [try usage(2, op: 1), try usage(3, op: 3)]

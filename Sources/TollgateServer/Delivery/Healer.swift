@@ -33,7 +33,11 @@ actor Healer {
   var recovering: Set<Int> = []
   var grants: [Int: EpochNotice] = [:]
   var grantWaiters: [Int: CheckedContinuation<EpochNotice?, Never>] = [:]
-  var rebuilding: Set<String> = []
+  /// Accounts that are being seeded, and who else waits for the outcome.
+  var loading: [String: [CheckedContinuation<LoadOutcome, Never>]] = [:]
+  private let seeding = Permits(Healer.seedingMax)
+  /// Accounts seeded at a time; those beyond wait their turn, and their requests with them.
+  static let seedingMax = 32
   var refreshing = false
   var pushing: Set<Int> = []
   var open: [Int: Int64] = [:]
@@ -322,7 +326,7 @@ actor Healer {
     case loaded
     /// The ledger knows nothing of it, and neither does Redis.
     case unknown
-    /// Another load is under way, or the bucket was fenced meanwhile.
+    /// The bucket was fenced meanwhile, or it was seeded for another purpose: look again.
     case retry
     /// The ledger or Redis does not answer.
     case failed
@@ -347,12 +351,21 @@ actor Healer {
   func load(
     account: Subject, bucket: Int, epoch: Int64, purpose: SeedPurpose = .write
   ) async -> LoadOutcome {
-    guard rebuilding.insert(account.path).inserted else {
-      // The one under way tells every loop when it is done.
-      try? await Task.sleep(for: .milliseconds(5))
-      return .retry
+    let key = "\(purpose) \(epoch) \(account.path)"
+    guard loading[key] == nil else {
+      return await withCheckedContinuation { loading[key]?.append($0) }
     }
-    defer { rebuilding.remove(account.path) }
+    loading[key] = []
+    await seeding.acquire()
+    let outcome = await seed(account: account, bucket: bucket, epoch: epoch, purpose: purpose)
+    seeding.release()
+    for waiter in loading.removeValue(forKey: key) ?? [] { waiter.resume(returning: outcome) }
+    return outcome
+  }
+
+  private func seed(
+    account: Subject, bucket: Int, epoch: Int64, purpose: SeedPurpose
+  ) async -> LoadOutcome {
     do {
       guard try await isSettledInTime(bucket, epoch) else { return .failed }
       let stored = try await store.header(account: account)

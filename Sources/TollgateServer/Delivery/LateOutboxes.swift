@@ -63,7 +63,7 @@ struct LateOutboxes: Sendable {
     var moved: Int64 = 0
     while true {
       let page = try await store.lateOutbox(bucket: bucket, epoch: late, limit: Reposter.batchMax)
-      let known = try await reposter.onRecord(page.entries.map(\.id))
+      let known = try await reposter.onRecord(page.entries.map(\.id), bucket: bucket)
       let done = try await store.moveLate(
         bucket: bucket, epoch: epoch, from: late, through: page.through,
         unknown: page.entries.filter { !known.contains($0.id) }.map(\.sequence))

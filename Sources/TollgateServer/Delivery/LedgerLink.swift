@@ -3,11 +3,13 @@
 // request that was under way when the connection broke fails, and its caller, who knows what is
 // safe to repeat, repeats it: everything on the ledger stream is idempotent by position or id.
 
+import DequeModule
 import Logging
 import NIOConcurrencyHelpers
 import NIOCore
 import NIOPosix
 import TollgateCore
+import TollgateLedger
 import TollgateWire
 
 struct LedgerFailure: Error, Sendable, CustomStringConvertible {
@@ -238,6 +240,7 @@ final class LedgerHandler: ChannelInboundHandler {
     var frames: [Frame] = []
     var completion: Completion
     var timeout: Scheduled<Void>
+    var isSent = false
   }
 
   private let eventLoop: any EventLoop
@@ -246,8 +249,15 @@ final class LedgerHandler: ChannelInboundHandler {
   private var decoder = FrameDecoder(frameBytesMax: WireLimits.frameBytesMax)
   private var waiting: [UInt64: Waiting] = [:]
   private var correlation: UInt64 = 0
+  private var outstanding = 0
+  private var queue: Deque<(id: UInt64, frame: ByteBuffer)> = []
   private var lastHeard = NIODeadline.now()
   private var probe: Scheduled<Void>?
+
+  /// Requests sent and not answered: below what a ledger takes from one link, so that none of ours
+  /// is OVERLOADED. Those beyond wait here; their time runs.
+  static let outstandingMax = LedgerSessionMachine.inFlightMax - 8
+  static let queuedMax = 16_384
 
   /// A connection on which nothing arrived for this long is pinged …
   static let probeInterval = TimeAmount.seconds(5)
@@ -294,16 +304,40 @@ final class LedgerHandler: ChannelInboundHandler {
       return completion(
         .failure(.init(kind: .disconnected, description: "the ledger is not connected")))
     }
+    guard queue.count < Self.queuedMax else {
+      return completion(
+        .failure(
+          .init(kind: .refused(.overloaded), description: "too many questions to the ledger")))
+    }
     correlation += 1
     let id = correlation
     let timer = eventLoop.assumeIsolated().scheduleTask(in: timeout) {
       // A late reply would be taken for another's only if ids were reused; they are not.
-      guard let entry = self.waiting.removeValue(forKey: id) else { return }
+      guard let entry = self.take(id) else { return }
       entry.completion(
         .failure(.init(kind: .timedOut, description: "the ledger did not answer in time")))
     }
     waiting[id] = Waiting(completion: completion, timeout: timer)
-    send(message, correlation: id, flags: [], context: context)
+    queue.append((id, frame(message, correlation: id, flags: [], context: context)))
+    sendQueued()
+  }
+
+  private func sendQueued() {
+    while outstanding < Self.outstandingMax, let next = queue.popFirst() {
+      // One that timed out while it waited has no entry any more.
+      guard waiting[next.id] != nil else { continue }
+      waiting[next.id]?.isSent = true
+      outstanding += 1
+      context?.writeAndFlush(wrapOutboundOut(next.frame), promise: nil)
+    }
+  }
+
+  /// Ends the wait for an answer and lets the next question go.
+  private func take(_ id: UInt64) -> Waiting? {
+    guard let entry = waiting.removeValue(forKey: id) else { return nil }
+    if entry.isSent { outstanding -= 1 }
+    sendQueued()
+    return entry
   }
 
   func push(_ message: some OpcodeMessage, flags: FrameFlags) {
@@ -315,9 +349,17 @@ final class LedgerHandler: ChannelInboundHandler {
     _ message: some OpcodeMessage, correlation: UInt64, flags: FrameFlags,
     context: ChannelHandlerContext
   ) {
+    let frame = frame(message, correlation: correlation, flags: flags, context: context)
+    context.writeAndFlush(wrapOutboundOut(frame), promise: nil)
+  }
+
+  private func frame(
+    _ message: some OpcodeMessage, correlation: UInt64, flags: FrameFlags,
+    context: ChannelHandlerContext
+  ) -> ByteBuffer {
     var buffer = context.channel.allocator.buffer(capacity: 4096)
     buffer.writeFrame(message, correlation: correlation, flags: flags)
-    context.writeAndFlush(wrapOutboundOut(buffer), promise: nil)
+    return buffer
   }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
@@ -345,7 +387,7 @@ final class LedgerHandler: ChannelInboundHandler {
       if frame.header.flags.contains(.more) {
         waiting[frame.header.correlation] = entry
       } else {
-        waiting.removeValue(forKey: frame.header.correlation)
+        _ = take(frame.header.correlation)
         entry.timeout.cancel()
         entry.completion(.success(entry.frames))
       }
@@ -376,6 +418,8 @@ final class LedgerHandler: ChannelInboundHandler {
   private func fail(_ kind: LedgerFailure.Kind, _ text: String) {
     let entries = waiting.values
     waiting.removeAll()
+    queue.removeAll()
+    outstanding = 0
     for entry in entries {
       entry.timeout.cancel()
       entry.completion(.failure(.init(kind: kind, description: text)))

@@ -78,7 +78,7 @@ struct Reposter: Sendable {
       guard let epoch = await healer.epoch(of: bucket) else { continue }
       if asking {
         guard await isSettled(bucket, epoch) else { continue }
-        guard let known = try? await onRecord(entries.map(\.id)) else { return }
+        guard let known = try? await onRecord(entries.map(\.id), bucket: bucket) else { return }
         await healer.lateConfigSettled(known, bucket: bucket)
       }
       // In the order in which they were made; a failure leaves the rest for the next round.
@@ -146,7 +146,7 @@ struct Reposter: Sendable {
     guard !entries.isEmpty, let epoch = await healer.epoch(of: bucket) else { return false }
     var known: Set<DeltaID> = []
     if asking {
-      guard await isSettled(bucket, epoch), let answer = try? await onRecord(entries.map(\.id))
+      guard await isSettled(bucket, epoch), let answer = try? await onRecord(entries.map(\.id), bucket: bucket)
       else { return false }
       known = answer
     }
@@ -258,7 +258,7 @@ struct Reposter: Sendable {
       config.version = header.version ?? 0
       // The id tells when the operation was admitted.
       let deltas = late.deltas(global: global, account: config, at: late.operation.id.time)
-      let known = try await onRecord(deltas.map(\.entry.id))
+      let known = try await onRecord(deltas.map(\.entry.id), bucket: late.bucket)
       for (entry, body) in deltas where !known.contains(entry.id) {
         switch await repost(entry, body, epoch) {
         case .appended(let entry):
@@ -306,9 +306,11 @@ struct Reposter: Sendable {
   // MARK: - The ledger's word
 
   /// Which of these the ledger holds, posted or parked.
-  func onRecord(_ ids: [DeltaID]) async throws -> Set<DeltaID> {
+  func onRecord(_ ids: [DeltaID], bucket: Int) async throws -> Set<DeltaID> {
     guard !ids.isEmpty else { return [] }
-    let question = Document.fields(["ids": .list(ids.map { .string($0.description) })])
+    let question = Document.fields([
+      "bucket": .integer(Int64(bucket)), "ids": .list(ids.map { .string($0.description) }),
+    ])
     let pages = try await ledger.pages(
       QueryRequest(.deltaIDs, body: question.jsonBytes()), as: QueryReply.self)
     guard pages.first?.status == nil, let answer = try? Document(json: pages.flatMap(\.body)) else {

@@ -180,14 +180,14 @@ final class Enforcer {
     if request.mode == .cancel { return sendCancel(request, global: global) }
     let account = accounts[request.account] ?? AccountConfig(version: -1)
     let plan = plans.plan(
-      for: request, global: global, account: account, now: redisNow, keys: keys)
+      for: request, global: global, account: account, now: billedAt(request), keys: keys)
     if request.mayBeRefused, let refusal = plan.plan.resolution.refusal {
       return finish(request, .error(.tooManyItems, refusal))
     }
     enqueue(request, plan, account: account, global: global)
   }
 
-  private func park(
+  func park(
     _ request: Request, _ key: WaitKey, ask: (any EnforcerDelegate) -> Void
   ) {
     let isFirst = waiting[key] == nil
@@ -229,9 +229,7 @@ final class Enforcer {
         request, .error(.idempotencyMismatch, "\(field) differ from the first request of this id"))
     case .idTooOld where request.mode == .post && configuration.ledger != nil:
       // What a POST reports was used, however long ago.
-      guard !request.isAnswered else { return }
-      let operation = LatePost(request)
-      park(request, .late(operation)) { $0.postLate(operation) }
+      postLate(request)
     case .idTooOld where wasInDoubt:
       // Its record may be among those that were lost with an epoch.
       finish(
@@ -259,6 +257,7 @@ final class Enforcer {
     case .period(let time):
       metrics.retriedPeriod.add()
       clock.observed(time, at: now)
+      if isOfEarlierMonth(request) { return postLate(request) }
       attempt(request)
     case .fenced:
       metrics.fences.add()

@@ -1,0 +1,109 @@
+// Accounts that Redis does not hold yet, many at once: after a Redis loss, at a first deployment, in
+// the morning. They wait for the ledger's word within their deadline; nobody who has quota left is
+// denied, and no failure policy answers while nothing has failed.
+
+import Foundation
+import NIOConcurrencyHelpers
+import Testing
+import TollgateCore
+import TollgateTesting
+import TollgateWire
+
+extension LiveTests {
+  @Suite(.serialized) struct Cold {
+    private static let catalog = Stack.catalog.replacingOccurrences(
+      of: "levels: [account, member]",
+      with: "levels: [account, member]\nunknown_account: {plan: big}")
+
+    private static func operations(_ accounts: Range<Int>) throws -> [OperationRecord] {
+      var random = SystemRandomNumberGenerator()
+      let time = WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000))
+      return try accounts.map {
+        OperationRecord(
+          id: OperationID(time: time, using: &random), subject: try Subject("cold-\($0)"),
+          items: [Item(feature: try Name("calls"), amount: 1)])
+      }
+    }
+
+    private static func outcomes(_ answers: [DecisionRecord]) -> [String: Int] {
+      var counts: [String: Int] = [:]
+      for answer in answers {
+        guard case .decision(let decision) = answer else {
+          counts["\(answer)", default: 0] += 1
+          continue
+        }
+        counts["\(decision.reason.name) \(decision.source.name)", default: 0] += 1
+      }
+      return counts
+    }
+
+    @Test func manyColdAccountsAtOnceAreAllAnsweredByTheStore() throws {
+      let stack = try Stack(
+        .init(
+          sidecars: 1, extra: LiveTests.ExactLimit.patient, catalog: Self.catalog))
+      let connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+      let most = Int(try #require(connection.welcome).recordsMax)
+      let count = 500
+      for round in 1...3 {
+        var answers: [DecisionRecord] = []
+        for start in stride(from: 0, to: count, by: most) {
+          answers += try connection.operate(
+            try Self.operations(start..<min(count, start + most)), deadline: 20_000)
+        }
+        #expect(Self.outcomes(answers) == ["ALLOWED redis": count], "round \(round)")
+        // Then the accounts are known, but Redis has lost them.
+        try stack.redis.command("FLUSHALL")
+      }
+    }
+
+    /// With several event loops, all that wait for one account go on when it is there.
+    @Test func anAccountThatSeveralLoopsWaitForIsWaitedForOnce() throws {
+      let stack = try Stack(
+        .init(
+          sidecars: 1, extra: LiveTests.ExactLimit.patient + "\nevent_loops: 3",
+          catalog: Self.catalog))
+      let connections = try (0..<12).map { _ in
+        try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+      }
+      try stack.ledger?.freeze()
+      let answers = NIOLockedValueBox<[DecisionRecord]>([])
+      let left = NIOLockedValueBox(connections.count)
+      for connection in connections {
+        let call = Borrowed(connection)
+        Thread {
+          let found = try? call.value.operate(try Self.operations(7..<8), deadline: 8_000)
+          answers.withLockedValue { $0 += found ?? [] }
+          left.withLockedValue { $0 -= 1 }
+        }.start()
+      }
+      // Longer than any number of quick attempts takes.
+      Thread.sleep(forTimeInterval: 1)
+      #expect(answers.withLockedValue { $0.count } == 0)
+      stack.ledger?.resume()
+      try eventually(within: .seconds(20), "all are answered") { left.withLockedValue { $0 } == 0 }
+      #expect(
+        Self.outcomes(answers.withLockedValue { $0 }) == ["ALLOWED redis": connections.count])
+    }
+
+    @Test func booksAreServedByOneLedgerAtATime() throws {
+      let stack = try Stack(.init(sidecars: 1))
+      let second = try ChildProcess(
+        stack.binary,
+        [
+          "ledger", "--database", stack.database, "--unix", stack.directory.file("other.sock"),
+          "--token", "t",
+        ])
+      #expect(try second.wait(within: .seconds(20)) != .exited(0))
+      #expect(second.standardError.contains("another `tollgate ledger` serves these books"))
+      // Its end frees them.
+      try stack.restartLedger()
+    }
+  }
+}
+
+/// A connection used by one thread at a time: handed over before the thread starts.
+// Safe: nobody but the thread touches it until the thread is done.
+private final class Borrowed: @unchecked Sendable {
+  let value: WireConnection
+  init(_ value: WireConnection) { self.value = value }
+}
