@@ -5,7 +5,8 @@
 //                                             └▶ RECOVER to the ledger
 //        ledger ─PRESENT_REQUEST─▶ every sidecar: stop calls, answer with what it retains, and
 //                                  leave that epoch for good
-//        ledger ─EPOCH──────────▶ every sidecar: `open` (compare and set), adopt, go on
+//        ledger ─EPOCH──────────▶ every sidecar: `open` (compare and set; the old outbox is set
+//                                  aside: LateOutboxes), adopt, go on
 //        ledger ─LINKED─────────▶ a bucket that is open under another epoch than listed: RECOVER
 //
 // Which epoch may be worked under is `EpochBook`'s judgement; every way to adopt one asks it.
