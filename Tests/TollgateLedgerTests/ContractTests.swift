@@ -96,6 +96,7 @@ import TollgateWire
   @Test func anIdOfAnotherBucketIsAnotherOperation() throws {
     // Operation records are kept by bucket, so both were admitted: both are billed.
     _ = try books.apply([try usage(1, op: 1, amount: 5)])
+    try books.open(1)
     let other = try books.apply([try usage(1, op: 1, amount: 7, subject: "globex")], bucket: 1)
     #expect(other == BatchOutcome(answer: .acknowledged(cursor: 1), posted: 1))
     #expect(try books.total() == 5)
