@@ -38,15 +38,15 @@ import TollgateTesting
 
   /// The canary: with one comparison of the script wrong, the comparison must notice.
   @Test(arguments: [
-    ("if room < P[", "if room <= P["),
-    ("cell[2] = settled", "cell[2] = settled + (cell[2] == 3 and 1 or 0)"),
+    ("if room < amount", "if room <= amount"),
+    ("cell[2] = cell[2] + P[", "cell[2] = cell[2] + (cell[2] == 3 and 1 or 0) + P["),
     ("if wait > 0 then", "if wait > 1000 then"),
     // Only seen by an operation that comes after another in the same call.
-    ("R[k][field] = T[l]", "R[k][field] = T[l] - P[b + 6]"),
-    ("home.records[id] = answer", "home.records[id] = home.records[id] or answer"),
+    ("rate[1] = rate[1] + P[b + 6]", "T[l] = {rate[1] + P[b + 6]}"),
+    ("written[id] = home", "written[id] = nil"),
     (
-      "if mode ~= POST then\nreturn {1, record}",
-      "if mode ~= POST and #record > 75 then\nreturn {1, record}"
+      "if reason < 16 or reason == 28 then",
+      "if (reason < 16 or reason == 28) and (mode == POST or #record > 75) then"
     ),
   ])
   func aMistakeInTheScriptIsFound(text: String, mistake: String) throws {

@@ -72,6 +72,19 @@ import TollgateTesting
     }
   }
 
+  /// Every function a script makes is made on every call, so what only a failure or a new member
+  /// needs must stand inside its branch.
+  @Test func theHotScriptMakesNoFunctionThatItDoesNotNeed() throws {
+    let source = String(decoding: ScriptLibrary.shared.source(.decide), as: UTF8.self)
+    let usual = try #require(source.components(separatedBy: "if fresh then\n").first)
+    #expect(usual.count < source.count)
+    let functions = usual.matches(of: /local function (\w+)/).map { String($0.1) }
+    #expect(functions == ["clock", "int"])
+    for name in ScriptName.allCases {
+      #expect(!String(decoding: ScriptLibrary.shared.source(name), as: UTF8.self).contains("--"))
+    }
+  }
+
   /// What an operator grants the Redis user is what KEYS.md says, so it must name every command.
   @Test func theKeyDocumentNamesEveryCommandAndNumber() throws {
     let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()

@@ -17,6 +17,7 @@
 --   every delta gets one reversal (index 64 + item, negative numbers). Arrival times of rates are
 --   not given back. May run when memory is full: it takes back.
 -- Complexity: O(cells + items).
+-- include: base, journal, append, fence
 local A = {decode(ARGV[4])}
 local e, epoch, opTime, window, class, slice, items = unpack(A, 1, 7)
 local sliceField = class .. format('%.0f', slice)

@@ -12,6 +12,7 @@
 -- Invariants: an id has one effect, and one that may have been forgotten has none; the version
 --   only grows; works on a header that is not seeded, and leaves its epoch alone; a counter is
 --   never touched. The audit entry is the last write. Complexity: O(1).
+-- include: base, journal, append, changes, fence, announce, header
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
 local stop = fenced(M[1], M[2])
 if stop then

@@ -14,6 +14,7 @@
 -- Invariants: an id has one effect, and one that may have been forgotten has none; the version
 --   only grows, and meta.gv of this bucket with it; catalogs are bounded, because each new one
 --   forgets one. The audit entry is the last write. Complexity: O(1).
+-- include: base, journal, append, changes, fence, announce
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack')
 local stop = fenced(M[1], M[2])
 if stop then

@@ -15,6 +15,7 @@
 --   untouched; the config delta carries the change (actual = absorbed = after - before, charged 0).
 --   Safe against deltas in flight: they add to settled, and the offset stays. The audit entry is
 --   the last write. Complexity: O(1).
+-- include: base, journal, append, hashes, changes, fence, announce
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
 local stop = fenced(M[1], M[2])
 if stop then

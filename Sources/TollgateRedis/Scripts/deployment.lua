@@ -6,6 +6,7 @@
 -- Reply {0, id, buckets, hash, key version, mode} as recorded
 --
 -- Invariant: a record is never changed. Complexity: O(1).
+-- include: base, journal
 if call('EXISTS', KEYS[1]) == 0 then
   write({'UNLINK', KEYS[1]}, 'HSET', KEYS[1], 'id', ARGV[1], 'buckets', ARGV[2], 'hash', ARGV[3], 'keyVersion',
     ARGV[4], 'mode', ARGV[5])

@@ -13,6 +13,7 @@
 --   afterwards has it from the ledger. What it changed of configurations is in force: this Redis
 --   wrote both at once. The list names it until it is empty.
 -- Complexity: O(entries asked for).
+-- include: base, journal, append, fence
 local M = call('HMGET', KEYS[1], 'f', 'seq', 'lt', 'lm')
 local stop = fenced(M[1], M[2])
 if stop then

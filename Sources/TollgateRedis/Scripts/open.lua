@@ -22,6 +22,9 @@
 --   `move_late` takes out of it what is not on record. Marks are dropped last: nothing can fail
 --   after it.
 -- Complexity: O(1); marks, and an outbox without a ledger, are freed in the background.
+-- include: base, journal
+-- `decide` writes numbers by '%d', which holds all of them only where Redis is built for 64 bits.
+assert(format('%d', LARGEST) == '9007199254740991', 'this Redis has integers of 32 bits')
 local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv', 'nb', 't', 'ack', 'pf', 'pfseq', 'hm',
   'hv', 'lt', 'lm')
 if M[1] == ARGV[1] then

@@ -6,6 +6,7 @@
 -- Reply {0} · {11, owner, milliseconds left}
 --
 -- Not fenced: two owners at once cost work, not truth. Complexity: O(1).
+-- include: base, journal
 local owner = call('GET', KEYS[1])
 if ARGV[2] == '0' then
   if owner == ARGV[1] then

@@ -6,6 +6,7 @@
 -- Reply {0, version in force} · {2, f, seq}
 --
 -- Invariant: the version only grows. Complexity: O(1).
+-- include: base, journal, fence
 local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv')
 local stop = fenced(M[1], M[2])
 if stop then

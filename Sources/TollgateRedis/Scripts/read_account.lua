@@ -6,6 +6,7 @@
 -- Reply {0, f, seq, acknowledged, now, {field, value, ...}, {path, ...}}
 --
 -- Complexity: O(fields + subjects).
+-- include: base, journal
 local M = call('HMGET', KEYS[1], 'f', 'seq', 'ack', 't')
 local ms = floor(max(clock(), tonumber(M[4]) or 0) / 1000)
 return {0, M[1], M[2], M[3], int(ms), call('HGETALL', KEYS[2]),

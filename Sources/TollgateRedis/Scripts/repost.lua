@@ -17,6 +17,7 @@
 --   is held is always the whole of its period. There is no marker: a repost whose reply is lost may
 --   be made again, the ledger posts one and `reverse` takes the other back.
 -- Complexity: O(cells).
+-- include: base, journal, hashes, fence
 local A = {decode(ARGV[3])}
 local epoch, kind, index, time, actual, charged, absorbed, hashes, cells = unpack(A, 1, 9)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't')

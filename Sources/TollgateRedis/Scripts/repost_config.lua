@@ -16,6 +16,7 @@
 --   orders them alike. A counter's change moves the period it was made in, if that is the current one.
 --   Once per epoch: a mark stands until the acknowledgement has passed the entry, and from then on
 --   the ledger says that it has it. Complexity: O(1).
+-- include: base, journal, changes, fence, header
 local epoch, index, time, actual, charged, absorbed, scope, version, field, start = decode(ARGV[3])
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv')
 local stop = fenced(M[1], M[2])

@@ -10,6 +10,7 @@
 -- Reply {0, version in force} · {2, f, seq}
 --
 -- Invariant: never replaces a newer version, nor a catalog. Complexity: O(1).
+-- include: base, journal, changes, fence
 local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv')
 local stop = fenced(M[1], M[2])
 if stop then

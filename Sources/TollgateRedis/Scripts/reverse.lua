@@ -11,6 +11,7 @@
 --   before it moved. Counters of a later epoch were seeded from the ledger, which counted the delta
 --   once: then there is nothing to take back.
 -- Complexity: O(cells).
+-- include: base, journal, fence
 local A = {decode(ARGV[3])}
 local epoch, entryEpoch, entrySeq, amount, cells = unpack(A, 1, 5)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 'ack')

@@ -19,6 +19,7 @@
 --   limit sees less than it did. A header made for a read bears `<epoch>?`, no counter and an
 --   expiry, and is written only where there is none: any seed for a write replaces it.
 -- Complexity: O(cells + fields of the hashes written).
+-- include: base, journal, hashes, changes, fence, header
 local A, position = {}, 0
 repeat
   -- In pieces: one call may return only as many values as Lua's stack holds.

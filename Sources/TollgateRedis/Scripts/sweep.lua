@@ -13,6 +13,7 @@
 --   volume slices are never dropped before theirs; om and ov are the sums of the slices left.
 --   Slices are unlinked last: a failure there leaves only garbage that expires by itself, and is
 --   reported. Complexity: O(fields of meta + slices).
+-- include: base, journal, fence
 local F = call('HGETALL', KEYS[1])
 local M = {}
 for i = 1, #F, 2 do

@@ -9,6 +9,7 @@
 -- Invariants: trimmed by MINID, never XDEL, so the ids keep counting; never beyond what was
 --   acknowledged; a mark goes only when meta.ack has passed it (up to 2,000 in one call, the rest
 --   later: they mean nothing any more). Complexity: O(entries and marks dropped).
+-- include: base, journal, fence
 local M = call('HMGET', KEYS[1], 'f', 'seq', 'ack')
 local stop = fenced(M[1], M[2])
 if stop then

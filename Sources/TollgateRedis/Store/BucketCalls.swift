@@ -4,8 +4,8 @@
 package import TollgateCore
 
 /// Sets a bucket's meta to a new epoch, only upward; the outbox starts empty. What the old outbox
-/// held is handed to the ledger before, as far as it was read; it is set aside, so that `MoveLateCall`
-/// can take out of it what the ledger has not.
+/// held is handed to the ledger before, as far as it was read; it is set aside, so that
+/// `MoveLateCall` can take out of it what the ledger has not.
 package struct OpenCall: ScriptCall {
   package enum Outcome: Hashable, Sendable {
     case opened

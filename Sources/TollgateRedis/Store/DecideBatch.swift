@@ -98,6 +98,7 @@ package struct DecideBatch: ScriptCall {
     for (at, slice) in slices.enumerated() {
       writer.append(3 + at)
       writer.append(slice.recordClass.letter)
+      writer.append(slice.recordClass.letter + String(slice.number))
       writer.append(slice.number)
     }
     return Encoding(keys: keys, head: writer.bytes, operations: bodies)

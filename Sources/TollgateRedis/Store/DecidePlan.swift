@@ -5,10 +5,10 @@
 // Layout (a run of MessagePack values, 1-based positions in Lua):
 //   hashes, cells, limits, items
 //   per hash: count n, then n field names (the script puts its own in front)
-//   per cell: hash, position of its field, start, end, item
+//   per cell: hash, position of its field's name in this run, start, end, item
 //   per limit (9 values): kind, item, enforcement, id, a, b, c, d, e
-//     0 deny: reason · 1 quota: cell, amount · 2 rate: hash, position, cost, tolerance, interval
-//     3 unlimited
+//     0 deny: reason · 1 quota: cell, amount · 2 rate: hash, position of its name, cost, tolerance,
+//     interval · 3 unlimited
 //   per item: amount, metered, billing cell (0: none)
 //   one string, kept with the record of what was counted: a run of its own of the number of cells
 //   and per cell: item, level, window code, start, end (what a cancel takes back, whatever the
@@ -61,6 +61,10 @@ package final class DecidePlan: Sendable {
       ratePositions[index] = (at, fields[at].count)
     }
 
+    // Four numbers stand before the first hash, and each hash's count before its names.
+    let namesFrom = fields.indices.map { hash in
+      4 + fields[..<hash].reduce(0) { $0 + 1 + $1.count } + 1
+    }
     var writer = MessagePackWriter(capacity: 256)
     writer.append(fields.count)
     writer.append(resolution.cells.count)
@@ -73,7 +77,7 @@ package final class DecidePlan: Sendable {
     var billing = [Int](repeating: 0, count: items.count)
     for (index, cell) in resolution.cells.enumerated() {
       writer.append(cellPositions[index].hash + 1)
-      writer.append(cellPositions[index].position)
+      writer.append(namesFrom[cellPositions[index].hash] + cellPositions[index].position)
       writer.append(cell.period.start.milliseconds)
       writer.append(cell.period.end.milliseconds)
       writer.append(cell.item + 1)
@@ -95,7 +99,8 @@ package final class DecidePlan: Sendable {
       case .rate(let cost, let tolerance, let interval):
         kind = 2
         let at = ratePositions[index] ?? (0, 0)
-        values = [Int64(at.hash + 1), Int64(at.position), cost, tolerance, interval]
+        let name = namesFrom[at.hash] + at.position
+        values = [Int64(at.hash + 1), Int64(name), cost, tolerance, interval]
       case .unlimited: kind = 3
       }
       writer.append(kind)

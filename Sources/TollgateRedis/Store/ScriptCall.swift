@@ -29,7 +29,7 @@ extension ScriptCall {
   }
 }
 
-/// First integer of every array reply; the numbers stand in prelude.lua too.
+/// First integer of every array reply; the numbers stand in part_base.lua too.
 enum ReplyCode: Int64, Sendable {
   case done = 0
   case replayed = 1

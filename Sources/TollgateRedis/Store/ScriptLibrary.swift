@@ -1,8 +1,11 @@
-// The Lua scripts, embedded, each put together from its flags, the common prelude and its body.
+// The Lua scripts, embedded, each put together from its flags, its body and the parts it names.
 //
-// Why this shape: a body's first line is its shebang (Redis 7 takes a script's flags from there),
-// so the prelude is inserted after it. `check` is `decide` under the flag `no-writes`: Redis itself
-// then guarantees that asking changes nothing, and answers it when memory is full.
+// Why this shape: Lua runs every statement of a script on every call, so each function of a common
+// prelude would be made anew for each operation. A body therefore says in a line
+// `-- include: base, journal` which parts (part_*.lua) belong there, and inside a branch that is
+// seldom taken they cost nothing. The first line is the shebang: Redis 7 takes a script's flags
+// from there. `check` is `decide` under the flag `no-writes`: Redis itself then guarantees that
+// asking changes nothing, and answers it when memory is full.
 
 package enum ScriptName: String, Sendable, Hashable, CaseIterable {
   case decide, check, cancel, reverse, repost, seed, open, trim, own, sweep, deployment
@@ -14,6 +17,26 @@ package enum ScriptName: String, Sendable, Hashable, CaseIterable {
   case restoreGlobal = "restore_global"
   case readAccount = "read_account"
   case moveLate = "move_late"
+}
+
+/// What scripts share.
+private enum ScriptPart: String {
+  case base, journal, append, hashes, header, changes, fence, announce
+
+  static let mark = "-- include: "
+
+  var text: [UInt8] {
+    switch self {
+    case .base: PackageResources.part_base_lua
+    case .journal: PackageResources.part_journal_lua
+    case .append: PackageResources.part_append_lua
+    case .hashes: PackageResources.part_hashes_lua
+    case .header: PackageResources.part_header_lua
+    case .changes: PackageResources.part_changes_lua
+    case .fence: PackageResources.part_fence_lua
+    case .announce: PackageResources.part_announce_lua
+    }
+  }
 }
 
 package struct ScriptLibrary: Sendable {
@@ -50,18 +73,34 @@ package struct ScriptLibrary: Sendable {
     let text = String(decoding: body(name), as: UTF8.self)
     let end = text.firstIndex(of: "\n") ?? text.endIndex
     let shebang = name == .check ? "#!lua flags=no-writes" : String(text[..<end])
-    let prelude = String(decoding: PackageResources.prelude_lua, as: UTF8.self)
-    return shebang + "\n" + strip(prelude) + strip(String(text[end...]))
+    return shebang + "\n" + expand(String(text[end...]))
   }
 
-  /// Comments and indentation stay in the repository: Redis keeps a copy of what it is sent.
-  private static func strip(_ source: String) -> String {
+  /// The text with its parts in the places of the lines that name them.
+  private static func expand(_ source: String) -> String {
     var result = ""
     for line in source.split(separator: "\n") {
       let text = line.drop { $0 == " " }
-      if !text.isEmpty && !text.hasPrefix("--") { result += text + "\n" }
+      guard text.hasPrefix(ScriptPart.mark) else {
+        result += strip(line)
+        continue
+      }
+      for name in text.dropFirst(ScriptPart.mark.count).split(separator: ", ") {
+        guard let part = ScriptPart(rawValue: String(name)) else {
+          preconditionFailure("no script part is called \(name)")
+        }
+        for line in String(decoding: part.text, as: UTF8.self).split(separator: "\n") {
+          result += strip(line)
+        }
+      }
     }
     return result
+  }
+
+  /// Comments and indentation stay in the repository: Redis keeps a copy of what it is sent.
+  private static func strip(_ line: Substring) -> String {
+    let text = line.drop { $0 == " " }
+    return text.isEmpty || text.hasPrefix("--") ? "" : text + "\n"
   }
 
   private static func body(_ name: ScriptName) -> [UInt8] {

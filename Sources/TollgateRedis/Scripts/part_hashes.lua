@@ -1,0 +1,56 @@
+-- Whole hashes, and the deeper subjects among them. Needs: journal.
+
+-- Replaces a whole hash, keeping the way back.
+local function replace(key, flat)
+  local was = write(nil, 'HGETALL', key)
+  local expiry = write(nil, 'PEXPIRETIME', key)
+  if #was > 0 then
+    write(nil, 'UNLINK', key)
+    if expiry > 0 then
+      journal[#journal + 1] = {'PEXPIREAT', key, expiry}
+    end
+    local step = 400
+    for i = 1, #was, step do
+      journal[#journal + 1] = {'HSET', key, unpack(was, i, math.min(i + step - 1, #was))}
+    end
+  end
+  local first = true
+  for i = 1, #flat, 400 do
+    write(first and {'UNLINK', key} or nil, 'HSET', key,
+      unpack(flat, i, math.min(i + 399, #flat)))
+    first = false
+  end
+end
+
+-- Expiry of a deeper subject's hash and its place in the account's index. Runs when the hash is
+-- created and when its expiry moves, and then drops up to 16 expired members of the index, so
+-- the index is never much larger than what lives. `expiry` NEVER: it stays.
+local function touch(idx, key, before, expiry, now)
+  local path = string.match(key, ':a:(.*)$')
+  if expiry == NEVER then
+    write(before > 0 and {'PEXPIREAT', key, int(before)} or nil, 'PERSIST', key)
+  else
+    write(before > 0 and {'PEXPIREAT', key, int(before)} or nil, 'PEXPIREAT', key, int(expiry))
+  end
+  local was = write(nil, 'ZSCORE', idx, path)
+  local old = write(nil, 'ZRANGE', idx, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16, 'WITHSCORES')
+  local life = write(nil, 'PEXPIRETIME', idx)
+  write(was and {'ZADD', idx, was, path} or {'ZREM', idx, path}, 'ZADD', idx, int(expiry), path)
+  for i = 1, #old, 2 do
+    if old[i] ~= path then
+      write({'ZADD', idx, old[i + 1], old[i]}, 'ZREM', idx, old[i])
+    end
+  end
+  if expiry == NEVER then
+    if life > 0 then
+      write({'PEXPIREAT', idx, life}, 'PERSIST', idx)
+    end
+  elseif life == -2 or (life > 0 and life < expiry) then
+    write(life > 0 and {'PEXPIREAT', idx, life} or nil, 'PEXPIREAT', idx, int(expiry))
+  end
+end
+
+-- When a deeper subject's hash may go: a day after the end of the longest period it counts in.
+local function lifetime(periodEnd)
+  return periodEnd >= NEVER - DAY and NEVER or periodEnd + DAY
+end
