@@ -13,6 +13,7 @@ import TollgateWire
 
 private struct Admitted: Hashable {
   var op: Int
+  var bucket: Int
   var account: String
   var amount: Int64
 }
@@ -118,7 +119,8 @@ private struct Auditor {
       case 0..<35:
         for _ in 0..<Int.random(in: 1...6, using: &random) {
           let one = Admitted(
-            op: nextOp, account: Self.accounts.randomElement(using: &random) ?? "acct0",
+            op: nextOp, bucket: bucket,
+            account: Self.accounts.randomElement(using: &random) ?? "acct0",
             amount: Int64.random(in: 0...1000, using: &random))
           nextOp += 1
           streams[bucket].entries.append(one)
@@ -129,7 +131,9 @@ private struct Auditor {
         if let again = auditor.billed.values.min(by: { $0.op < $1.op }),
           let other = auditor.billed[Int.random(in: 1...max(1, nextOp), using: &random)]
         {
-          streams[bucket].entries.append(Bool.random(using: &random) ? again : other)
+          // It goes where the account's bucket is: the same id elsewhere is another operation.
+          let one = Bool.random(using: &random) ? again : other
+          streams[one.bucket].entries.append(one)
         }
       case 40..<75:
         // One of two shippers cuts a piece, from somewhere around where it believes to be.
@@ -154,7 +158,8 @@ private struct Auditor {
         streams[bucket].entries.removeLast(Int.random(in: 1...2, using: &random))
         for _ in 0..<3 {
           let one = Admitted(
-            op: nextOp, account: Self.accounts.randomElement(using: &random) ?? "acct0", amount: 7)
+            op: nextOp, bucket: bucket,
+            account: Self.accounts.randomElement(using: &random) ?? "acct0", amount: 7)
           nextOp += 1
           streams[bucket].entries.append(one)
           everAdmitted[bucket].append(one)

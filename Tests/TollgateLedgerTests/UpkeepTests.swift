@@ -209,7 +209,7 @@ struct Lines: LogHandler {
         try sidecar.request(QueryRequest(.totals, body: Array(#"{"account":"acme"}"#.utf8)))
       ).body, as: UTF8.self)
     #expect(totals.contains("\"charged\":\(sound)"))
-    let ids = #"{"ids":["\#(operation(1).hex).0"]}"#
+    let ids = #"{"bucket":0,"ids":["\#(operation(1).hex).0"]}"#
     let known = try QueryReply.decode(
       try sidecar.request(QueryRequest(.deltaIDs, body: Array(ids.utf8))))
     #expect(String(decoding: known.body, as: UTF8.self).contains("\"parked\":["))

@@ -207,6 +207,24 @@ import TollgateTesting
     #expect(try rig.dump() == before)
   }
 
+  /// A sidecar asks for the periods of the month in which units were used. The id decides first; what
+  /// is not known cannot be counted in a period that is over, and goes by the ledger.
+  @Test func aPostOfAnEarlierMonthCountsNothingHere() throws {
+    let rig = try StoreRig.ready()
+    rig.limits.dedupeWindowMilliseconds = OperationSlice.windowMaxMilliseconds * 90
+    let used = try rig.call("acme", [("tokens", 5)], mode: .post)
+    let known = try rig.call("acme", [("tokens", 7)])
+    _ = try rig.run(known)
+    let next = Window.month.period(containing: rig.now).end
+    try rig.setNow(next)
+    let before = try rig.dump()
+    #expect(try rig.run(used) == .period(now: next))
+    var again = known
+    again.asked.mode = .post
+    #expect(try rig.run(again).replayed?.decision.reason == .allowed)
+    #expect(try rig.dump() == before)
+  }
+
   @Test func aCancelLandsInThePeriodThatAdmitted() throws {
     let rig = try StoreRig.ready()
     let call = try rig.call("acme/ann", [("chat", 2)])

@@ -178,3 +178,13 @@ struct MetricsTests {
     #expect(metrics.exposition().split(separator: "\n").count == before)
   }
 }
+
+@Suite("Posts of an earlier month")
+struct EarlierMonthTests {
+  @Test func aMonthIsOverAtItsEndAndNotBefore() {
+    let used = WallTime(milliseconds: 1_795_000_000_000)
+    let end = Window.month.period(containing: used).end
+    #expect(!Enforcer.isOver(monthOf: used, at: end + -1))
+    #expect(Enforcer.isOver(monthOf: used, at: end))
+  }
+}

@@ -209,6 +209,14 @@ package enum Doctor {
             "dedupe table", .warning, "\(percent) % full",
             fix: "raise its ceiling, or shorten the window: when full, money is denied"))
     }
+    if health.delivery.retainedDropped > 0 {
+      findings.append(
+        Finding(
+          "retained deltas", .warning,
+          "\(health.delivery.retainedDropped) were given up at limits.retained_deltas",
+          fix: "until the ledger has them they lie in Redis alone: bring the ledger back, and "
+            + "raise the limit to what its outages need"))
+    }
     if health.delivery.losses > 0 {
       let open = health.delivery.lossesOpen
       findings.append(

@@ -100,6 +100,9 @@ package struct HealthReport: Hashable, Sendable, Codable {
     package var oldestMilliseconds: Int64
     /// Deltas this sidecar retains until the ledger has them.
     package var retained: Int
+    /// Of those, given up at their bound: should Redis lose its data before the ledger has them,
+    /// nobody else holds them.
+    package var retainedDropped: Int64
     package var duplicatesAbsorbed: Int64
     /// Entries the ledger closed as lost, as last heard.
     package var losses: Int64
@@ -110,11 +113,13 @@ package struct HealthReport: Hashable, Sendable, Codable {
 
     package init(
       undeliveredEntries: Int64, oldestMilliseconds: Int64, retained: Int,
-      duplicatesAbsorbed: Int64, losses: Int64, lossesAcknowledged: Int64 = 0
+      retainedDropped: Int64 = 0, duplicatesAbsorbed: Int64, losses: Int64,
+      lossesAcknowledged: Int64 = 0
     ) {
       self.undeliveredEntries = undeliveredEntries
       self.oldestMilliseconds = oldestMilliseconds
       self.retained = retained
+      self.retainedDropped = retainedDropped
       self.duplicatesAbsorbed = duplicatesAbsorbed
       self.losses = losses
       self.lossesAcknowledged = lossesAcknowledged

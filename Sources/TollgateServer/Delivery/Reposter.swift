@@ -146,7 +146,8 @@ struct Reposter: Sendable {
     guard !entries.isEmpty, let epoch = await healer.epoch(of: bucket) else { return false }
     var known: Set<DeltaID> = []
     if asking {
-      guard await isSettled(bucket, epoch), let answer = try? await onRecord(entries.map(\.id), bucket: bucket)
+      guard await isSettled(bucket, epoch),
+        let answer = try? await onRecord(entries.map(\.id), bucket: bucket)
       else { return false }
       known = answer
     }

@@ -8,7 +8,11 @@ extension Enforcer {
   /// where the post arrives in the next one. Without a ledger there is no bill.
   func isOfEarlierMonth(_ request: Request) -> Bool {
     request.mode == .post && configuration.ledger != nil
-      && Window.month.period(containing: request.id.time).end <= redisNow
+      && Self.isOver(monthOf: request.id.time, at: redisNow)
+  }
+
+  static func isOver(monthOf used: WallTime, at now: WallTime) -> Bool {
+    Window.month.period(containing: used).end <= now
   }
 
   /// The instant whose periods are asked for. Those of an earlier month are over: the script

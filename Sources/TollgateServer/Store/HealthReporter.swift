@@ -51,6 +51,7 @@ struct HealthReporter: Sendable {
         undeliveredEntries: metrics.outboxEntries.current,
         oldestMilliseconds: metrics.outboxLagMilliseconds.current,
         retained: Int(metrics.retainedDeltas.current),
+        retainedDropped: metrics.retainedDropped.current,
         duplicatesAbsorbed: metrics.duplicatesAbsorbed.current,
         losses: metrics.ledgerLost.current,
         lossesAcknowledged: metrics.ledgerLostAcknowledged.current),

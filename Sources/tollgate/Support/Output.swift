@@ -63,7 +63,11 @@ enum Output {
     if let body = try? AdminJSON.encode(value) { json(body) }
   }
 
-  static func time(_ time: WallTime?) -> String { time.map { CivilDate.text($0) } ?? "-" }
+  /// `never`: the end of a lifetime.
+  static func time(_ time: WallTime?) -> String {
+    guard let time else { return "-" }
+    return time.milliseconds >= Quantity.maximum ? "never" : CivilDate.text(time)
+  }
   static func number(_ value: Int64?) -> String { value.map { "\($0)" } ?? "-" }
 
   /// The common part of what a change answers.
