@@ -32,7 +32,8 @@ package enum ServeEntry {
     let logger = Logger(label: "tollgate")
     // A peer that went away is an error of the write, not the end of the process.
     _ = signal(SIGPIPE, SIG_IGN)
-    let (signals, continuation) = AsyncStream.makeStream(of: Int32.self)
+    let (signals, continuation) = AsyncStream.makeStream(
+      of: Int32.self, bufferingPolicy: .bufferingOldest(1))
     var sources: [any DispatchSourceSignal] = []
     for number in [SIGTERM, SIGINT] {
       _ = signal(number, SIG_IGN)

@@ -41,7 +41,7 @@ final class Sidecar: Sendable {
   private let sessions: [SessionUnit]
   private let links: [RedisLink]
   private let draining = NIOLockedValueBox(false)
-  private let pushes: AsyncStream<LedgerPush>
+  private let pushes: PushQueue
   private let failures: AsyncStream<StartFailure>
 
   init(
@@ -77,8 +77,7 @@ final class Sidecar: Sendable {
       logger: logger)
     store = ColdStore(
       link: coldLink, keys: keys, deployment: configuration.deployment, seen: seen)
-    let (pushes, continuation) = AsyncStream.makeStream(
-      of: LedgerPush.self, bufferingPolicy: .unbounded)
+    let pushes = PushQueue(streams: configuration.deployment.buckets + 1)
     self.pushes = pushes
     let (group, sidecarID) = (group, configuration.sidecarID)
     ledger = try configuration.ledger.map { address in
@@ -91,9 +90,10 @@ final class Sidecar: Sendable {
           deployment: configuration.deployment, sidecar: name,
           // Later incarnations have higher numbers: the ledger ends the link of an earlier one.
           incarnation: UInt64(max(1, SystemClock.wallTime().milliseconds))),
-        group: group, logger: logger, onPush: { continuation.yield($0) })
+        group: group, logger: logger, onPush: { pushes.put($0) })
     }
-    let (failures, failed) = AsyncStream.makeStream(of: StartFailure.self)
+    let (failures, failed) = AsyncStream.makeStream(
+      of: StartFailure.self, bufferingPolicy: .bufferingOldest(1))
     self.failures = failures
     healer = Healer(
       configuration: configuration, store: store, ledger: ledger, loops: loops, metrics: metrics,
@@ -213,12 +213,14 @@ final class Sidecar: Sendable {
         group.addTask { await shipper.run() }
         if let reposter = healer.reposter { group.addTask { await reposter.run() } }
         group.addTask {
-          for await push in self.pushes {
-            if case .connected(let linked) = push {
-              let worked = await self.healer.epochs()
-              Task { await watch.linked(linked, worked: worked) }
+          for await _ in self.pushes.signals {
+            while let push = self.pushes.take() {
+              if case .connected(let linked) = push {
+                let worked = await self.healer.epochs()
+                Task { await watch.linked(linked, worked: worked) }
+              }
+              await self.healer.received(push)
             }
-            await self.healer.received(push)
           }
         }
       }

@@ -15,7 +15,7 @@ struct LedgerHandlerTests {
   private let handler: LedgerHandler
 
   init() throws {
-    handler = LedgerHandler(eventLoop: channel.embeddedEventLoop, onPush: { _ in })
+    handler = LedgerHandler(eventLoop: channel.embeddedEventLoop, onPush: { _ in true })
     try channel.pipeline.syncOperations.addHandler(handler)
     try channel.connect(to: SocketAddress(unixDomainSocketPath: "/ledger")).wait()
   }
@@ -79,5 +79,27 @@ struct LedgerHandlerTests {
   @Test func silenceIsLongerThanARequestMayTake() {
     #expect(LedgerHandler.silenceMax > LedgerLink.requestTimeout)
     #expect(LedgerHandler.probeInterval < LedgerHandler.silenceMax)
+  }
+
+  /// A push that nobody can keep ends the link: the next one says everything anew.
+  @Test func aPushWithoutRoomEndsTheLink() throws {
+    let channel = EmbeddedChannel()
+    let handler = LedgerHandler(eventLoop: channel.embeddedEventLoop, onPush: { _ in false })
+    try channel.pipeline.syncOperations.addHandler(handler)
+    try channel.connect(to: SocketAddress(unixDomainSocketPath: "/ledger")).wait()
+    var answers: [Result<[Frame], LedgerFailure>] = []
+    handler.request(ConfigRequest(account: nil), timeout: .seconds(10)) { answers.append($0) }
+    var buffer = ByteBuffer()
+    buffer.writeFrame(
+      EpochNotice(
+        bucket: 1, epoch: 2, opener: try Name("one"), previousEpoch: 1, previousLast: 5),
+      correlation: 0)
+    try channel.writeInbound(buffer)
+    #expect(!channel.isActive)
+    guard case .failure(let failure)? = answers.first else {
+      Issue.record("not answered")
+      return
+    }
+    #expect(failure.kind == .disconnected)
   }
 }

@@ -41,7 +41,8 @@ final class LedgerLink: Sendable {
   private let link: Link
   private let group: any EventLoopGroup
   private let logger: Logger
-  private let onPush: @Sendable (LedgerPush) -> Void
+  /// False: the push cannot be kept, and the connection it came by is given up.
+  private let onPush: @Sendable (LedgerPush) -> Bool
   private let state = NIOLockedValueBox(State())
 
   static let requestTimeout = TimeAmount.seconds(10)
@@ -49,7 +50,7 @@ final class LedgerLink: Sendable {
 
   init(
     address: ServiceAddress, token: String, link: Link, group: any EventLoopGroup,
-    logger: Logger, onPush: @escaping @Sendable (LedgerPush) -> Void
+    logger: Logger, onPush: @escaping @Sendable (LedgerPush) -> Bool
   ) {
     self.address = address
     self.token = token
@@ -72,7 +73,9 @@ final class LedgerLink: Sendable {
         try await connectOnce()
         wait = Self.reconnectMilliseconds.first
       } catch let failure as LedgerFailure {
-        if case .refused(let code) = failure.kind { onPush(.refused(code, failure.description)) }
+        if case .refused(let code) = failure.kind {
+          _ = onPush(.refused(code, failure.description))
+        }
         logger.debug("ledger not reached", metadata: ["error": "\(failure)"])
       } catch {
         logger.debug("ledger not reached", metadata: ["error": "\(error)"])
@@ -129,7 +132,7 @@ final class LedgerLink: Sendable {
       for bucket in linked.buckets { $0.issued[Int(bucket.bucket)] = bucket.epoch }
     }
     logger.notice("ledger connected", metadata: ["endpoint": "\(address)"])
-    onPush(.connected(linked))
+    _ = onPush(.connected(linked))
     channel.eventLoop.execute { bound.value.startProbing() }
     // A future knows nothing of cancellation: without the close a drained sidecar would wait here
     // for the ledger to leave first.
@@ -143,7 +146,7 @@ final class LedgerLink: Sendable {
       $0.eventLoop = nil
     }
     logger.notice("ledger disconnected", metadata: ["endpoint": "\(address)"])
-    onPush(.disconnected)
+    _ = onPush(.disconnected)
   }
 
   // MARK: - Requests
@@ -244,7 +247,7 @@ final class LedgerHandler: ChannelInboundHandler {
   }
 
   private let eventLoop: any EventLoop
-  private let onPush: @Sendable (LedgerPush) -> Void
+  private let onPush: @Sendable (LedgerPush) -> Bool
   private var context: ChannelHandlerContext?
   private var decoder = FrameDecoder(frameBytesMax: WireLimits.frameBytesMax)
   private var waiting: [UInt64: Waiting] = [:]
@@ -265,7 +268,7 @@ final class LedgerHandler: ChannelInboundHandler {
   /// another that took its place. Above the longest time a request waits.
   static let silenceMax = TimeAmount.seconds(15)
 
-  init(eventLoop: any EventLoop, onPush: @escaping @Sendable (LedgerPush) -> Void) {
+  init(eventLoop: any EventLoop, onPush: @escaping @Sendable (LedgerPush) -> Bool) {
     self.eventLoop = eventLoop
     self.onPush = onPush
   }
@@ -394,8 +397,8 @@ final class LedgerHandler: ChannelInboundHandler {
       return
     }
     switch frame.header.opcode {
-    case .presentRequest?: onPush(.presentRequest(try PresentRequest.decode(frame)))
-    case .epoch?: onPush(.epoch(try EpochNotice.decode(frame)))
+    case .presentRequest?: hand(.presentRequest(try PresentRequest.decode(frame)), context)
+    case .epoch?: hand(.epoch(try EpochNotice.decode(frame)), context)
     case .error?:
       let error = try ErrorReply.decode(frame)
       fail(.refused(error.code), error.message)
@@ -403,6 +406,13 @@ final class LedgerHandler: ChannelInboundHandler {
     case .goAway?: context.close(promise: nil)
     default: throw WireError.fatal(.badFrame, "unexpected push")
     }
+  }
+
+  /// There is no room for it: the next link will say it anew.
+  private func hand(_ push: LedgerPush, _ context: ChannelHandlerContext) {
+    guard !onPush(push) else { return }
+    fail(.disconnected, "the ledger said more than could be looked at")
+    context.close(promise: nil)
   }
 
   func channelInactive(context: ChannelHandlerContext) {
