@@ -191,6 +191,15 @@ extension LiveTests {
         let text = try String(contentsOfFile: log, encoding: .utf8)
         return text.split(separator: "\n").count { $0.contains("a transaction failed") } >= 3
       }
+      // So does a disk that is full. Who looks is told that nothing is written, and what to do.
+      try eventually(within: .seconds(20), every: .milliseconds(100), "status says so") {
+        let status = try stack.cli(["status"])
+        return status.status == .exited(1) && status.output.contains("refuses to write: ")
+      }
+      let doctor = try stack.cli(["doctor"])
+      #expect(doctor.status == .exited(1))
+      #expect(doctor.output.contains("refuses to write: "))
+      #expect(doctor.output.contains("→ see its log and its disk"))
       let redis = try stack.redis.connect()
       let waiting = try redis.command("KEYS", "*:out").strings.map {
         try redis.command("XLEN", $0).integer ?? 0
@@ -198,6 +207,9 @@ extension LiveTests {
       #expect((waiting.max() ?? 0) >= 30)
       try stack.restartSidecar(0)
       try Self.tamper(stack, "DROP TRIGGER refuse;")
+      try eventually(within: .seconds(20), every: .milliseconds(100), "all is well again") {
+        try stack.cli(["status"]).status == .exited(0)
+      }
       try Audit.check(stack, Self.tally(61), subjects: ["acme/m"])
     }
 
