@@ -85,10 +85,12 @@ extension Healer {
       notes.undelivered[bucket]?.stands(epoch: epoch, acknowledged: meta.acknowledged)
       let index = notes.undelivered[bucket] ?? .init()
       let isRead = index.read >= end || meta.acknowledged >= end
-      // A header that is there without an epoch holds configuration, and only that.
+      // A header that is there without an epoch holds configuration, and only that; one that was
+      // made for a read holds none.
+      let hasNone = stored.version == nil || stored.lookedAt != nil
       let waits =
         index.lastCounted(account.path) != nil
-        || (stored.version == nil && index.lastChanged(account.path) != nil)
+        || (hasNone && index.lastChanged(account.path) != nil)
       if isRead && !waits { return true }
       guard isRead, NIODeadline.now() < deadline else { return false }
       try await Task.sleep(for: .milliseconds(10))
