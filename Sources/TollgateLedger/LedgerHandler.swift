@@ -75,6 +75,13 @@ final class LedgerHandler: ChannelInboundHandler {
     }
   }
 
+  /// Whoever does not read its answers is not read from: what waits for it is bounded by what
+  /// one read of the socket asks for.
+  func channelWritabilityChanged(context: ChannelHandlerContext) {
+    context.channel.setOption(.autoRead, value: context.channel.isWritable).whenFailure { _ in }
+    context.fireChannelWritabilityChanged()
+  }
+
   func channelReadComplete(context: ChannelHandlerContext) { context.flush() }
 
   func errorCaught(context: ChannelHandlerContext, error: any Error) {

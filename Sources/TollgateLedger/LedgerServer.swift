@@ -129,6 +129,7 @@ private func serve(
     .serverChannelOption(.backlog, value: 256)
     .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
     .childChannelOption(.maxMessagesPerRead, value: 4)
+    .childChannelOption(.writeBufferWaterMark, value: .init(low: 256 << 10, high: 4 << 20))
     .childChannelInitializer { channel in
       channel.eventLoop.makeCompletedFuture {
         try channel.pipeline.syncOperations.addHandler(LedgerHandler(hub: hub.value))

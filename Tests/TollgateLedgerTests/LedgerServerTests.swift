@@ -106,6 +106,17 @@ final class TestSidecar {
     }
   }
 
+  /// Sends until the other side takes no more for a while; answers how much it took, at most `max`.
+  func sendUnread(_ bytes: [UInt8], max: Int) throws -> Int {
+    Socket.setNonBlocking(descriptor)
+    var sent = 0
+    while sent < max {
+      guard Socket.wait(descriptor, for: 4, milliseconds: 1000) else { break }
+      sent += try Socket.write(descriptor, bytes[(sent % bytes.count)...])
+    }
+    return sent
+  }
+
   /// Sends a request and gives back the first frame of its answer; pushes met on the way are kept.
   func request(_ message: some OpcodeMessage) throws -> Frame {
     next += 1
@@ -172,6 +183,22 @@ final class TestSidecar {
     #expect(try sidecar.open(0, epoch: 1).epoch == 2)
     let fenced = try batch([try usage(3, op: 3)])
     #expect((fenced.status, fenced.epoch, fenced.lastSequence) == (.fenced, 2, 2))
+    try await ledger.finish()
+  }
+
+  /// PITFALL 42, of answers: a ledger reads no more from whoever does not read its answers, so what
+  /// it holds for a connection is what PROTOCOL, section 11, says.
+  @Test func whoeverDoesNotReadIsNotReadFrom() async throws {
+    let ledger = try await RunningLedger.start()
+    let deaf = try ledger.sidecar("deaf")
+    var frames = ByteBuffer()
+    for nonce in UInt64(1)...2000 { frames.writeFrame(Ping(nonce: nonce), correlation: nonce) }
+    let megabytes = try deaf.sendUnread(Array(frames.readableBytesView), max: 64 << 20) >> 20
+    // What the answers fill is 4 MiB and the kernel's buffers, and a ping is no longer than its
+    // answer.
+    #expect(megabytes < 16, "\(megabytes) MiB of requests were taken")
+    let other = try ledger.sidecar("other")
+    #expect(try other.open(0).epoch == 1)
     try await ledger.finish()
   }
 

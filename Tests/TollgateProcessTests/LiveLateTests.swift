@@ -335,6 +335,11 @@ extension LiveTests {
         }
         #expect(decision.reason == .allowedPosted && decision.replayed)
       }
+      // Nothing can be counted for a feature that the catalog does not know, as in the window; and
+      // the operation is one: nothing else of it is.
+      let unknown = try Self.record(
+        "acme/m", [("nowhere", 3), ("calls", 1)], at: Self.now() + (-600_000), &random)
+      #expect(try reason(unknown) == .unknownFeature)
       // A CONSUME would be a new admission: it stays refused.
       let consumed = try Self.record(
         "acme/m", [("tokens", 7)], at: Self.now() + (-600_000), &random)

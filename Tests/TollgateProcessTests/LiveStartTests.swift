@@ -55,6 +55,31 @@ extension LiveTests {
       for value in values { #expect(text.contains(value), "\(text.suffix(600))") }
     }
 
+    /// The gauge counts the buckets that wait, however they came to: also those that were never
+    /// open here.
+    @Test func bucketsThatWaitAreCountedFromTheStartOn() throws {
+      let stack = try Stack(.init(sidecars: 1, buckets: 4, accounts: ["acme": "big"]))
+      func fenced() -> Double? { stack.metric("tollgate_buckets_fenced", sidecar: 0) }
+      stack.ledger?.kill()
+      stack.sidecar(0)?.kill()
+      try stack.redis.stop()
+      try stack.redis.start()
+      try stack.startSidecar(0)
+      try stack.startLedger()
+      try stack.waitReady(0)
+      try served(stack, 0, "calls")
+      try eventually(within: .seconds(10), "none waits") { fenced() == 0 }
+      // And when they wait again, it is seen.
+      stack.ledger?.kill()
+      try stack.redis.connect().command("FLUSHALL")
+      try eventually(within: .seconds(10), every: .milliseconds(50), "one waits") {
+        _ = try? reason(stack, 0, "calls")
+        return (fenced() ?? 0) > 0
+      }
+      let doctor = try stack.cli(["doctor", "--json"]).output
+      #expect(!doctor.contains("5 ready"))
+    }
+
     @Test func anotherDeploymentFoundWhenRedisComesBackEndsTheSidecar() throws {
       let stack = try Stack(
         .init(

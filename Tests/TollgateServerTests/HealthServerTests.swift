@@ -2,6 +2,7 @@
 // ever.
 
 import Foundation
+import NIOConcurrencyHelpers
 import NIOCore
 import NIOPosix
 import Testing
@@ -10,12 +11,14 @@ import TollgateTesting
 @testable import TollgateServer
 
 @Suite(.serialized, .blocking) struct HealthServerTests {
-  private static func start(silence: TimeAmount) async throws -> (
+  private static func start(
+    silence: TimeAmount, metrics: @escaping @Sendable () -> String = { "x 1\n" }
+  ) async throws -> (
     channel: any Channel, port: UInt16
   ) {
     let channel = try await HealthServer.start(
       host: "127.0.0.1", port: 0, group: MultiThreadedEventLoopGroup.singleton, silence: silence,
-      report: { ReadinessReport(ready: true, lines: ["fine"]) }, metrics: { "x 1\n" })
+      report: { ReadinessReport(ready: true, lines: ["fine"]) }, metrics: metrics)
     return (channel, UInt16(channel.localAddress?.port ?? 0))
   }
 
@@ -57,6 +60,37 @@ import TollgateTesting
       defer { Socket.close(fd) }
       return (try? Self.isAnswered(fd)) == true
     }
+    try await channel.close().get()
+  }
+
+  /// PITFALL 42, of answers: who asks on without reading costs what the socket takes.
+  @Test func answersThatNobodyReadsAreNotMade() async throws {
+    let made = NIOLockedValueBox(0)
+    let text = String(repeating: "m", count: 100_000)
+    let (channel, port) = try await Self.start(silence: HealthServer.silence) {
+      made.withLockedValue { $0 += 1 }
+      return text
+    }
+    let fd = try Socket.connect(.tcp("127.0.0.1", port))
+    defer { Socket.close(fd) }
+    let asked = 1000
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    try Self.say(String(repeating: request, count: asked), fd)
+    // Until nothing is made any more.
+    var before = -1
+    try eventually(within: .seconds(10), every: .milliseconds(300), "it stands still") {
+      defer { before = made.withLockedValue { $0 } }
+      return before > 0 && made.withLockedValue { $0 } == before
+    }
+    // The kernel's buffers of both ends hold some megabytes.
+    #expect(before < 200, "\(before) answers of 100 kB were made for nobody")
+    // Read at last, all of them come.
+    var length = 0
+    while length < asked * text.utf8.count, let bytes = Self.hear(fd, milliseconds: 5000),
+      !bytes.isEmpty
+    { length += bytes.count }
+    #expect(length > asked * text.utf8.count)
+    #expect(made.withLockedValue { $0 } == asked)
     try await channel.close().get()
   }
 

@@ -90,7 +90,8 @@ actor Healer {
   var currentGlobal: GlobalConfig? { global }
   func epoch(of bucket: Int) -> Int64? { open[bucket] }
   func epochs() -> [Int: Int64] { open }
-  var openBuckets: Int { open.count }
+  /// Those that are being recovered keep their epoch meanwhile, and are not among them.
+  var openBuckets: Int { open.keys.count { !recovering.contains($0) } }
 
   // MARK: - Buckets
 

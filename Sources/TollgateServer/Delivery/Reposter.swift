@@ -257,6 +257,12 @@ struct Reposter: Sendable {
         return await load(account, late.bucket, epoch, global)
       }
       config.version = header.version ?? 0
+      if try await namesUnknown(late, global) {
+        return .decision(
+          Decision(
+            reason: .unknownFeature, source: .redis, time: store.wallTime(),
+            globalVersion: global.version, accountVersion: config.version))
+      }
       // The id tells when the operation was admitted.
       let deltas = late.deltas(global: global, account: config, at: late.operation.id.time)
       let known = try await onRecord(deltas.map(\.entry.id), bucket: late.bucket)
@@ -288,6 +294,17 @@ struct Reposter: Sendable {
     } catch {
       return Self.unavailable("redis does not answer")
     }
+  }
+
+  /// A feature that the catalog does not know has no counter and no line on the bill, so nothing
+  /// is posted, like in the window; unless it was, all of it, while the catalog still knew it.
+  private func namesUnknown(_ late: LatePost, _ global: GlobalConfig) async throws -> Bool {
+    let items = late.operation.items
+    guard items.contains(where: { global.catalog.features[$0.feature] == nil }) else {
+      return false
+    }
+    let ids = items.indices.map { DeltaID(operation: late.operation.id, index: UInt16($0)) }
+    return try await onRecord(ids, bucket: late.bucket).isEmpty
   }
 
   private func load(

@@ -262,8 +262,7 @@ final class Enforcer {
     case .fenced:
       metrics.fences.add()
       if buckets[request.bucket].phase == .open, buckets[request.bucket].epoch == epoch {
-        buckets[request.bucket].phase = .recovering
-        metrics.bucketsFenced.add(1)
+        enter(.recovering, request.bucket)
       }
       attempt(request)
     case .error(let text) where text == "QUANTITY_OVERFLOW":
@@ -544,17 +543,22 @@ final class Enforcer {
 
   func bucketOpened(_ bucket: Int, epoch: Int64) {
     guard epoch >= buckets[bucket].epoch else { return }
-    if buckets[bucket].phase == .recovering { metrics.bucketsFenced.add(-1) }
     buckets[bucket].epoch = epoch
-    buckets[bucket].phase = .open
+    enter(.open, bucket)
     retained.opened(bucket: bucket, epoch: epoch)
     resume(.bucket(bucket))
   }
 
+  /// The gauge counts what is in the phase, however it came there.
+  private func enter(_ phase: BucketState.Phase, _ bucket: Int) {
+    let before = buckets[bucket].phase == .recovering ? 1 : 0
+    buckets[bucket].phase = phase
+    metrics.bucketsFenced.add((phase == .recovering ? 1 : 0) - Int64(before))
+  }
+
   /// Stops issuing calls to a bucket and calls back when none is in flight.
   func quiesce(_ bucket: Int, done: @escaping () -> Void) {
-    if buckets[bucket].phase == .open { metrics.bucketsFenced.add(1) }
-    buckets[bucket].phase = .recovering
+    enter(.recovering, bucket)
     if buckets[bucket].inFlight == 0 {
       done()
     } else {

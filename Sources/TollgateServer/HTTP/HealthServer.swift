@@ -2,7 +2,10 @@
 // codec; three fixed paths, GET and HEAD only, one response per request. Health says that the
 // process runs its loops; readiness says "can answer by policy", which one outage of Redis or of
 // the ledger does not take away (DESIGN 9). A connection that asks nothing, or takes nothing of an
-// answer, is closed after a while, and only so many are let in: a monitor that hangs costs nothing.
+// answer, is closed after a while, and only so many are let in. The next request of a connection is
+// not looked at before the answer to the last has left for the kernel, so what a connection costs is
+// one answer; and the loop is not one of those that decide: a monitor that hangs, or that asks
+// without end, takes nothing from them but a share of a core.
 
 import NIOCore
 import NIOHTTP1
@@ -118,14 +121,21 @@ private final class HealthHandler: ChannelInboundHandler {
     ])
     if !head.isKeepAlive { headers.add(name: "connection", value: "close") }
     let response = HTTPResponseHead(version: head.version, status: status, headers: headers)
-    context.write(wrapOutboundOut(.head(response)), promise: nil)
-    if head.method != .HEAD {
-      context.write(wrapOutboundOut(.body(.byteBuffer(buffer))), promise: nil)
-    }
     let keepAlive = head.isKeepAlive
-    let channel = context.channel
-    context.writeAndFlush(wrapOutboundOut(.end(nil))).whenComplete { _ in
-      if !keepAlive { channel.close(promise: nil) }
+    // The end of an answer lets the next request through; it is said when the socket has taken
+    // all of it.
+    let isWritten = context.eventLoop.makePromise(of: Void.self)
+    let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
+    isWritten.futureResult.whenSuccess {
+      let (handler, context) = bound.value
+      context.writeAndFlush(handler.wrapOutboundOut(.end(nil)), promise: nil)
+      if !keepAlive { context.close(promise: nil) }
+    }
+    if head.method == .HEAD || buffer.readableBytes == 0 {
+      context.writeAndFlush(wrapOutboundOut(.head(response)), promise: isWritten)
+    } else {
+      context.write(wrapOutboundOut(.head(response)), promise: nil)
+      context.writeAndFlush(wrapOutboundOut(.body(.byteBuffer(buffer))), promise: isWritten)
     }
   }
 
