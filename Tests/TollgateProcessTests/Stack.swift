@@ -87,8 +87,10 @@ final class Stack: Sendable {
     self.options = options
     directory = try TemporaryDirectory("tg-stack")
     binary = try ChildProcess.tollgateBinary()
+    // The sidecars may do what deploy/redis/users.acl says and nothing else; the tests, all.
     redis = try RedisServerProcess(
-      .init(persistence: options.persistence, extra: options.redisWords))
+      .init(
+        persistence: options.persistence, acl: try Self.acl(), extra: options.redisWords))
     let ledgerEndpoint = TestEndpoint.unix(directory.file("ledger.sock"))
     redisProxy = options.proxies ? try FaultProxy(to: redis.unix) : nil
     ledgerProxy =
@@ -224,13 +226,21 @@ final class Stack: Sendable {
         check: \(Self.checkToken)
         admin: \(Self.adminToken)
         admins: {ann: {token: ann-token}, bob: {token: bob-token}}
-      redis: {address: "\(redisAddress)"}
+      redis: {address: "\(redisAddress)", username: tollgate, password: change-me}
       ledger: \(options.ledger ? "{address: \"\(ledgerAddress)\", token: ledger-token}" : "none")
       log_level: info
       \(options.journals ? "journal: \"\(journal(index))\"" : "")
       \(options.extra)
 
       """)
+  }
+
+  private static func acl() throws -> [String] {
+    let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+      .deletingLastPathComponent().deletingLastPathComponent()
+    let file = root.appendingPathComponent("deploy/redis/users.acl")
+    let lines = try String(contentsOf: file, encoding: .utf8).split(separator: "\n").map(String.init)
+    return ["user default on nopass ~* &* +@all"] + lines.filter { $0.hasPrefix("user tollgate ") }
   }
 
   private func apply() throws {
