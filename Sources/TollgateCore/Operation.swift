@@ -70,9 +70,13 @@ public struct OperationID: Hashable, Comparable, Sendable, Codable, CustomString
 }
 
 /// The identity of one delta: which operation bore it, and the how-manieth it was.
-/// Index 0…63 is the operation's item; a reversal of item i has index 64 + i.
+/// Index 0…63 is the operation's item; a reversal of item i has index 64 + i; 128 is a change of
+/// configuration.
 public struct DeltaID: Hashable, Comparable, Sendable, Codable, CustomStringConvertible {
   public static let reversalOffset: UInt16 = 64
+  /// A change of configuration: never that of an item, so that an id that somebody uses for both
+  /// is two deltas.
+  public static let changeIndex: UInt16 = 128
   public let operation: OperationID
   public let index: UInt16
 

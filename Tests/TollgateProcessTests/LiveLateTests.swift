@@ -340,6 +340,13 @@ extension LiveTests {
       let unknown = try Self.record(
         "acme/m", [("nowhere", 3), ("calls", 1)], at: Self.now() + (-600_000), &random)
       #expect(try reason(unknown) == .unknownFeature)
+      // What a counter cannot hold is refused for good, as in the window, and not for ever unknown.
+      let huge = try Self.record(
+        "acme/m", [("pings", 1), ("tokens", Quantity.maximum)], at: Self.now() + (-600_000), &random)
+      guard case .error(.amountOutOfRange, _)? = try ask(huge, .post) else {
+        Issue.record("a POST that no counter can hold was not refused")
+        return
+      }
       // A CONSUME would be a new admission: it stays refused.
       let consumed = try Self.record(
         "acme/m", [("tokens", 7)], at: Self.now() + (-600_000), &random)

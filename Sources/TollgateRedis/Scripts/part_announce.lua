@@ -9,7 +9,7 @@ end
 
 -- The last writes of a change: its delta (KEYS[2]) and its audit entry (KEYS[4]).
 local function announce(epoch, seq, ms, op, change, body, allowed)
-  local id, d = epoch .. '-' .. int(seq + 1), sub(op, 1, 16) .. encode(3, 0, ms, change, 0, change)
+  local id, d = epoch .. '-' .. int(seq + 1), sub(op, 1, 16) .. encode(3, 128, ms, change, 0, change)
   if allowed == '0' then
     write(nil, 'XADD', KEYS[2], 'MAXLEN', '~', '10000', id, 'd', d, 'b', body)
   else

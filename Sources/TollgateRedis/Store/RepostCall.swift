@@ -10,6 +10,8 @@ package struct RepostCall: ScriptCall {
     case appended(sequence: Int64)
     /// The account is not seeded in this epoch: seed it and call again.
     case unseeded
+    /// A counter would leave the quantity range; nothing was written.
+    case overflow
   }
 
   package var keySpace: KeySpace
@@ -80,6 +82,7 @@ package struct RepostCall: ScriptCall {
       switch reply.code {
       case .done?: reply[1].number.map { .appended(sequence: $0) }
       case .rebuild?: .unseeded
+      case .overflow?: .overflow
       default: nil
       }
     }

@@ -120,7 +120,7 @@ package enum Doctor {
       return [Finding("permissions", .ok, "every command the sidecar uses is allowed")]
     }
     return facts.denied.map {
-      Finding("permissions", .error, $0, fix: "give the Redis user the rules of deploy/redis.acl")
+      Finding("permissions", .error, $0, fix: "give the Redis user the rules of deploy/redis/users.acl")
     }
   }
 

@@ -39,6 +39,7 @@ struct Reposter: Sendable {
     case unseeded(Subject)
     case unreadable
     case fenced
+    case overflow
     case failed(StoreFailure)
   }
 
@@ -175,6 +176,10 @@ struct Reposter: Sendable {
         case .fenced:
           if isWell { await healer.fenced(bucket: bucket, epoch: epoch) }
           isWell = false
+        case .overflow:
+          // It was counted once, so there was room for it: an operator's reset may have made more.
+          logger.error("a late delta would overflow a counter", metadata: ["id": "\(id)"])
+          isWell = false
         case .failed: isWell = false
         }
       }
@@ -222,6 +227,7 @@ struct Reposter: Sendable {
         placed.sequence = sequence
         return .appended(placed)
       case .unseeded: return .unseeded(body.subject.account)
+      case .overflow: return .overflow
       }
     } catch {
       if case .fenced = error { return .fenced }
@@ -276,6 +282,8 @@ struct Reposter: Sendable {
         case .fenced:
           await healer.fenced(bucket: late.bucket, epoch: epoch)
           return nil
+        case .overflow:
+          return .error(.amountOutOfRange, "a counter would leave the quantity range")
         case .failed(let failure):
           if case .unavailable(_, false) = failure, !isOpen {
             return Self.unavailable("redis does not answer")

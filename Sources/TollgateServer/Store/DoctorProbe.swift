@@ -83,6 +83,17 @@ struct DoctorProbe: Sendable {
         facts[keyPath: path] = reply.array?.last?.text
       }
     }
+    // Scripts meet some commands in trouble only, and a refusal then is trouble on top. Tried on keys
+    // that do not exist they change nothing.
+    let none = "tg1:\(sidecar.configuration.deployment.id):{doctor}:none"
+    for words in [
+      ["RENAME", none, none + "2"], ["PERSIST", none], ["UNLINK", none], ["HDEL", none, "f"],
+      ["XTRIM", none, "MINID", "1"], ["XDEL", none, "1-1"], ["ZREM", none, "m"],
+      ["PEXPIREAT", none, "1"], ["XRANGE", none, "-", "+", "COUNT", "1"], ["ZSCORE", none, "m"],
+    ] {
+      let reply = try await command(words.map { .string($0) })
+      if let error = reply.error, error.hasPrefix("NOPERM") { facts.denied.append(error) }
+    }
     let differences = try await sidecar.store.deploymentDifferences()
     facts.deploymentDifferences = differences.map(\.description)
   }

@@ -87,11 +87,22 @@ struct LedgerRun: AsyncParsableCommand {
     return host.isEmpty ? nil : (host, port)
   }
 
+  static func isLoopback(_ host: String) -> Bool {
+    host.hasPrefix("127.") || host == "::1" || host == "localhost"
+  }
+
   func run() async throws {
     LoggingSystem.bootstrap(StreamLogHandler.standardError)
+    let token = try credential()
+    if let address = listen.flatMap(Self.address), token.isEmpty, !Self.isLoopback(address.host) {
+      LedgerCommandFailure.say(
+        "--listen \(address.host): others can reach it, and without a credential they could read "
+          + "and write the books; give --token-file, or listen on 127.0.0.1", json: json)
+      throw ExitCode(2)
+    }
     let configuration = LedgerConfiguration(
       database: database, listen: listen.flatMap(Self.address), unix: unix,
-      token: try credential(), graceMilliseconds: grace,
+      token: token, graceMilliseconds: grace,
       pruneMilliseconds: Int64(pruneInterval) * 1000)
     let stop = LedgerStop()
     let signals = [SIGTERM, SIGINT].map { number in
