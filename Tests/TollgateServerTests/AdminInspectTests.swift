@@ -216,6 +216,7 @@ import TollgateWire
     StoreBilling(
       time: fixture.backend.read(\.now), bucketState: .ready, isLoaded: true,
       last: StreamPosition(epoch: 1, sequence: last), firstSequence: first,
+      month: month,
       totals: [BillingTotal(feature: try Name("chat.requests"), period: month, settled: settled)],
       undelivered: undelivered)
   }

@@ -397,8 +397,8 @@ private struct Harness {
       cursor: StreamPosition(epoch: 1, sequence: 3), totals: [try total(7)])
     var store = StoreBilling(
       time: harness.fixture.backend.read(\.now), bucketState: .ready, isLoaded: true,
-      last: StreamPosition(epoch: 1, sequence: 3), firstSequence: 1, totals: [try total(7)],
-      undelivered: [])
+      last: StreamPosition(epoch: 1, sequence: 3), firstSequence: 1, month: month,
+      totals: [try total(7)], undelivered: [])
     let equal = store
     harness.fixture.backend.edit {
       $0.ledger[acme] = [ledger]

@@ -22,7 +22,8 @@ struct LatePost: Sendable, Hashable {
   ) -> [(entry: OutboxEntry, body: UsageBody)] {
     let (subject, items) = (operation.subject, operation.items)
     let resolution = Resolution.resolve(
-      subject: subject, items: items, global: global, account: account, now: time)
+      subject: subject, items: items, global: global, account: account, now: time,
+      zones: SystemZones.book)
     return items.indices.filter { resolution.metered[$0] }.map { item in
       let cells = resolution.cells.filter { $0.item == item }
       let billing = cells.first { $0.level == 1 && $0.window == .month }
