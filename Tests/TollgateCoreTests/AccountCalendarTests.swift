@@ -170,14 +170,17 @@ import TollgateCore
     // In UTC November has begun; Los Angeles gets there four hours later, which is no new month.
     let period = calendar.period(of: .month, containing: change)
     #expect(period.start == (try Self.instant("2026-11-01T00:00Z")))
-    #expect(period.end == (try Self.instant("2026-12-01T08:00Z")))
+    #expect(period.end == (try Self.instant("2026-12-01T00:00Z")))
+    // December is the first month of Los Angeles; the eight hours before it are part of it.
+    let next = calendar.period(of: .month, containing: period.end)
+    #expect(next == Period(start: period.end, end: try Self.instant("2027-01-01T08:00Z")))
     let before = calendar.period(of: .month, containing: try Self.instant("2026-10-31T23:00Z"))
     #expect(before.end == period.start)
     let hour = calendar.period(of: .hour, containing: change)
     #expect(hour.start == change)
   }
 
-  @Test func aNewAnchorTakesTheRunningPeriodToItsNextBoundary() throws {
+  @Test func aNewAnchorHoldsFromTheEndOfTheRunningPeriod() throws {
     let change = try Self.instant("2026-03-20T00:00Z")
     let calendar = AccountCalendar([
       CalendarRule(anchor: try Self.instant("2026-01-01T00:00Z")),
@@ -185,10 +188,46 @@ import TollgateCore
     ])
     let period = calendar.period(of: anchored(.month), containing: change)
     #expect(period.start == (try Self.instant("2026-03-01T00:00Z")))
-    #expect(period.end == (try Self.instant("2026-04-05T00:00Z")))
+    #expect(period.end == (try Self.instant("2026-04-01T00:00Z")))
+    // Four days would be no month: it goes on to the boundary after.
+    let next = calendar.period(of: anchored(.month), containing: period.end)
+    #expect(next == Period(start: period.end, end: try Self.instant("2026-05-05T00:00Z")))
     // Windows that follow the calendar do not care.
     let plain = calendar.period(of: .month, containing: change)
     #expect(plain.end == (try Self.instant("2026-04-01T00:00Z")))
+  }
+
+  /// Counters expire, sums are dropped and resets are answered by the end that a period has: where
+  /// a later change could move it, usage could be forgotten before the period is over.
+  @Test func noChangeMovesTheEndOfARunningPeriod() throws {
+    var looked = 0
+    for row in try ZoneTable.loaded.get().cases where row.calendar.rules.count > 1 {
+      guard let last = row.calendar.rules.last, !last.restarts else { continue }
+      let before = AccountCalendar(Array(row.calendar.rules.dropLast()))
+      let running = before.period(of: row.window, containing: last.since)
+      #expect(
+        row.calendar.period(of: row.window, containing: last.since) == running,
+        "line \(row.line)")
+      looked += 1
+    }
+    #expect(looked > 5_000)
+  }
+
+  @Test func changesMakeNoPeriodShorterThanHalfOrAsLongAsOneAndAHalf() throws {
+    let day: Int64 = 86_400_000
+    let lengths: [Window.Span: ClosedRange<Int64>] = [
+      .day: 22 * day / 24...26 * day / 24, .week: 7 * day - day / 6...7 * day + day / 6,
+      .month: 28 * day - day / 6...31 * day + day / 6,
+      .quarter: 89 * day...92 * day + day / 6, .year: 365 * day - day / 6...366 * day + day / 6,
+    ]
+    // One day that Samoa, Kwajalein or Kiritimati left out or had twice may stand in any of them.
+    for row in try ZoneTable.loaded.get().cases where row.calendar.rules.count > 1 {
+      guard let usual = lengths[row.window.span], !row.calendar.rules.contains(where: \.restarts)
+      else { continue }
+      let length = row.period.end - row.period.start
+      #expect(length >= usual.lowerBound / 2 - day, "line \(row.line)")
+      #expect(length < usual.upperBound * 3 / 2 + day, "line \(row.line)")
+    }
   }
 
   @Test func aRestartBeginsANewPeriodAtOnce() throws {

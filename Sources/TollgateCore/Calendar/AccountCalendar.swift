@@ -8,11 +8,13 @@
 // the Monday before it). Windows of an hour or less, and windows of seconds, are lengths of time
 // and know no zone. A period is [start, end).
 //
-// A change of zone or anchor cuts no period short and forgives nothing. The period that runs goes
-// on, and ends at the first boundary of the new rule by which at least half of its own length has
-// gone: so no period is shorter than half of one, or longer than one and a half, and none is begun
-// twice because two rules put the same midnight at two instants. An operator who wants a new period
-// at once says so (`restarts`).
+// A change of zone or anchor cuts no period short and forgives nothing. The period that runs ends
+// where it was said to end: its counters' expiry, the ledger's books and the reset time that was
+// answered all rest on that. The next one begins there, and ends at the first boundary of the new
+// rule by which at least half of a period has gone; from then on the new rule holds. So no period
+// is shorter than half of one or as long as one and a half, and none is begun twice because two
+// rules put the same midnight at two instants. An operator who wants a new period at once says so
+// (`restarts`).
 
 /// How a window is laid out in time.
 public enum Alignment: String, Hashable, Sendable, CaseIterable {
@@ -74,11 +76,14 @@ public struct AccountCalendar: Hashable, Sendable {
       // A change that does not touch this window.
       return period(of: window, containing: instant, under: index - 1)
     }
-    // The period that ran when the rule came into force, and where it ends under the new one.
     let running = period(of: window, containing: rule.since, under: index - 1)
-    let half = running.start + (running.end - running.start + 1) / 2
-    let end = layout.boundary(atOrAfter: max(half, rule.since + 1))
-    return instant < end ? Period(start: running.start, end: end) : plain
+    if instant < running.end { return running }
+    let first = layout.period(containing: running.end)
+    guard first.start < running.end else { return plain }
+    // Between the rules: from where the old one ended to the new one's boundary.
+    let half = running.end + (first.end - first.start + 1) / 2
+    let end = layout.boundary(atOrAfter: half)
+    return instant < end ? Period(start: running.end, end: end) : plain
   }
 }
 

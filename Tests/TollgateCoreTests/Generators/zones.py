@@ -126,13 +126,16 @@ def period(window, rules, moment):
         return period(window, active[:-1], moment)
     before = active[:-1]
     old_start, old_end = period(window, before, since)
+    if moment < old_end:
+        return old_start, old_end
     layout = Layout(window, last[0], last[1])
-    earliest = at(ms(old_start) + (ms(old_end) - ms(old_start) + 1) // 2)
-    bound = max(earliest, since + MS)
-    start, end = layout.around(bound)
-    stop = start if start == bound else end
-    if moment < stop:
-        return old_start, stop
+    start, end = layout.around(old_end)
+    if start != old_end:
+        bound = old_end + (ms(end) - ms(start) + 1) // 2 * MS
+        start, end = layout.around(bound)
+        stop = start if start == bound else end
+        if moment < stop:
+            return old_end, stop
     return layout.around(moment)
 
 
