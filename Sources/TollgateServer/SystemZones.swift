@@ -25,6 +25,11 @@ enum SystemZones {
     ProcessInfo.processInfo.environment["TZDIR"].flatMap { $0.isEmpty ? nil : $0 }
     ?? "/usr/share/zoneinfo"
 
+  /// Found wherever zone files are installed at all; one of each part of the world.
+  static let wellKnown = [
+    "Europe/Berlin", "America/New_York", "Asia/Tokyo", "Australia/Sydney", "Africa/Cairo",
+  ]
+
   static let book = ZoneBook { rules(named: $0) }
 
   static func rules(named name: String, now: NIODeadline = .now()) -> ZoneRules? {
@@ -58,9 +63,15 @@ extension SystemZones {
     do throws(AccountCalendar.UnknownZone) {
       return try AccountCalendar(config.calendar, book)
     } catch {
-      throw AdminFailure(
-        .unavailable, "zone \(error.name) is not installed beside this sidecar",
-        fix: "install the zone files (tzdata) there, or name their folder in TZDIR")
+      throw .unknownZone(error.name)
     }
+  }
+}
+
+extension AdminFailure {
+  static func unknownZone(_ name: String) -> Self {
+    Self(
+      .unavailable, "zone \(name) is not installed beside this sidecar",
+      fix: "install the zone files (tzdata) there, or name their folder in TZDIR")
   }
 }

@@ -54,7 +54,7 @@ extension AdminService {
       after.frozen = frozen
       changes.append("frozen: \(before.frozen) → \(frozen)")
     }
-    if request.changesCalendar, let change = try changeCalendar(&after, request, now: now) {
+    if request.changesCalendar, let change = try changeCalendar(&after, global, request, now: now) {
       changes.append(change)
     }
     if let source = request.sourceID, let version = request.sourceVersion {

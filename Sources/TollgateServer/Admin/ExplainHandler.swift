@@ -23,6 +23,7 @@ extension AdminService {
       let resolution = Resolution.resolve(
         subject: subject, items: items, global: global, account: state.config, now: now,
         zones: SystemZones.book)
+      if let zone = resolution.unknownZone { throw .unknownZone(zone) }
       if let refusal = resolution.refusal {
         throw AdminFailure(.tooManyItems, refusal, fix: "explain fewer features at a time")
       }

@@ -10,6 +10,7 @@ extension AdminService {
     let global = try await backend.globalConfig()
     let account = try await backend.account(subject.account).config
     let plan = global?.plan(of: account)
+    _ = try SystemZones.calendar(of: account)
     var questions: [Question] = []
     let features = Set(plan?.entitlements.keys.map { $0 } ?? [])
       .union(global?.catalog.features.values.filter(\.metered).map(\.name) ?? [])

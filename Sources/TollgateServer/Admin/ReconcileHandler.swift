@@ -138,7 +138,7 @@ extension AdminService {
     return .compare
   }
 
-  /// A period is known by its start: a change of calendar may move the end of one that runs.
+  /// A period is known by its start, which is on record; its end each side works out for itself.
   private struct Key: Hashable, Comparable {
     let feature: Name
     let period: Period

@@ -19,8 +19,9 @@ struct AccountSet: AsyncParsableCommand {
       than the last applied changes nothing and is answered `ignored`.
 
       Periods follow the calendar of --zone; windows that the catalog calls anchored are laid out \
-      from --anchor. A change cuts no period short: the one that runs ends at the first boundary \
-      of the new calendar by which half of it has gone. --restart begins a new one at once.
+      from --anchor. A change cuts no period short: the one that runs ends where it would have, \
+      and the next at the first boundary of the new calendar by which half of it has gone. \
+      --restart begins a new one of the anchored windows at once.
       """)
 
   @Argument(help: "The account.") var account: Subject
@@ -83,11 +84,12 @@ struct AccountShow: AsyncParsableCommand {
       "account   \(reply.account)", "plan      \(plan)", "frozen    \(reply.frozen ? "yes" : "no")",
       "version   \(reply.version)",
     ]
+    if reply.calendar.first.map({ $0.since != nil }) ?? true { lines.append("calendar  UTC") }
     for setting in reply.calendar {
-      let anchor = setting.anchor.map { ", anchor \(CivilDate.text($0))" } ?? ""
-      let since = setting.since.map { ", since \(CivilDate.text($0))" } ?? ""
-      lines.append(
-        "calendar  \(setting.zone)\(anchor)\(since)\(setting.restarts ? ", new period" : "")")
+      let anchor = setting.anchor.map { ", anchored at \(CivilDate.text($0))" } ?? ""
+      let since = setting.since.map { ", from \(CivilDate.text($0)) on" } ?? ""
+      let restart = setting.restarts ? ", beginning a new period" : ""
+      lines.append("calendar  \(setting.zone)\(anchor)\(since)\(restart)")
     }
     if let source = reply.sourceID {
       lines.append("source    \(source) version \(reply.sourceVersion)")

@@ -46,14 +46,20 @@ package struct AccountImportRequest: Hashable, Sendable, Codable {
     package var account: String
     package var plan: String
     package var frozen: Bool?
+    /// As in account.set; absent: as it is.
+    package var zone: String?
+    package var anchor: WallTime?
     package var sourceVersion: Int64?
 
     package init(
-      account: String, plan: String, frozen: Bool? = nil, sourceVersion: Int64? = nil
+      account: String, plan: String, frozen: Bool? = nil, zone: String? = nil,
+      anchor: WallTime? = nil, sourceVersion: Int64? = nil
     ) {
       self.account = account
       self.plan = plan
       self.frozen = frozen
+      self.zone = zone
+      self.anchor = anchor
       self.sourceVersion = sourceVersion
     }
   }
