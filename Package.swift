@@ -97,7 +97,7 @@ let package = Package(
     .target(name: "TollgateTesting", dependencies: [nioLocks], swiftSettings: settings),
     .testTarget(
       name: "TollgateCoreTests", dependencies: ["TollgateCore", "TollgateTesting"],
-      exclude: ["Generators"], swiftSettings: settings),
+      exclude: ["Generators", "Data"], swiftSettings: settings),
     .testTarget(
       name: "TollgateWireTests",
       dependencies: ["TollgateWire", "TollgateCore", "TollgateTesting", nioCore, nioEmbedded],

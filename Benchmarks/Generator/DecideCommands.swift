@@ -72,7 +72,8 @@ package struct DecideCommands: DecideSource {
     let identifier = OperationID(
       high: UInt64(wallMilliseconds) << 16 | 0xD00D, low: Template.identifierLow)
     let resolution = Resolution.resolve(
-      subject: subject, items: items, global: global, account: account, now: now)
+      subject: subject, items: items, global: global, account: account, now: now,
+      zones: .utcOnly)
     let plan = DecidePlan(items: items, resolution: resolution)
     let bodies = plan.meteredItems.map { item in
       UsageBody(

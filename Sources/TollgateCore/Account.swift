@@ -35,6 +35,9 @@ public struct Override: Hashable, Sendable {
 
 public struct AccountConfig: Hashable, Sendable {
   public static let overridesMax = 256
+  /// Changes of zone or anchor that are remembered, so that a period begun under an old one ends
+  /// where it should.
+  public static let calendarSettingsMax = 16
 
   /// 0: nobody ever set this account.
   public var version: Int64
@@ -42,6 +45,8 @@ public struct AccountConfig: Hashable, Sendable {
   public var plan: Name?
   public var frozen: Bool
   public var overrides: [Override]
+  /// Ascending by `since`; empty: UTC.
+  public var calendar: [CalendarSetting]
   /// The last event of an outside system that was applied here, and its version, so that a late,
   /// out-of-order one cannot set the account back.
   public var sourceID: String?
@@ -49,12 +54,13 @@ public struct AccountConfig: Hashable, Sendable {
 
   public init(
     version: Int64 = 0, plan: Name? = nil, frozen: Bool = false, overrides: [Override] = [],
-    sourceID: String? = nil, sourceVersion: Int64 = 0
+    calendar: [CalendarSetting] = [], sourceID: String? = nil, sourceVersion: Int64 = 0
   ) {
     self.version = version
     self.plan = plan
     self.frozen = frozen
     self.overrides = overrides
+    self.calendar = calendar
     self.sourceID = sourceID
     self.sourceVersion = sourceVersion
   }

@@ -143,12 +143,17 @@ extension AccountConfig {
     let problems = ProblemList()
     let node = DocumentNode(document, problems: problems)
     let fields = node.object(
-      ["version", "plan", "frozen", "overrides", "source_id", "source_version"],
+      [
+        "version", "plan", "frozen", "overrides", "calendar", "source_id", "source_version",
+      ],
       required: ["version"])
     let version = fields?["version"]?.integer(0...Quantity.maximum)
     let plan = fields?["plan"]?.name()
     let frozen = fields?["frozen"]?.bool()
     let overrides = fields?["overrides"]?.list(max: Self.overridesMax)?.map { Override(node: $0) }
+    let calendar = fields?["calendar"]?.list(max: Self.calendarSettingsMax)?.map {
+      CalendarSetting(node: $0)
+    }
     let sourceID = fields?["source_id"]?.string(bytesMax: Self.sourceBytesMax)
     let sourceVersion = fields?["source_version"]?.integer(0...Quantity.maximum)
     guard problems.isEmpty, let version else {
@@ -156,7 +161,8 @@ extension AccountConfig {
     }
     self.init(
       version: version, plan: plan, frozen: frozen ?? false,
-      overrides: (overrides ?? []).compactMap { $0 }, sourceID: sourceID,
+      overrides: (overrides ?? []).compactMap { $0 },
+      calendar: (calendar ?? []).compactMap { $0 }, sourceID: sourceID,
       sourceVersion: sourceVersion ?? 0)
   }
 
@@ -166,6 +172,7 @@ extension AccountConfig {
       "plan": plan.map { .string($0.text) },
       "frozen": .bool(frozen),
       "overrides": .list(overrides.map(\.document)),
+      "calendar": calendar.isEmpty ? nil : .list(calendar.map(\.document)),
       "source_id": sourceID.map { .string($0) },
       "source_version": .integer(sourceVersion),
     ])

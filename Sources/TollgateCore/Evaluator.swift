@@ -293,14 +293,15 @@ extension Evaluator {
   /// An operator sets what limits see of a counter; the counter itself, which the bill is compared
   /// with, does not move. 0 is a reset.
   package mutating func setCounter(
-    _ key: CounterKey, to units: Int64, nowMicroseconds: Int64
+    _ key: CounterKey, to units: Int64, calendar: AccountCalendar = .utc, nowMicroseconds: Int64
   ) {
     let micros = max(nowMicroseconds, state.latest)
     state.latest = micros
-    let start = key.window.period(containing: WallTime(milliseconds: micros / 1000)).start
+    let now = WallTime(milliseconds: micros / 1000)
+    let start = calendar.period(of: key.window, containing: now).start
     let counter = state.reading(key, in: start).counter
     state.counters[key] = counter
     state.offsets[key] = CounterOffset(
-      start: start, units: counter.settled - units, time: WallTime(milliseconds: micros / 1000))
+      start: start, units: counter.settled - units, time: now)
   }
 }

@@ -59,6 +59,10 @@ public struct Resolution: Hashable, Sendable {
   /// feature can be asked for; a request that names many rich ones is refused as a whole.
   public static let limitsMax = 32
 
+  /// The zone of the account is not known here, so its periods are not either: `cells` is as for
+  /// UTC and nothing may be counted by it. The limits and their failure policies are right.
+  public var unknownZone: String?
+
   /// Why it is not decided; nil where it is. TOO_MANY_ITEMS, because fewer features help.
   package var refusal: String? {
     guard limits.count > Self.limitsMax else { return nil }
@@ -79,9 +83,11 @@ public struct Resolution: Hashable, Sendable {
   /// Resolves a request at `now` (Redis time). Never fails: what configuration forbids comes out
   /// as a `.deny` rule, so that the denial, too, is checked against current versions and recorded.
   public static func resolve(
-    subject: Subject, items: [Item], global: GlobalConfig, account: AccountConfig, now: WallTime
+    subject: Subject, items: [Item], global: GlobalConfig, account: AccountConfig, now: WallTime,
+    zones: ZoneBook
   ) -> Resolution {
-    var resolver = Resolver(subject: subject, global: global, account: account, now: now)
+    var resolver = Resolver(
+      subject: subject, global: global, account: account, now: now, zones: zones)
     for (index, item) in items.enumerated() { resolver.add(item, at: index) }
     return resolver.resolution
   }
@@ -92,6 +98,7 @@ private struct Resolver {
   let global: GlobalConfig
   let account: AccountConfig
   let now: WallTime
+  let calendar: AccountCalendar
   let plan: Plan?
   /// What is wrong with the account as a whole, whatever the feature.
   let denial: Reason?
@@ -99,11 +106,22 @@ private struct Resolver {
     limits: [], cells: [], metered: [], importance: .volume,
     validUntil: WallTime(milliseconds: Quantity.maximum))
 
-  init(subject: Subject, global: GlobalConfig, account: AccountConfig, now: WallTime) {
+  init(
+    subject: Subject, global: GlobalConfig, account: AccountConfig, now: WallTime, zones: ZoneBook
+  ) {
     self.subject = subject
     self.global = global
     self.account = account
     self.now = now
+    do throws(AccountCalendar.UnknownZone) {
+      calendar = try AccountCalendar(account.calendar, zones)
+    } catch {
+      calendar = .utc
+      resolution.unknownZone = error.name
+    }
+    for rule in calendar.rules where now < rule.since {
+      resolution.validUntil = min(resolution.validUntil, rule.since)
+    }
     if let name = account.plan {
       plan = global.catalog.plans[name]
     } else if case .plan(let name) = global.catalog.unknownAccount {
@@ -121,7 +139,7 @@ private struct Resolver {
     resolution.metered.append(feature?.metered ?? false)
     if feature?.importance == .money { resolution.importance = .money }
     if feature?.metered == true {
-      // The billing cell: every metered unit is counted per account, feature and UTC month,
+      // The billing cell: every metered unit is counted per account, feature and month,
       // whatever the limits are. Reconciliation compares this one with the ledger. It is named
       // even where the configuration denies, since a post of units that were let through earlier
       // counts all the same.
@@ -194,7 +212,7 @@ private struct Resolver {
   }
 
   private mutating func cell(item: Int, level: Int, window: Window) -> Int {
-    let period = window.period(containing: now)
+    let period = calendar.period(of: window, containing: now)
     let wanted = Cell(item: item, level: level, window: window, period: period)
     if let found = resolution.cells.firstIndex(of: wanted) { return found }
     resolution.validUntil = min(resolution.validUntil, period.end)

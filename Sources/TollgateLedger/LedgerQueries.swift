@@ -226,9 +226,12 @@ extension LedgerStore {
       ?? BucketPosition(bucket: bucket, epoch: 0, cursor: 0)
   }
 
-  /// What one account used in the billing period that starts at `start`.
+  /// What one account used in its billing period of the month that starts at `start`, in UTC or by
+  /// the account's own calendar.
   package func statement(account: String, start: Int64) throws -> Statement {
-    let (rows, end) = try read { db in
+    let month = BillingMonth.month(ofStart: start)
+    let starts = BillingMonth.starts(in: month)
+    let (rows, found) = try read { db in
       (
         try Row.fetchAll(
           db,
@@ -239,22 +242,39 @@ extension LedgerStore {
               sum(d.charged), sum(d.absorbed),
               coalesce(sum(CASE WHEN s.adjustment = 1 THEN d.charged END), 0), count(*)
             FROM series AS s JOIN deltas AS d ON d.series = s.id
-            WHERE s.account = ? AND s.period_start = ? GROUP BY s.feature ORDER BY s.feature
-            """, arguments: [account, start]),
-        try Int64.fetchOne(
-          db, sql: "SELECT max(period_end) FROM series WHERE account = ? AND period_start = ?",
-          arguments: [account, start])
+            WHERE s.account = ? AND s.period_start >= ? AND s.period_start < ?
+            GROUP BY s.feature ORDER BY s.feature
+            """, arguments: [account, starts.lowerBound, starts.upperBound]),
+        try Row.fetchOne(
+          db,
+          sql: """
+            SELECT min(period_start), max(period_end) FROM series
+            WHERE account = ? AND period_start >= ? AND period_start < ?
+            """, arguments: [account, starts.lowerBound, starts.upperBound])
       )
     }
+    let place: (start: Int64?, end: Int64?) = (found?[0], found?[1])
     return Statement(
-      deployment: deployment?.id.text ?? "", account: account, start: start,
-      end: end
-        ?? Window.month.period(containing: WallTime(milliseconds: start)).end.milliseconds,
+      deployment: deployment?.id.text ?? "", account: account,
+      start: place.start ?? month.start.milliseconds, end: place.end ?? month.end.milliseconds,
       lines: rows.map {
         .init(
           feature: $0[0], used: $0[1], reversed: $0[2], charged: $0[3], absorbed: $0[4],
           adjustments: $0[5], deltas: $0[6])
       })
+  }
+
+  /// The start of the billing period that runs for an account, where it used anything in it; else
+  /// that of the month of UTC.
+  package func runningMonth(of account: String, now: WallTime) throws -> Int64 {
+    try read { db in
+      try Int64.fetchOne(
+        db,
+        sql: """
+          SELECT max(period_start) FROM series
+          WHERE account = ? AND period_start <= ? AND period_end > ?
+          """, arguments: [account, now.milliseconds, now.milliseconds])
+    } ?? Window.month.period(containing: now).start.milliseconds
   }
 
   /// The deltas behind one line of the books, in the order of their ids, which is the order of

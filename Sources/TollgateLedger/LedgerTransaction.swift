@@ -192,7 +192,7 @@ struct LedgerTransaction {
       sql: """
         DELETE FROM cells WHERE (account, subject, feature, window, period_start) IN (
           SELECT account, subject, feature, window, period_start FROM cells
-          WHERE period_end < ? AND rtrim(window, '^') NOT IN ('M', 'Q', 'Y', 'L') LIMIT ?)
+          WHERE period_end < ? AND \(Schema.isShort) LIMIT ?)
         """, arguments: [before, limit])
     let dropped = db.changesCount
     try db.execute(

@@ -40,7 +40,7 @@ struct Poster {
   private let db: Database
   private let bodies: DeltaBodies
   private let now: WallTime
-  private let closed: Set<Period>
+  private let closed: [ClosedMonth]
   private var cells: [CellKey: Sum] = [:]
   private var series: [SeriesKey: Series] = [:]
   private var accounts: [String: BookAccount] = [:]
@@ -49,11 +49,13 @@ struct Poster {
     self.db = db
     self.bodies = bodies
     self.now = now
-    let rows = try Row.fetchAll(db, sql: "SELECT period_start, period_end FROM closed_periods")
-    closed = Set(
-      rows.map {
-        Period(start: WallTime(milliseconds: $0[0]), end: WallTime(milliseconds: $0[1]))
-      })
+    let rows = try Row.fetchAll(
+      db, sql: "SELECT period_start, period_end, time FROM closed_periods")
+    closed = rows.map {
+      ClosedMonth(
+        period: Period(start: WallTime(milliseconds: $0[0]), end: WallTime(milliseconds: $0[1])),
+        time: WallTime(milliseconds: $0[2]))
+    }
   }
 
   /// Whether the id is on record, and where.
@@ -174,7 +176,7 @@ extension Poster {
     guard let usage = meaning.usage else { return plan }
     let key = SeriesKey(
       account: usage.account, feature: usage.feature, start: usage.period.start.milliseconds,
-      adjustment: closed.contains(usage.period))
+      adjustment: closed.contains { $0.holds(usage.period, at: now) })
     var line = try loadSeries(key, end: usage.period.end.milliseconds)
     line.actual = try Self.add(line.actual, entry.actual, "total")
     line.charged = try Self.add(line.charged, entry.charged, "total")

@@ -14,7 +14,7 @@ enum Schema {
       try db.execute(sql: records)
     }
     migrator.registerMigration("2-prune") { db in
-      // Finds what may be dropped without reading every counter. Only fixed windows are in it.
+      // Finds what may be dropped without reading every counter. Long windows are not in it.
       try db.execute(
         sql: """
           CREATE INDEX cells_by_end ON cells (period_end)
@@ -36,7 +36,25 @@ enum Schema {
       // bucket is another operation, and is billed too.
       try db.execute(sql: idsByBucket)
     }
+    migrator.registerMigration("5-anchored-windows") { db in
+      // The codes of anchored windows end in `@`: an anchored month is kept like any month.
+      try db.execute(
+        sql: """
+          DROP INDEX cells_by_end;
+          CREATE INDEX cells_by_end ON cells (period_end) WHERE \(isShort)
+          """)
+    }
     return migrator
+  }
+
+  /// Counters that are dropped after their period. Those of the long windows stay with the books.
+  static let isShort = "rtrim(window, '^@') NOT IN ('M', 'Q', 'Y', 'L')"
+
+  /// The same of a window as it stands in `cells`.
+  static func isShort(window: String) -> Bool {
+    var code = window[...]
+    while let last = code.last, last == "^" || last == "@" { code.removeLast() }
+    return !["M", "Q", "Y", "L"].contains(code)
   }
 
   private static let idsByBucket = """

@@ -32,7 +32,7 @@ struct Bench {
     let subject = try Subject(subject)
     let resolution = Resolution.resolve(
       subject: subject, items: items, global: global(catalog), account: account,
-      now: resolvedAt ?? WallTime(milliseconds: micros / 1000))
+      now: resolvedAt ?? WallTime(milliseconds: micros / 1000), zones: .utcOnly)
     return evaluator.decide(
       Evaluator.Request(id: id ?? freshID(), subject: subject, items: items, notAfter: notAfter),
       resolution: resolution, versions: versions, nowMicroseconds: micros, mode: mode)

@@ -11,7 +11,7 @@ struct ResolutionTests {
     Resolution.resolve(
       subject: try Subject(subject),
       items: try items.map { Item(feature: try name($0.0), amount: $0.1) },
-      global: global(catalog, bypasses: bypasses), account: account, now: now)
+      global: global(catalog, bypasses: bypasses), account: account, now: now, zones: .utcOnly)
   }
 
   private func denial(_ resolution: Resolution) -> Reason? {

@@ -10,7 +10,8 @@ import TollgateTesting
 struct OracleRound {
   static let outcomes = [
     "replayed", "mismatch", "idTooOld", "idFromFuture", "expired", "stale", "period", "overflow",
-    "cancel", "reverse", "reset", "config", "batch", "ALLOWED", "ALLOWED_SHADOW", "ALLOWED_SOFT",
+    "cancel", "reverse", "reset", "config", "calendar", "batch", "ALLOWED", "ALLOWED_SHADOW",
+    "ALLOWED_SOFT",
     "ALLOWED_POSTED", "GATE_CLOSED", "COST_ABOVE_BURST", "QUOTA_EXCEEDED", "RATE_LIMITED",
     "CANCELLED", "UNKNOWN_FEATURE", "FEATURE_NOT_IN_PLAN", "ACCOUNT_FROZEN",
   ]
@@ -59,6 +60,9 @@ struct OracleRound {
       let account = try Subject(name)
       try rig.seed(name)
       accounts[account] = rig.account
+      if self.random.chance(0.5) {
+        accounts[account]?.calendar = [RandomCatalog.calendar(nil, &self.random)]
+      }
       evaluator.state.accountVersions[account] = 1
       subjects.append(account)
       for member in ["x", "y"] {
@@ -144,7 +148,8 @@ struct OracleRound {
   private func resolve(_ subject: Subject, _ items: [Item]) -> Resolution {
     Resolution.resolve(
       subject: subject, items: items, global: rig.global,
-      account: accounts[subject.account] ?? AccountConfig(), now: resolvedAt)
+      account: accounts[subject.account] ?? AccountConfig(), now: resolvedAt,
+      zones: RandomCatalog.zones)
   }
 
   private mutating func amount() -> Int64 {
@@ -341,13 +346,15 @@ struct OracleRound {
     let key = CounterKey(subject: subject, feature: feature, window: window)
     count("reset")
     let value = random.chance(0.7) ? 0 : Int64.random(in: 0...5, using: &random)
-    evaluator.setCounter(key, to: value, nowMicroseconds: microseconds)
+    let calendar = try AccountCalendar(
+      accounts[subject.account]?.calendar ?? [], RandomCatalog.zones)
+    evaluator.setCounter(key, to: value, calendar: calendar, nowMicroseconds: microseconds)
     sequence += 1
     let expected = sequence
     let call = ResetCall(
       keySpace: rig.keySpace, fence: rig.fence,
       change: newChange(), subject: subject, feature: feature,
-      target: .cell(window, window.period(containing: now), value: value), body: [7],
+      target: .cell(window, calendar.period(of: window, containing: now), value: value), body: [7],
       outboxEntriesMax: 1_000_000_000)
     put(StoreRig.command(call, rig.library)) { reply in
       let got = call.decode(RESPReply(reply))
@@ -366,6 +373,15 @@ struct OracleRound {
     config.version += 1
     config.frozen = random.chance(0.04)
     config.overrides = RandomCatalog.overrides(rig.global.catalog, account, resolvedAt, &random)
+    let now = WallTime(milliseconds: max(microseconds, evaluator.state.latest) / 1000)
+    if random.chance(0.3), config.calendar.count < AccountConfig.calendarSettingsMax {
+      // Not in the past: what was counted stays where it was counted.
+      let since = now + Int64.random(in: 1...5000, using: &random)
+      if config.calendar.last?.since ?? now < since {
+        config.calendar.append(RandomCatalog.calendar(since, &random))
+        count("calendar")
+      }
+    }
     accounts[account] = config
     evaluator.state.accountVersions[account] = config.version
     evaluator.state.latest = max(evaluator.state.latest, microseconds)

@@ -8,7 +8,27 @@ enum RandomCatalog {
   static let features = ["f0", "f1", "f2", "f3", "f4", "f5", "nowhere"].map { Catalog.name($0) }
   static let windows: [Window] = [
     .minute, .hour, .day, .week, .month, .quarter, .year, .lifetime, .seconds(7), .seconds(90),
+    Window(.day, .anchored), Window(.month, .anchored), Window(.seconds(90), .anchored),
   ]
+
+  /// Zones by rule, so that the test needs no zone files.
+  static let zones = ZoneBook { name in
+    (try? RecurringRule(posix: name.utf8)).map {
+      ZoneRules(name: name, initialOffset: 0, transitions: [], tail: $0)
+    }
+  }
+
+  static func calendar(_ since: WallTime?, _ random: inout SeededRandom) -> CalendarSetting {
+    let zones = ["UTC", "EST5EDT,M3.2.0,M11.1.0", "<+0545>-5:45", "<+13>-13", "<-11>11"]
+    let isRestart = since != nil && random.chance(0.2)
+    return CalendarSetting(
+      zone: zones.randomElement(using: &random) ?? "UTC",
+      anchor: isRestart
+        ? since
+        : random.chance(0.7)
+          ? StoreRig.start + Int64.random(in: -10_000_000_000...1_000_000, using: &random) : nil,
+      since: since, restarts: isRestart)
+  }
 
   static func make(_ random: inout SeededRandom) -> Catalog {
     var known: [Name: Feature] = [:]

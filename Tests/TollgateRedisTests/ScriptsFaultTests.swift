@@ -316,7 +316,7 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     func cell(_ subject: String, _ window: Window) throws -> SeedCell {
       SeedCell(
         subject: try Subject(subject), feature: try Name("chat"), window: window,
-        start: window.period(containing: rig.now).start, settled: 4)
+        period: window.period(containing: rig.now), settled: 4)
     }
     return SeedCall.chunks(
       keySpace: rig.keySpace, fence: rig.fence, account: try Subject("acme"),

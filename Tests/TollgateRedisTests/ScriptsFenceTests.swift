@@ -161,7 +161,7 @@ import TollgateTesting
     let cells = try (0..<2304).map {
       SeedCell(
         subject: try Subject("acme"), feature: try Name("f\($0)"), window: .month,
-        start: Window.month.period(containing: rig.now).start, settled: Int64($0))
+        period: Window.month.period(containing: rig.now), settled: Int64($0))
     }
     try rig.seed(cells: cells)
     #expect(try rig.counters("acme").cells.count == 2304)

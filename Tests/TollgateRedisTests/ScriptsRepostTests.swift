@@ -32,7 +32,7 @@ import TollgateTesting
     let subject = try Subject(path)
     let resolution = Resolution.resolve(
       subject: subject, items: [Item(feature: try Name(feature), amount: amount)],
-      global: rig.global, account: rig.account, now: time)
+      global: rig.global, account: rig.account, now: time, zones: .utcOnly)
     let cells = resolution.cells.map {
       CellReference(level: $0.level, window: $0.window, period: $0.period)
     }

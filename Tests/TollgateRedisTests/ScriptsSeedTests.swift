@@ -13,11 +13,11 @@ import TollgateTesting
     _ subject: String, _ feature: String, _ window: Window, _ settled: Int64, forgiven: Int64 = 0,
     at time: WallTime, previous: Int64? = nil
   ) throws -> SeedCell {
-    let start = window.period(containing: time).start
+    let period = window.period(containing: time)
     return SeedCell(
-      subject: try Subject(subject), feature: try Name(feature), window: window, start: start,
+      subject: try Subject(subject), feature: try Name(feature), window: window, period: period,
       settled: settled, forgiven: forgiven,
-      previousStart: previous.map { _ in window.period(containing: start + -1).start },
+      previousStart: previous.map { _ in window.period(containing: period.start + -1).start },
       previousSettled: previous ?? 0)
   }
 

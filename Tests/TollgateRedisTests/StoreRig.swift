@@ -141,7 +141,7 @@ final class StoreRig {
 
   func resolve(_ subject: Subject, _ items: [Item]) -> Resolution {
     Resolution.resolve(
-      subject: subject, items: items, global: global, account: account, now: now)
+      subject: subject, items: items, global: global, account: account, now: now, zones: .utcOnly)
   }
 
   func call(

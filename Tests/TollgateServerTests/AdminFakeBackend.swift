@@ -217,7 +217,7 @@ final class FakeBackend: AdminBackend {
   }
 
   func resetCounter(
-    _ reference: CounterReference, change: ChangeRecord
+    _ reference: CounterReference, calendar: AccountCalendar, change: ChangeRecord
   ) async throws(AdminFailure) -> ResetOutcome {
     state.withLockedValue { state in
       if let earlier = state.operations[change.operation] {

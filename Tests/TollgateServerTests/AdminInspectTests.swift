@@ -216,6 +216,7 @@ import TollgateWire
     StoreBilling(
       time: fixture.backend.read(\.now), bucketState: .ready, isLoaded: true,
       last: StreamPosition(epoch: 1, sequence: last), firstSequence: first,
+      month: month,
       totals: [BillingTotal(feature: try Name("chat.requests"), period: month, settled: settled)],
       undelivered: undelivered)
   }
@@ -394,6 +395,21 @@ import TollgateWire
 
   @Test func evictionIsAnError() {
     #expect(worst("eviction") { $0.maxmemoryPolicy = "volatile-ttl" }?.severity == .error)
+  }
+
+  @Test func missingZoneFilesAreNamedWithTheirFolder() {
+    func found(_ missing: [String]) -> Finding? {
+      worst("zone files") {
+        $0.zoneFolder = "/zones"
+        $0.zonesSought = 2
+        $0.zonesMissing = missing
+      }
+    }
+    #expect(found([])?.severity == .ok && found([])?.found == "in /zones")
+    #expect(found(["Asia/Tokyo"])?.found == "Asia/Tokyo not in /zones")
+    let none = found(["Asia/Tokyo", "Africa/Cairo"])
+    #expect(none?.severity == .warning && none?.found == "none in /zones")
+    #expect(none?.fix.contains("install tzdata") == true && none?.fix.contains("TZDIR") == true)
   }
 
   @Test func noLedgerIsAdviceOnly() {

@@ -397,8 +397,8 @@ private struct Harness {
       cursor: StreamPosition(epoch: 1, sequence: 3), totals: [try total(7)])
     var store = StoreBilling(
       time: harness.fixture.backend.read(\.now), bucketState: .ready, isLoaded: true,
-      last: StreamPosition(epoch: 1, sequence: 3), firstSequence: 1, totals: [try total(7)],
-      undelivered: [])
+      last: StreamPosition(epoch: 1, sequence: 3), firstSequence: 1, month: month,
+      totals: [try total(7)], undelivered: [])
     let equal = store
     harness.fixture.backend.edit {
       $0.ledger[acme] = [ledger]
@@ -484,6 +484,50 @@ private struct Harness {
     let wide = try harness.directory.write("wide.csv", "account,plan\nx,free\ny,free,true\n")
     let rows = try await harness.run("account", "import", wide)
     #expect(rows.code == 4 && rows.out.contains("line 3: has 3 fields"), "\(rows.out)")
+  }
+
+  @Test func anImportReadsZonesAndAnchors() async throws {
+    let harness = try await Harness()
+    let file = try harness.directory.write(
+      "rows.csv",
+      """
+      account,zone,plan,anchor
+      a,Asia/Tokyo,free,2026-01-31T09:00:00+09:00
+      b,,free,
+      c,Asia/Tokio,free,
+      d,,free,31.1.2026
+      """)
+    let run = try await harness.run("account", "import", file)
+    #expect(run.code == 4 && run.out.contains("2 applied"), "\(run.out)\(run.error)")
+    #expect(run.out.contains("line 4 c: zone: \"Asia/Tokio\" no such zone in "), "\(run.out)")
+    #expect(
+      run.out.contains(
+        "line 5: anchor: \"31.1.2026\" must be an instant such as 2026-01-31T09:00:00Z"),
+      "\(run.out)")
+    let lines = try harness.directory.write(
+      "rows.jsonl",
+      #"{"account":"a","plan":"free","zone":"Asia/Tokyo","anchor":"2026-01-31T00:00:00Z"}"#)
+    let again = try await harness.run("account", "import", lines)
+    #expect(again.code == 0 && again.out.contains("1 unchanged"), "\(again.out)")
+    let show = try await harness.run("account", "show", "a")
+    #expect(
+      show.out.contains("calendar  Asia/Tokyo, anchored at 2026-01-31T00:00:00Z\n"), "\(show.out)")
+    let other = try await harness.run("account", "show", "b")
+    #expect(other.out.contains("calendar  UTC\n"), "\(other.out)")
+  }
+
+  @Test func showTellsTheCalendarInWords() async throws {
+    let harness = try await Harness()
+    let set = try await harness.run(
+      "account", "set", "acme", "--zone", "Europe/Berlin", "--restart")
+    #expect(set.code == 0, "\(set.error)")
+    let show = try await harness.run("account", "show", "acme")
+    #expect(
+      show.out.contains(
+        "calendar  UTC\ncalendar  Europe/Berlin, anchored at 2025-11-21T04:40:02Z, from "
+          + "2025-11-21T04:40:02Z on, beginning a new period\n"), "\(show.out)")
+    let wrong = try await harness.run("account", "set", "acme", "--zone", "Europe/Berln")
+    #expect(wrong.code != 0 && wrong.error.contains("Europe/Berln"), "\(wrong)")
   }
 
   @Test(arguments: ["bash", "zsh", "fish"])

@@ -184,7 +184,18 @@ struct EarlierMonthTests {
   @Test func aMonthIsOverAtItsEndAndNotBefore() {
     let used = WallTime(milliseconds: 1_795_000_000_000)
     let end = Window.month.period(containing: used).end
-    #expect(!Enforcer.isOver(monthOf: used, at: end + -1))
-    #expect(Enforcer.isOver(monthOf: used, at: end))
+    #expect(!Enforcer.isOver(monthOf: used, .utc, at: end + -1))
+    #expect(Enforcer.isOver(monthOf: used, .utc, at: end))
+  }
+
+  /// The bill of an account in Kiritimati is closed fourteen hours before one in UTC.
+  @Test func aMonthIsOverWhereTheAccountIs() throws {
+    let used = WallTime(milliseconds: 1_795_000_000_000)
+    let end = Window.month.period(containing: used).end
+    let calendar = try AccountCalendar(
+      [CalendarSetting(zone: "Pacific/Kiritimati")], SystemZones.book)
+    let there = end + -14 * 3_600_000
+    #expect(!Enforcer.isOver(monthOf: used, calendar, at: there + -1))
+    #expect(Enforcer.isOver(monthOf: used, calendar, at: there))
   }
 }

@@ -11,8 +11,8 @@ package struct SeedCell: Hashable, Sendable {
   package var subject: Subject
   package var feature: Name
   package var window: Window
-  /// The start of the current period, and what was settled in it.
-  package var start: WallTime
+  /// The current period, and what was settled in it.
+  package var period: Period
   package var settled: Int64
   /// What an operator forgave of it.
   package var forgiven: Int64
@@ -21,13 +21,13 @@ package struct SeedCell: Hashable, Sendable {
   package var previousSettled: Int64
 
   package init(
-    subject: Subject, feature: Name, window: Window, start: WallTime, settled: Int64,
+    subject: Subject, feature: Name, window: Window, period: Period, settled: Int64,
     forgiven: Int64 = 0, previousStart: WallTime? = nil, previousSettled: Int64 = 0
   ) {
     self.subject = subject
     self.feature = feature
     self.window = window
-    self.start = start
+    self.period = period
     self.settled = settled
     self.forgiven = forgiven
     self.previousStart = previousStart
@@ -134,8 +134,8 @@ package struct SeedCall: ScriptCall {
     for cell in cells {
       writer.append(cell.subject.depth == 1 ? 1 : slots[cell.subject] ?? 1)
       writer.append(KeySpace.field(feature: cell.feature, window: cell.window))
-      writer.append(cell.window.period(containing: cell.start).end.milliseconds)
-      writer.append(cell.start.milliseconds)
+      writer.append(cell.period.end.milliseconds)
+      writer.append(cell.period.start.milliseconds)
       writer.append(cell.settled)
       writer.append(cell.forgiven)
       writer.append(cell.previousStart?.milliseconds ?? 0)

@@ -9,9 +9,10 @@ extension AdminService {
   ) async throws(AdminFailure) -> ChangeReply {
     try checkIsAccount(request.account)
     try checkSource(request.sourceID, request.sourceVersion)
-    guard request.plan != nil || request.frozen != nil else {
-      throw .badRequest("plan", "give a plan, or frozen, or both")
+    guard request.plan != nil || request.frozen != nil || request.changesCalendar else {
+      throw .badRequest("plan", "give a plan, frozen, a zone or an anchor")
     }
+    try checkCalendar(request)
     let record = try begin(
       request.change, action: "account.set", request: request, caller: caller)
     return try await accountSet(request, record)
@@ -52,6 +53,9 @@ extension AdminService {
     if let frozen = request.frozen, frozen != before.frozen {
       after.frozen = frozen
       changes.append("frozen: \(before.frozen) → \(frozen)")
+    }
+    if request.changesCalendar, let change = try changeCalendar(&after, global, request, now: now) {
+      changes.append(change)
     }
     if let source = request.sourceID, let version = request.sourceVersion {
       after.sourceID = source
@@ -110,7 +114,8 @@ extension AdminService {
     return AccountReply(
       account: request.account, version: config.version, plan: config.plan,
       planKnown: config.plan.map { global?.catalog.plans[$0] != nil } ?? false,
-      frozen: config.frozen, sourceID: config.sourceID, sourceVersion: config.sourceVersion,
+      frozen: config.frozen, calendar: config.calendar.map { CalendarReport($0) },
+      sourceID: config.sourceID, sourceVersion: config.sourceVersion,
       bucket: state.bucket, loaded: state.isLoaded,
       overrides: config.overrides.map { OverrideReport($0) })
   }

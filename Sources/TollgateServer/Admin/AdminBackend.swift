@@ -67,7 +67,7 @@ package protocol AdminBackend: Sendable {
   /// Forgives what is settled in the current period of a counter: its limits start from zero,
   /// while the billing total stays. Answers what was forgiven.
   func resetCounter(
-    _ reference: CounterReference, change: ChangeRecord
+    _ reference: CounterReference, calendar: AccountCalendar, change: ChangeRecord
   ) async throws(AdminFailure) -> ResetOutcome
   func resetRate(
     _ reference: RateReference, change: ChangeRecord

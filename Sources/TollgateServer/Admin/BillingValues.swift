@@ -59,6 +59,8 @@ package struct StoreBilling: Hashable, Sendable {
   package var last: StreamPosition
   /// The oldest entry still in the stream of the current epoch; 0 where the stream is empty.
   package var firstSequence: Int64
+  /// The account's current month.
+  package var month: Period
   package var totals: [BillingTotal]
   /// Entries of this account above the cursor asked for, oldest first; the first `listedMax`.
   package var undelivered: [BilledDelta]
@@ -70,7 +72,7 @@ package struct StoreBilling: Hashable, Sendable {
 
   package init(
     time: WallTime, bucketState: CountersSnapshot.Bucket, isLoaded: Bool, last: StreamPosition,
-    firstSequence: Int64, totals: [BillingTotal], undelivered: [BilledDelta],
+    firstSequence: Int64, month: Period, totals: [BillingTotal], undelivered: [BilledDelta],
     unlisted: [BillingTotal] = []
   ) {
     self.time = time
@@ -78,6 +80,7 @@ package struct StoreBilling: Hashable, Sendable {
     self.isLoaded = isLoaded
     self.last = last
     self.firstSequence = firstSequence
+    self.month = month
     self.totals = totals
     self.undelivered = undelivered
     self.unlisted = unlisted

@@ -23,6 +23,7 @@ package enum Doctor {
     findings += buckets(health)
     findings += backlog(facts, health)
     findings += configuration(health)
+    findings += zones(facts)
     findings += facts.fileProblems.map {
       Finding("files", .error, $0, fix: "set owner and mode as in deploy/ (0600 for secrets)")
     }
@@ -252,6 +253,24 @@ package enum Doctor {
           fix: "Redis does not answer the sidecar in time; changes of limits arrive late"))
     }
     return findings
+  }
+
+  private static func zones(_ facts: DoctorFacts) -> [Finding] {
+    guard !facts.zoneFolder.isEmpty else { return [] }
+    guard !facts.zonesMissing.isEmpty else {
+      return [Finding("zone files", .ok, "in \(facts.zoneFolder)")]
+    }
+    let found =
+      facts.zonesMissing.count == facts.zonesSought
+      ? "none in \(facts.zoneFolder)"
+      : "\(facts.zonesMissing.joined(separator: ", ")) not in \(facts.zoneFolder)"
+    return [
+      Finding(
+        "zone files", .warning, found,
+        fix: "install tzdata beside this sidecar, or name the folder of its zone files in TZDIR; "
+          + "until then it answers UNAVAILABLE or by failure policy for accounts in other zones "
+          + "than UTC")
+    ]
   }
 
   private static func percent(_ part: Int64, of whole: Int64) -> Int64 {

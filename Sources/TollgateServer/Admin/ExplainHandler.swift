@@ -21,7 +21,9 @@ extension AdminService {
     var rounds = 0
     repeat {
       let resolution = Resolution.resolve(
-        subject: subject, items: items, global: global, account: state.config, now: now)
+        subject: subject, items: items, global: global, account: state.config, now: now,
+        zones: SystemZones.book)
+      if let zone = resolution.unknownZone { throw .unknownZone(zone) }
       if let refusal = resolution.refusal {
         throw AdminFailure(.tooManyItems, refusal, fix: "explain fewer features at a time")
       }
@@ -32,7 +34,7 @@ extension AdminService {
       judged = answer
       let again = Resolution.resolve(
         subject: subject, items: items, global: global, account: state.config,
-        now: judged.snapshot.time)
+        now: judged.snapshot.time, zones: SystemZones.book)
       now = judged.snapshot.time
       rounds += 1
       if again == resolution { break }

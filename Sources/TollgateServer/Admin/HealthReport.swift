@@ -242,6 +242,11 @@ package struct DoctorFacts: Hashable, Sendable {
   package var dedupeBytesMax: Int64?
   /// Files the sidecar reads or writes with permissions that are too wide or missing.
   package var fileProblems: [String] = []
+  /// Where zone files are looked for; empty: nobody looked.
+  package var zoneFolder = ""
+  /// Well-known zones that are not there, and how many were looked for.
+  package var zonesMissing: [String] = []
+  package var zonesSought = 0
 
   package init() {}
 }

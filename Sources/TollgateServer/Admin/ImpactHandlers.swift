@@ -81,7 +81,8 @@ extension AdminService {
           Question(
             items: items,
             resolution: .resolve(
-              subject: subject, items: items, global: global, account: account, now: now)))
+              subject: subject, items: items, global: global, account: account, now: now,
+              zones: SystemZones.book)))
       }
     }
     let judged = try await judge(subject, questions)

@@ -191,28 +191,38 @@ extension AdminService {
     _ row: AccountImportRequest.Row, at number: Int, _ request: AccountImportRequest,
     _ base: ChangeRecord
   ) throws(AdminFailure) -> (AccountSetRequest, ChangeRecord) {
-    let account: Subject
-    let plan: Name
-    do throws(InvalidName) {
-      account = try Subject(row.account)
-      plan = try Name(row.plan)
-    } catch {
-      throw AdminFailure(.invalidName, error.description)
+    let account = try Self.named("account", row.account) { (text) throws(InvalidName) in
+      try Subject(text)
     }
+    let plan = try Self.named("plan", row.plan) { (text) throws(InvalidName) in try Name(text) }
     try checkIsAccount(account)
     let versioned = row.sourceVersion != nil && request.sourceID != nil
     var options = request.change
     // One wait at the end serves all rows.
     options.wait = .redis
     let set = AccountSetRequest(
-      account: account, plan: plan, frozen: row.frozen,
+      account: account, plan: plan, frozen: row.frozen, zone: row.zone, anchor: row.anchor,
       sourceID: versioned ? request.sourceID : nil,
       sourceVersion: versioned ? row.sourceVersion : nil, change: options)
     try checkSource(set.sourceID, set.sourceVersion)
+    try checkCalendar(set)
     var record = base
     record.operation = Self.operation(base.operation, row: number, account: row.account)
     record.fingerprint = Self.fingerprint(set)
     return (set, record)
+  }
+
+  /// A problem says which column of the row it is in.
+  private static func named<Value>(
+    _ column: String, _ text: String, _ read: (String) throws(InvalidName) -> Value
+  ) throws(AdminFailure) -> Value {
+    do throws(InvalidName) {
+      return try read(text)
+    } catch {
+      throw AdminFailure(
+        .invalidName, error.description,
+        problems: [.init(path: column, reason: error.description)])
+    }
   }
 
   /// Ordered by row number, so that of many rows of one account a later one is never older than
@@ -243,6 +253,9 @@ extension AdminService {
     hash.combine(Int64(set.frozen.map { $0 ? 1 : 0 } ?? -1))
     hash.combine(set.sourceID ?? "")
     hash.combine(Int64(set.sourceVersion ?? -1))
+    // Only where they are given: an import that an older release began goes on.
+    if let zone = set.zone { hash.combine("zone \(zone)") }
+    if let anchor = set.anchor { hash.combine(anchor.milliseconds) }
     return StableHash.of("account.import") << 32 | hash.value & 0xFFFF_FFFF
   }
 }

@@ -10,6 +10,7 @@ extension AdminService {
     let global = try await backend.globalConfig()
     let account = try await backend.account(subject.account).config
     let plan = global?.plan(of: account)
+    _ = try SystemZones.calendar(of: account)
     var questions: [Question] = []
     let features = Set(plan?.entitlements.keys.map { $0 } ?? [])
       .union(global?.catalog.features.values.filter(\.metered).map(\.name) ?? [])
@@ -20,7 +21,8 @@ extension AdminService {
           Question(
             items: items,
             resolution: .resolve(
-              subject: subject, items: items, global: global, account: account, now: clock())))
+              subject: subject, items: items, global: global, account: account, now: clock(),
+              zones: SystemZones.book)))
       }
     }
     let judged = try await judge(subject, questions)
@@ -114,7 +116,8 @@ extension AdminService {
       let snapshot = try await backend.counters(
         account: owner.account, quotas: [reference], rates: [])
       let counter = snapshot.counters.first ?? .empty
-      let now = window.period(containing: snapshot.time)
+      let calendar = try SystemZones.calendar(of: account)
+      let now = calendar.period(of: window, containing: snapshot.time)
       let used = counter.start == now.start ? max(0, counter.settled - counter.forgiven) : 0
       var lines = ["\(owner) \(use.feature) this \(window.word): \(used) → 0"]
       if let global {
@@ -124,7 +127,8 @@ extension AdminService {
       }
       guard used > 0 else { return reply(request, owner, use, record, .unchanged, 0, []) }
       if request.change.dryRun { return reply(request, owner, use, record, .dryRun, used, lines) }
-      let outcome = try await backend.resetCounter(reference, change: record)
+      let outcome = try await backend.resetCounter(
+        reference, calendar: calendar, change: record)
       return try await finish(outcome, request, owner, use, record, lines)
     case .rate:
       let reference = RateReference(

@@ -138,9 +138,19 @@ extension AdminService {
     return .compare
   }
 
+  /// A period is known by its start, which is on record; its end each side works out for itself.
   private struct Key: Hashable, Comparable {
     let feature: Name
     let period: Period
+
+    static func == (a: Self, b: Self) -> Bool {
+      a.feature == b.feature && a.period.start == b.period.start
+    }
+
+    func hash(into hasher: inout Hasher) {
+      hasher.combine(feature)
+      hasher.combine(period.start)
+    }
 
     static func < (a: Self, b: Self) -> Bool {
       a.feature != b.feature ? a.feature < b.feature : a.period.start < b.period.start
@@ -169,10 +179,9 @@ extension AdminService {
     }
     // Redis keeps the current period and the one before it where it saw both; of older ones only
     // the ledger knows. A missing counter of the current period is zero.
-    let current = Window.month.period(containing: store.time)
     var keys = Set(redis.keys)
     for key in Set(billed.keys).union(undelivered.keys).union(unlisted.keys)
-    where key.period == current {
+    where key.period.start == store.month.start {
       keys.insert(key)
     }
     var rows: [ReconcileReply.Row] = []

@@ -478,7 +478,7 @@ extension SeedCell {
       let previous = sorted.count > 1 ? sorted[1] : nil
       return SeedCell(
         subject: key.subject, feature: key.feature, window: key.window,
-        start: latest.period.start, settled: latest.settled, forgiven: latest.forgiven,
+        period: latest.period, settled: latest.settled, forgiven: latest.forgiven,
         previousStart: previous?.period.start, previousSettled: previous?.settled ?? 0)
     }
   }

@@ -17,12 +17,15 @@ struct LatePost: Sendable, Hashable {
   }
 
   /// The deltas `decide` would have borne at that time: in its periods, one for each metered item.
+  /// nil: the zone of the account is not known here, and so are its periods.
   func deltas(
     global: GlobalConfig, account: AccountConfig, at time: WallTime
-  ) -> [(entry: OutboxEntry, body: UsageBody)] {
+  ) -> [(entry: OutboxEntry, body: UsageBody)]? {
     let (subject, items) = (operation.subject, operation.items)
     let resolution = Resolution.resolve(
-      subject: subject, items: items, global: global, account: account, now: time)
+      subject: subject, items: items, global: global, account: account, now: time,
+      zones: SystemZones.book)
+    guard resolution.unknownZone == nil else { return nil }
     return items.indices.filter { resolution.metered[$0] }.map { item in
       let cells = resolution.cells.filter { $0.item == item }
       let billing = cells.first { $0.level == 1 && $0.window == .month }

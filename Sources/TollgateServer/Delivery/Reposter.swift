@@ -270,7 +270,9 @@ struct Reposter: Sendable {
             globalVersion: global.version, accountVersion: config.version))
       }
       // The id tells when the operation was admitted.
-      let deltas = late.deltas(global: global, account: config, at: late.operation.id.time)
+      guard
+        let deltas = late.deltas(global: global, account: config, at: late.operation.id.time)
+      else { return Self.unavailable("the account's zone is not installed beside this sidecar") }
       let known = try await onRecord(deltas.map(\.entry.id), bucket: late.bucket)
       for (entry, body) in deltas where !known.contains(entry.id) {
         switch await repost(entry, body, epoch) {

@@ -6,12 +6,23 @@
 // before it, at most one round trip, and shares the next one with everything else that waited.
 
 import DequeModule
+import Logging
 import NIOCore
 import TollgateCore
 import TollgateEngine
 import TollgateRedis
 
 extension Enforcer {
+  /// Nobody here can say when its periods end: as good as counters that cannot be asked.
+  func zoneIsUnknown(_ zone: String, _ request: Request) {
+    if unknownZones.count < 100, unknownZones.insert(zone).inserted {
+      logger.error(
+        "a zone is not installed here: its accounts are answered by their failure policies",
+        metadata: ["zone": "\(zone)", "account": "\(request.account)"])
+    }
+    storeIsAway(request)
+  }
+
   func enqueue(
     _ request: Request, _ prepared: PlanCache.Prepared, account: AccountConfig,
     global: GlobalConfig

@@ -8,11 +8,19 @@ extension Enforcer {
   /// where the post arrives in the next one. Without a ledger there is no bill.
   func isOfEarlierMonth(_ request: Request) -> Bool {
     request.mode == .post && configuration.ledger != nil
-      && Self.isOver(monthOf: request.id.time, at: redisNow)
+      && Self.isOver(monthOf: request.id.time, calendar(of: request.account), at: redisNow)
   }
 
-  static func isOver(monthOf used: WallTime, at now: WallTime) -> Bool {
-    Window.month.period(containing: used).end <= now
+  static func isOver(
+    monthOf used: WallTime, _ calendar: AccountCalendar, at now: WallTime
+  ) -> Bool {
+    calendar.period(of: .month, containing: used).end <= now
+  }
+
+  /// UTC where the account is not known yet: the script answers that before it looks at periods.
+  private func calendar(of account: String) -> AccountCalendar {
+    let settings = accounts[account]?.calendar ?? []
+    return (try? AccountCalendar(settings, SystemZones.book)) ?? .utc
   }
 
   /// The instant whose periods are asked for. Those of an earlier month are over: the script

@@ -41,7 +41,9 @@ extension Enforcer {
       }
     guard !isRight, let global else { return told }
     let account = accounts[request.account] ?? AccountConfig()
-    let born = LatePost(request).deltas(global: global, account: account, at: decided.bornAt)
+    guard
+      let born = LatePost(request).deltas(global: global, account: account, at: decided.bornAt)
+    else { return told }
     let offset = DeltaID.reversalOffset
     return decided.entries.compactMap { place in
       let isReversal = place.index >= offset

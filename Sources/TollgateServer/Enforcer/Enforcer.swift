@@ -98,6 +98,8 @@ final class Enforcer {
   private var breakerWasOpen = false
   var encoder = UsageBodyCache()
   private var plans = PlanCache()
+  /// Told of once.
+  var unknownZones: Set<String> = []
   /// Buckets with operations to send at the end of this turn.
   var queued: [Int] = []
   var callsScheduled = false
@@ -183,6 +185,9 @@ final class Enforcer {
       for: request, global: global, account: account, now: billedAt(request), keys: keys)
     if request.mayBeRefused, let refusal = plan.plan.resolution.refusal {
       return finish(request, .error(.tooManyItems, refusal))
+    }
+    if let zone = plan.plan.resolution.unknownZone {
+      return zoneIsUnknown(zone, request)
     }
     enqueue(request, plan, account: account, global: global)
   }

@@ -42,7 +42,8 @@ struct PlanCache {
       return entry.prepared
     }
     let resolution = Resolution.resolve(
-      subject: request.subject, items: request.items, global: global, account: account, now: now)
+      subject: request.subject, items: request.items, global: global, account: account, now: now,
+      zones: SystemZones.book)
     let plan = DecidePlan(items: request.items, resolution: resolution)
     let prepared = Prepared(plan: plan, keys: keys.keys(request.bucket, of: request.subject, plan))
     if young.count >= Self.generationMax {

@@ -25,7 +25,8 @@ enum PolicyAnswer {
     // covers an `open` feature would be closed in the middle of an incident.
     func resolve(_ global: GlobalConfig) -> Resolution {
       Resolution.resolve(
-        subject: request.subject, items: request.items, global: global, account: account, now: now)
+        subject: request.subject, items: request.items, global: global, account: account, now: now,
+        zones: SystemZones.book)
     }
     var unbypassed = global
     unbypassed.bypasses = []

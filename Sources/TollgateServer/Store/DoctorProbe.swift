@@ -23,6 +23,9 @@ struct DoctorProbe: Sendable {
     }
     facts.ledgerAddress = sidecar.configuration.ledger.map { "\($0)" }
     facts.ledgerError = await ledgerError()
+    facts.zoneFolder = SystemZones.folder
+    facts.zonesSought = SystemZones.wellKnown.count
+    facts.zonesMissing = SystemZones.wellKnown.filter { SystemZones.rules(named: $0) == nil }
     if let path = sidecar.configuration.listenUnix { files(path, &facts) }
     if let path = sidecar.configuration.journal { files(path, &facts) }
     return facts

@@ -55,10 +55,10 @@ extension LiveBackend {
   }
 
   func resetCounter(
-    _ reference: CounterReference, change: ChangeRecord
+    _ reference: CounterReference, calendar: AccountCalendar, change: ChangeRecord
   ) async throws(AdminFailure) -> ResetOutcome {
     try await reset(reference.subject, reference.feature, change) { now in
-      let period = reference.window.period(containing: now)
+      let period = calendar.period(of: reference.window, containing: now)
       return (
         .cell(reference.window, period, value: 0),
         [

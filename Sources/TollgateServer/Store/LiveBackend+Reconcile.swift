@@ -66,12 +66,14 @@ extension LiveBackend {
     for (index, item) in accounts.enumerated() {
       let snapshot = try await snapshot(item.account)
       let (bucketState, epoch) = await state(snapshot, bucket)
+      let calendar = try Self.calendar(of: snapshot)
       billings.append(
         StoreBilling(
           time: snapshot.now, bucketState: bucketState,
           isLoaded: snapshot.header.isCurrent(in: epoch),
           last: StreamPosition(epoch: epoch, sequence: snapshot.fence.sequence ?? 0),
-          firstSequence: 0, totals: Self.totals(snapshot, epoch, features), undelivered: []))
+          firstSequence: 0, month: calendar.period(of: .month, containing: snapshot.now),
+          totals: Self.totals(snapshot, epoch, features, calendar), undelivered: []))
       places[item.account.path] = index
     }
     guard let epoch = billings.map(\.last.epoch).max() else { return [] }
@@ -132,8 +134,15 @@ extension LiveBackend {
   /// Entries of the outbox in one read.
   static let outboxPage = 1000
 
+  private static func calendar(
+    of snapshot: ReadAccountCall.Snapshot
+  ) throws(AdminFailure) -> AccountCalendar {
+    try SystemZones.calendar(of: AccountConfig(stored: snapshot.header.config ?? ""))
+  }
+
   private static func totals(
-    _ snapshot: ReadAccountCall.Snapshot, _ epoch: Int64, _ features: [Name: Feature]
+    _ snapshot: ReadAccountCall.Snapshot, _ epoch: Int64, _ features: [Name: Feature],
+    _ calendar: AccountCalendar
   ) -> [BillingTotal] {
     guard snapshot.counters.epoch == epoch || snapshot.header.epoch == epoch else { return [] }
     var totals: [BillingTotal] = []
@@ -148,7 +157,8 @@ extension LiveBackend {
       ] where settled != 0 {
         totals.append(
           BillingTotal(
-            feature: feature, period: Window.month.period(containing: start), settled: settled))
+            feature: feature, period: calendar.period(of: .month, containing: start),
+            settled: settled))
       }
     }
     return totals

@@ -13,15 +13,23 @@ struct AccountCommand: AsyncParsableCommand {
 
 struct AccountSet: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "set", abstract: "Put an account on a plan, freeze it, or thaw it.",
+    commandName: "set", abstract: "Set an account's plan, zone or anchor; freeze or thaw it.",
     discussion: """
       --source-id and --source-version name the event of an outside system: one that is older \
       than the last applied changes nothing and is answered `ignored`.
+
+      Periods follow the calendar of --zone; windows that the catalog calls anchored are laid out \
+      from --anchor. A change cuts no period short: the one that runs ends where it would have, \
+      and the next at the first boundary of the new calendar by which half of it has gone. \
+      --restart begins a new one of the anchored windows at once.
       """)
 
   @Argument(help: "The account.") var account: Subject
   @Option(help: "A plan of the catalog.") var plan: Name?
   @Flag(inversion: .prefixedNo, help: "Deny everything; --no-frozen thaws.") var frozen: Bool?
+  @Option(help: "IANA name of the zone, e.g. Europe/Berlin.") var zone: String?
+  @Option(help: "Billing anchor, e.g. 2026-01-31T09:00:00Z; none: no anchor.") var anchor: String?
+  @Flag(help: "Begin a new period of anchored windows now.") var restart = false
   @Option(help: "The outside system, e.g. stripe.") var sourceId: String?
   @Option(help: "The version of its event.") var sourceVersion: Int64?
   @OptionGroup var flags: ChangeFlags
@@ -29,8 +37,15 @@ struct AccountSet: AsyncParsableCommand {
   @OptionGroup var output: OutputOptions
 
   func validate() throws {
-    guard plan != nil || frozen != nil else {
-      throw ValidationError("Give --plan, --frozen or --no-frozen.")
+    guard plan != nil || frozen != nil || zone != nil || anchor != nil || restart else {
+      throw ValidationError(
+        "Give --plan, --frozen, --no-frozen, --zone, --anchor or --restart.")
+    }
+    if let anchor, anchor != "none", Durations.instant(anchor, now: .now) == nil {
+      throw ValidationError("--anchor \(anchor): give e.g. 2026-01-31T09:00:00Z, or none.")
+    }
+    if anchor == "none", restart {
+      throw ValidationError("--restart needs an anchor: leave out --anchor none.")
     }
     guard (sourceId == nil) == (sourceVersion == nil) else {
       throw ValidationError("--source-id and --source-version go together.")
@@ -40,7 +55,9 @@ struct AccountSet: AsyncParsableCommand {
   func run() async throws {
     let options = try flags.options(waitMilliseconds: connection.timeoutMilliseconds)
     let request = AccountSetRequest(
-      account: account, plan: plan, frozen: frozen, sourceID: sourceId,
+      account: account, plan: plan, frozen: frozen, zone: zone,
+      anchor: anchor.flatMap { $0 == "none" ? nil : Durations.instant($0, now: .now) },
+      dropAnchor: anchor == "none" ? true : nil, restart: restart ? true : nil, sourceID: sourceId,
       sourceVersion: sourceVersion, change: options)
     try await Changing.run(.accountSet, request, options, connection, output)
   }
@@ -67,6 +84,13 @@ struct AccountShow: AsyncParsableCommand {
       "account   \(reply.account)", "plan      \(plan)", "frozen    \(reply.frozen ? "yes" : "no")",
       "version   \(reply.version)",
     ]
+    if reply.calendar.first.map({ $0.since != nil }) ?? true { lines.append("calendar  UTC") }
+    for setting in reply.calendar {
+      let anchor = setting.anchor.map { ", anchored at \(CivilDate.text($0))" } ?? ""
+      let since = setting.since.map { ", from \(CivilDate.text($0)) on" } ?? ""
+      let restart = setting.restarts ? ", beginning a new period" : ""
+      lines.append("calendar  \(setting.zone)\(anchor)\(since)\(restart)")
+    }
     if let source = reply.sourceID {
       lines.append("source    \(source) version \(reply.sourceVersion)")
     }

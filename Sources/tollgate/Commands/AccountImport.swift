@@ -16,8 +16,11 @@ struct AccountImport: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "import", abstract: "Put many accounts on their plans.",
     discussion: """
-      FILE is CSV (account,plan[,frozen[,source_version]], with or without that header) or JSON \
-      lines. Stopped, it is run again and goes on after the last answered batch (FILE.progress), \
+      FILE is CSV (account,plan,frozen,source_version,zone,anchor, of which the first two are \
+      needed; a header may name fewer or order them otherwise) or JSON lines with these names. \
+      An empty field leaves what is. An anchor is an instant such as 2026-01-31T09:00:00Z.
+
+      Stopped, it is run again and goes on after the last answered batch (FILE.progress), \
       under the same operation ids. With --source-id, rows carry a source_version and an older one \
       than applied is ignored. Where the ledger is behind it slows down and waits. Exit code 4 \
       where rows were refused; they are listed with their lines.

@@ -22,8 +22,8 @@ struct LedgerFileOptions: ParsableArguments {
   }
 }
 
-/// A billing period, named by its month.
-enum BillingMonth {
+/// A month on the command line. Which period of an account it means, the books know.
+enum NamedMonth {
   /// `2026-11`, in UTC.
   static func period(_ text: String) -> Period? {
     let parts = text.split(separator: "-")
@@ -32,10 +32,6 @@ enum BillingMonth {
     else { return nil }
     let start = CivilDate.days(year: year, month: month, day: 1) * 86_400_000
     return Window.month.period(containing: WallTime(milliseconds: start))
-  }
-
-  static func text(_ period: Period) -> String {
-    "\(CivilDate.text(period.start)) to \(CivilDate.text(period.end))"
   }
 
   static func checked(_ text: String?) throws -> Period? {
@@ -63,7 +59,7 @@ struct LedgerExport: AsyncParsableCommand {
   var format: String?
 
   func validate() throws {
-    _ = try BillingMonth.checked(month)
+    _ = try NamedMonth.checked(month)
     if let format, ExportFormat(rawValue: format) == nil {
       throw ValidationError("--format \(format): give csv or json.")
     }
@@ -71,12 +67,12 @@ struct LedgerExport: AsyncParsableCommand {
 
   func run() async throws {
     try await LedgerCommandFailure.reported(json: file.json) {
-      let period = try BillingMonth.checked(month)
+      let starts = try NamedMonth.checked(month).map { BillingMonth.starts(in: $0) }
       let chosen = format.flatMap(ExportFormat.init) ?? (file.json ? .json : .csv)
       var pending = Data()
       _ = try file.open().export(
-        format: chosen, account: account, from: period?.start.milliseconds ?? .min,
-        until: period?.end.milliseconds ?? .max
+        format: chosen, account: account, from: starts?.lowerBound ?? .min,
+        until: starts?.upperBound ?? .max
       ) { text in
         pending.append(contentsOf: text.utf8)
         if pending.count > 1 << 16 {
@@ -91,7 +87,11 @@ struct LedgerExport: AsyncParsableCommand {
 
 struct LedgerStatement: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "statement", abstract: "Print what an account used in one month.")
+    commandName: "statement", abstract: "Print what an account used in one month.",
+    discussion: """
+      The month is that of the account's zone: the period on record that begins closest to the \
+      first of the month.
+      """)
 
   @OptionGroup var file: LedgerFileOptions
 
@@ -101,18 +101,23 @@ struct LedgerStatement: AsyncParsableCommand {
   @Option(help: ArgumentHelp("The month, e.g. 2026-11; without it, this one.", valueName: "month"))
   var month: String?
 
-  func validate() throws { _ = try BillingMonth.checked(month) }
+  func validate() throws { _ = try NamedMonth.checked(month) }
 
   func run() async throws {
     try await LedgerCommandFailure.reported(json: file.json) {
       let now = WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000))
-      let period = try BillingMonth.checked(month) ?? Window.month.period(containing: now)
-      let statement = try file.open().statement(
-        account: account, start: period.start.milliseconds)
+      let store = try file.open()
+      let start =
+        try NamedMonth.checked(month)?.start.milliseconds
+        ?? store.runningMonth(of: account, now: now)
+      let statement = try store.statement(account: account, start: start)
       if file.json { return try file.printJSON(statement) }
       print("deployment \(statement.deployment)")
       print("account    \(statement.account)")
-      print("period     \(BillingMonth.text(period))")
+      let ends = [statement.start, statement.end].map {
+        CivilDate.text(WallTime(milliseconds: $0))
+      }
+      print("period     \(ends.joined(separator: " to "))")
       var table = LedgerTable([
         "feature", "used", "reversed", "charged", "absorbed", "adjustments", "deltas",
       ])

@@ -65,11 +65,17 @@ enum Durations {
     guard at(10, "Tt "), let hour = number(11, 2), at(13, ":"), let minute = number(14, 2),
       at(16, ":"), let second = number(17, 2), hour < 24, minute < 60, second < 60
     else { return nil }
-    let time = Int64(hour * 3600 + minute * 60 + second) * 1000
+    var time = Int64(hour * 3600 + minute * 60 + second) * 1000
     var index = 19
     if at(index, ".") {
       index += 1
-      while index < bytes.count, bytes[index] >= 0x30, bytes[index] <= 0x39 { index += 1 }
+      // What is less than a millisecond is dropped.
+      var worth: Int64 = 100
+      while index < bytes.count, bytes[index] >= 0x30, bytes[index] <= 0x39 {
+        time += worth * Int64(bytes[index] - 0x30)
+        worth /= 10
+        index += 1
+      }
     }
     if at(index, "Zz") {
       return index + 1 == bytes.count ? WallTime(milliseconds: midnight + time) : nil

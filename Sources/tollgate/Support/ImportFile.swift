@@ -1,6 +1,6 @@
 // Rows of an import file, read in pieces: a million of them never stand in memory at once. CSV
-// (account,plan[,frozen[,source_version]]; a header line is known by its first word) or JSON lines
-// ({"account":…,"plan":…}).
+// (account,plan,frozen,source_version,zone,anchor, of which the first two are needed; a header line
+// is known by its first word) or JSON lines ({"account":…,"plan":…}, with the same names).
 
 import Foundation
 import TollgateCore
@@ -8,6 +8,7 @@ import TollgateServer
 
 struct ImportFile {
   static let lineBytesMax = 4096
+  static let columns = ["account", "plan", "frozen", "source_version", "zone", "anchor"]
 
   enum Row {
     case row(AccountImportRequest.Row)
@@ -44,13 +45,13 @@ struct ImportFile {
       if text.hasPrefix("{") { return Self.json(text) }
       let cells = Self.cells(text)
       if columns == nil {
-        columns = ["account", "plan", "frozen", "source_version"]
+        columns = Self.columns
         if cells.first == "account" {
           // A misspelt column would be passed over in every row.
-          let known = ["account", "plan", "frozen", "source_version"]
-          if let odd = cells.first(where: { !known.contains($0) }) {
+          if let odd = cells.first(where: { !Self.columns.contains($0) }) {
             throw .usage(
-              "\(path) has a column \(odd)", fix: "the columns are \(known.joined(separator: ","))")
+              "\(path) has a column \(odd)",
+              fix: "the columns are \(Self.columns.joined(separator: ","))")
           }
           columns = cells
           continue
@@ -142,20 +143,48 @@ struct ImportFile {
     }
     var row = AccountImportRequest.Row(account: account, plan: plan)
     if let text = cell("frozen") {
-      guard text == "true" || text == "false" else { return .bad("frozen must be true or false") }
+      guard text == "true" || text == "false" else {
+        return .bad("frozen: \"\(text)\" must be true or false")
+      }
       row.frozen = text == "true"
     }
     if let text = cell("source_version") {
-      guard let version = Int64(text) else { return .bad("source_version must be a whole number") }
+      guard let version = Int64(text) else {
+        return .bad("source_version: \"\(text)\" must be a whole number")
+      }
       row.sourceVersion = version
     }
+    row.zone = cell("zone")
+    return anchored(row, cell("anchor"))
+  }
+
+  private static func anchored(_ row: AccountImportRequest.Row, _ anchor: String?) -> Row {
+    guard let anchor else { return .row(row) }
+    guard let instant = Durations.rfc3339(anchor) else {
+      return .bad("anchor: \"\(anchor)\" must be an instant such as 2026-01-31T09:00:00Z")
+    }
+    var row = row
+    row.anchor = instant
     return .row(row)
+  }
+
+  /// A row as people write it: the anchor is text.
+  private struct JSONRow: Decodable {
+    var account: String
+    var plan: String
+    var frozen: Bool?
+    var sourceVersion: Int64?
+    var zone: String?
+    var anchor: String?
   }
 
   private static func json(_ text: String) -> Row {
     do throws(AdminFailure) {
-      return .row(
-        try AdminJSON.decode(AccountImportRequest.Row.self, from: Array(text.utf8), strict: true))
+      let row = try AdminJSON.decode(JSONRow.self, from: Array(text.utf8), strict: true)
+      return anchored(
+        .init(
+          account: row.account, plan: row.plan, frozen: row.frozen, zone: row.zone,
+          sourceVersion: row.sourceVersion), row.anchor)
     } catch {
       return .bad(error.problems.first?.description ?? error.message)
     }

@@ -7,18 +7,31 @@ package struct AccountSetRequest: Hashable, Sendable, Codable {
   /// nil: keep.
   package var plan: Name?
   package var frozen: Bool?
+  /// IANA name of the zone whose calendar the account's periods follow.
+  package var zone: String?
+  /// Where anchored windows are laid out from.
+  package var anchor: WallTime?
+  /// Anchored windows follow the calendar again.
+  package var dropAnchor: Bool?
+  /// Anchored windows begin a new period when the change comes into force.
+  package var restart: Bool?
   /// The outside system whose event this is, and that event's version: an older one is ignored.
   package var sourceID: String?
   package var sourceVersion: Int64?
   package var change: ChangeOptions
 
   package init(
-    account: Subject, plan: Name?, frozen: Bool? = nil, sourceID: String? = nil,
+    account: Subject, plan: Name?, frozen: Bool? = nil, zone: String? = nil,
+    anchor: WallTime? = nil, dropAnchor: Bool? = nil, restart: Bool? = nil, sourceID: String? = nil,
     sourceVersion: Int64? = nil, change: ChangeOptions
   ) {
     self.account = account
     self.plan = plan
     self.frozen = frozen
+    self.zone = zone
+    self.anchor = anchor
+    self.dropAnchor = dropAnchor
+    self.restart = restart
     self.sourceID = sourceID
     self.sourceVersion = sourceVersion
     self.change = change
@@ -33,14 +46,20 @@ package struct AccountImportRequest: Hashable, Sendable, Codable {
     package var account: String
     package var plan: String
     package var frozen: Bool?
+    /// As in account.set; absent: as it is.
+    package var zone: String?
+    package var anchor: WallTime?
     package var sourceVersion: Int64?
 
     package init(
-      account: String, plan: String, frozen: Bool? = nil, sourceVersion: Int64? = nil
+      account: String, plan: String, frozen: Bool? = nil, zone: String? = nil,
+      anchor: WallTime? = nil, sourceVersion: Int64? = nil
     ) {
       self.account = account
       self.plan = plan
       self.frozen = frozen
+      self.zone = zone
+      self.anchor = anchor
       self.sourceVersion = sourceVersion
     }
   }
@@ -119,11 +138,28 @@ package struct AccountReply: Hashable, Sendable, Codable {
   /// Whether the plan is in the catalog; false explains an UNKNOWN_ACCOUNT denial.
   package var planKnown: Bool
   package var frozen: Bool
+  /// Oldest first; empty: UTC, without an anchor. The last is in force from its `since` on.
+  package var calendar: [CalendarReport]
   package var sourceID: String?
   package var sourceVersion: Int64
   package var bucket: Int
   package var loaded: Bool
   package var overrides: [OverrideReport]
+}
+
+/// Zone and anchor from one instant on.
+package struct CalendarReport: Hashable, Sendable, Codable {
+  package var zone: String
+  package var anchor: WallTime?
+  package var since: WallTime?
+  package var restarts: Bool
+
+  package init(_ setting: CalendarSetting) {
+    zone = setting.zone
+    anchor = setting.anchor
+    since = setting.since
+    restarts = setting.restarts
+  }
 }
 
 package struct AccountListRequest: Hashable, Sendable, Codable {
