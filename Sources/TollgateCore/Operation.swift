@@ -85,6 +85,11 @@ public struct DeltaID: Hashable, Comparable, Sendable, Codable, CustomStringConv
     self.index = index
   }
 
+  /// Of the change of configuration that an operation makes.
+  public init(change operation: OperationID) {
+    self.init(operation: operation, index: Self.changeIndex)
+  }
+
   public var description: String { "\(operation.hex).\(index)" }
   public static func < (a: Self, b: Self) -> Bool {
     a.operation != b.operation ? a.operation < b.operation : a.index < b.index

@@ -325,7 +325,8 @@ final class Sidecar: Sendable {
     guard case .tcp(let host, let port)? = configuration.http else { return nil }
     let board = ReadinessBoard(sidecar: self)
     return try await HealthServer.start(
-      host: host, port: port, group: MultiThreadedEventLoopGroup.singleton, report: { board.report() },
+      host: host, port: port, group: MultiThreadedEventLoopGroup.singleton,
+      report: { board.report() },
       metrics: { [metrics] in metrics.exposition() })
   }
 

@@ -33,7 +33,7 @@ import TollgateTesting
     #expect(try rig.consume("acme", ("tokens", 1)).decided?.decision.items[0].settled == 6)
     let entry = try rig.outbox()[1]
     #expect(entry.kind == .config)
-    #expect(entry.id == DeltaID(operation: call.change.operation, index: 0))
+    #expect(entry.id == DeltaID(change: call.change.operation))
     #expect(entry.body == call.body && entry.actual == 0)
     #expect(try rig.run(call) == .known(.applied(result: 2, time: rig.now)))
     let audit = try rig.read(Reads.audit(rig.keySpace, bucket: 0, count: 10))

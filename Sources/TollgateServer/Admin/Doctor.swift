@@ -121,7 +121,9 @@ package enum Doctor {
       return [Finding("permissions", .ok, "every command the sidecar uses is allowed")]
     }
     return facts.denied.map {
-      Finding("permissions", .error, $0, fix: "give the Redis user the rules of deploy/redis/users.acl")
+      Finding(
+        "permissions", .error, $0,
+        fix: "give the Redis user the rules of deploy/redis/users.acl")
     }
   }
 

@@ -154,7 +154,7 @@ extension Healer {
     retainLate(
       OutboxEntry(
         sequence: 0, kind: .config,
-        id: DeltaID(operation: OperationID(time: time, using: &random), index: DeltaID.changeIndex), time: time,
+        id: DeltaID(change: OperationID(time: time, using: &random)), time: time,
         actual: 0, charged: 0, absorbed: 0, body: delta.encode()), bucket: bucket)
   }
 }

@@ -100,7 +100,7 @@ extension Healer {
     guard case .done(let done) = call.decode(try await store.raw(call)) else { return }
     retainConfig(
       OutboxEntry(
-        sequence: done.position.sequence, kind: .config, id: DeltaID(operation: id, index: DeltaID.changeIndex),
+        sequence: done.position.sequence, kind: .config, id: DeltaID(change: id),
         time: done.time, actual: 0, charged: 0, absorbed: 0, body: body),
       bucket: bucket, epoch: done.position.epoch)
   }

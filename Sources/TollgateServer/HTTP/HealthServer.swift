@@ -2,10 +2,10 @@
 // codec; three fixed paths, GET and HEAD only, one response per request. Health says that the
 // process runs its loops; readiness says "can answer by policy", which one outage of Redis or of
 // the ledger does not take away (DESIGN 9). A connection that asks nothing, or takes nothing of an
-// answer, is closed after a while, and only so many are let in. The next request of a connection is
-// not looked at before the answer to the last has left for the kernel, so what a connection costs is
-// one answer; and the loop is not one of those that decide: a monitor that hangs, or that asks
-// without end, takes nothing from them but a share of a core.
+// answer, is closed after a while, and only so many are let in. The next request of a connection
+// is not looked at before the answer to the last has left for the kernel, so what a connection
+// costs is one answer; and the loop is not one of those that decide: a monitor that hangs, or that
+// asks without end, takes nothing from them but a share of a core.
 
 import NIOCore
 import NIOHTTP1

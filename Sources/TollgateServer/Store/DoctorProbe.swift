@@ -86,8 +86,8 @@ struct DoctorProbe: Sendable {
         facts[keyPath: path] = reply.array?.last?.text
       }
     }
-    // Scripts meet some commands in trouble only, and a refusal then is trouble on top. Tried on keys
-    // that do not exist they change nothing.
+    // Scripts meet some commands in trouble only, and a refusal then is trouble on top. Tried on
+    // keys that do not exist they change nothing.
     let none = "tg1:\(sidecar.configuration.deployment.id):{doctor}:none"
     for words in [
       ["RENAME", none, none + "2"], ["PERSIST", none], ["UNLINK", none], ["HDEL", none, "f"],

@@ -116,7 +116,7 @@ extension LiveBackend {
   ) -> OutboxEntry {
     OutboxEntry(
       sequence: position.sequence, kind: .config,
-      id: DeltaID(operation: change.operation, index: DeltaID.changeIndex), time: time, actual: actual, charged: 0,
+      id: DeltaID(change: change.operation), time: time, actual: actual, charged: 0,
       absorbed: actual, body: body)
   }
 
