@@ -80,6 +80,30 @@ extension LiveTests {
       #expect(!doctor.contains("5 ready"))
     }
 
+    /// Whoever compares everything is told of what could not be compared.
+    @Test func accountsThatOnlyTheLedgerHasAreNamed() throws {
+      let names = ["ann", "bob", "cid"]
+      let stack = try Stack(
+        .init(
+          sidecars: 1, buckets: 2,
+          accounts: Dictionary(uniqueKeysWithValues: names.map { ($0, "big") })))
+      for name in names {
+        _ = try stack.command(["consume", "\(name)/m", "calls=2", "tokens=3"])
+      }
+      try eventually(within: .seconds(10), "all of it is in the books") {
+        try Audit.totals(stack).values.reduce(0, +) == 15
+      }
+      #expect(try stack.command(["reconcile"]).hasPrefix("3 accounts, 6 totals"))
+      try stack.redis.connect().command("FLUSHALL")
+      try stack.waitReady(0)
+      try eventually(within: .seconds(10), "one is loaded again") {
+        try stack.cli(["consume", "ann/m", "calls=0"]).status == .exited(0)
+      }
+      let said = try stack.command(["reconcile"])
+      #expect(said.contains("2 accounts are not loaded in Redis"), "\(said)")
+      #expect(said.contains("1 accounts, 2 totals"), "\(said)")
+    }
+
     @Test func anotherDeploymentFoundWhenRedisComesBackEndsTheSidecar() throws {
       let stack = try Stack(
         .init(

@@ -239,8 +239,9 @@ final class Stack: Sendable {
     let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
       .deletingLastPathComponent().deletingLastPathComponent()
     let file = root.appendingPathComponent("deploy/redis/users.acl")
-    let lines = try String(contentsOf: file, encoding: .utf8).split(separator: "\n").map(String.init)
-    return ["user default on nopass ~* &* +@all"] + lines.filter { $0.hasPrefix("user tollgate ") }
+    let text = try String(contentsOf: file, encoding: .utf8)
+    return ["user default on nopass ~* &* +@all"]
+      + text.split(separator: "\n").map(String.init).filter { $0.hasPrefix("user tollgate ") }
   }
 
   private func apply() throws {

@@ -172,7 +172,7 @@ import TollgateTesting
     _ = try rig.run(try Self.late(rig, "acme", "tokens", Quantity.maximum).call)
     let before = try rig.dump()
     #expect(
-      try rig.run(try Self.late(rig, "acme", "tokens", 1).call) == .error("QUANTITY_OVERFLOW"))
+      try rig.run(try Self.late(rig, "acme", "tokens", 1).call) == .done(.overflow))
     #expect(try rig.dump() == before)
   }
 

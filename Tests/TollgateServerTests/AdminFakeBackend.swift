@@ -243,6 +243,10 @@ final class FakeBackend: AdminBackend {
   // MARK: Reconciliation
 
   /// Each read takes the next of the prepared answers; the last one stays.
+  func unloadedAccounts(after cursor: String?) async throws(AdminFailure) -> (
+    accounts: [Subject], next: String?
+  ) { ([], nil) }
+
   func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling {
     let answer: LedgerBilling? = state.withLockedValue { state in
       guard let prepared = state.ledger[account] else { return nil }

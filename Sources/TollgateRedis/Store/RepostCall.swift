@@ -78,11 +78,12 @@ package struct RepostCall: ScriptCall {
   }
 
   package func decode(_ reply: RESPReply) -> StoreReply<Outcome> {
-    reply.storeReply { reply in
+    // An outcome like the others, and not a failure of the store.
+    if reply.code == .overflow { return .done(.overflow) }
+    return reply.storeReply { reply in
       switch reply.code {
       case .done?: reply[1].number.map { .appended(sequence: $0) }
       case .rebuild?: .unseeded
-      case .overflow?: .overflow
       default: nil
       }
     }

@@ -77,6 +77,10 @@ package protocol AdminBackend: Sendable {
 
   /// The ledger's totals of one account with the cursor of its bucket, read in one transaction.
   func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling
+  /// Accounts that the ledger has numbers of and Redis does not hold, page by page.
+  func unloadedAccounts(after cursor: String?) async throws(AdminFailure) -> (
+    accounts: [Subject], next: String?
+  )
   /// Of each account of one bucket: Redis' totals, the bucket's last sequence number at that
   /// moment, and the account's outbox entries from above its cursor up to that number. The outbox
   /// is read once for all of them, page by page.

@@ -22,6 +22,9 @@ extension AdminService {
       throw .badRequest(
         "limit", "must be from 1 to \(ReconcileRequest.limitMax)", value: "\(request.limit)")
     }
+    if let after = request.after, after.hasPrefix(Self.unloadedMark) {
+      return try await unloaded(after: String(after.dropFirst(Self.unloadedMark.count)))
+    }
     var accounts: [Subject]
     var next: String?
     if let account = request.account {
@@ -30,7 +33,7 @@ extension AdminService {
     } else {
       let page = try await backend.accounts(after: request.after, limit: request.limit)
       accounts = page.entries.map(\.account)
-      next = page.next
+      next = page.next ?? Self.unloadedMark
     }
     let map = BucketMap(buckets: backend.deployment.buckets)
     let groups = Dictionary(grouping: accounts) { map.bucket(ofAccount: $0.path) }
@@ -62,6 +65,21 @@ extension AdminService {
           if row.difference != 0 || request.verbose { reply.rows.append(row) }
         }
       }
+    }
+    return reply
+  }
+
+  /// In a cursor: Redis' accounts are all compared, what follows are those that only the ledger has.
+  private static var unloadedMark: String { "ledger|" }
+
+  private func unloaded(after cursor: String) async throws(AdminFailure) -> ReconcileReply {
+    let page = try await backend.unloadedAccounts(after: cursor.isEmpty ? nil : cursor)
+    var reply = ReconcileReply()
+    reply.next = page.next.map { Self.unloadedMark + $0 }
+    reply.skipped = page.accounts.map {
+      .init(
+        account: $0, why: "not loaded in Redis (rebuilt from the ledger at its next request)",
+        idle: true)
     }
     return reply
   }

@@ -54,6 +54,34 @@ extension LiveBackend {
     return LedgerBilling(cursor: position, totals: totals)
   }
 
+  func unloadedAccounts(after cursor: String?) async throws(AdminFailure) -> (
+    accounts: [Subject], next: String?
+  ) {
+    let answer = try await query(
+      .totals, Document.fields(["cursor": cursor.map { .string($0) }]))
+    // A cursor begins with the account of the last line before it, which the page before told of.
+    var last = cursor.map { String($0.prefix { $0 != "|" }) }
+    var accounts: [Subject] = []
+    for line in answer["totals"]?.elements ?? [] {
+      guard let name = line["account"]?.text, let account = try? Subject(name) else {
+        throw .unavailable("ledger: an unreadable total")
+      }
+      if name != last { accounts.append(account) }
+      last = name
+    }
+    let commands = accounts.map { Reads.header(keys, account: $0) }
+    let replies = await store.replies(count: commands.count) { commands[$0].write(into: &$1) }
+    let epochs = await sidecar.healer.epochs()
+    var unloaded: [Subject] = []
+    for (index, reply) in replies.enumerated() {
+      guard case .success(let reply) = reply, let header = commands[index].decode(reply).value
+      else { throw .unavailable("the header of \(accounts[index]) cannot be read") }
+      let epoch = epochs[keys.bucket(of: accounts[index])]
+      if epoch.map({ !header.isCurrent(in: $0) }) ?? true { unloaded.append(accounts[index]) }
+    }
+    return (unloaded, answer["next"]?.text)
+  }
+
   /// Counters and outbox are separate reads: each account's counters first, then the outbox once
   /// for all; entries above an account's own position are left out, so that both speak of one
   /// moment.
