@@ -23,6 +23,7 @@ let nioHTTP1: Target.Dependency = .product(name: "NIOHTTP1", package: "swift-nio
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let collections: Target.Dependency = .product(name: "Collections", package: "swift-collections")
 let grdb: Target.Dependency = .product(name: "GRDB", package: "GRDB.swift")
+let sqlite: Target.Dependency = .product(name: "GRDBSQLite", package: "GRDB.swift")
 let yams: Target.Dependency = .product(name: "Yams", package: "Yams")
 let arguments: Target.Dependency = .product(
   name: "ArgumentParser", package: "swift-argument-parser")
@@ -116,9 +117,8 @@ let package = Package(
     .testTarget(
       name: "TollgateLedgerTests",
       dependencies: [
-        "TollgateLedger", "TollgateWire", "TollgateCore", "TollgateTesting", grdb, nioCore,
-        nioPosix, nioLocks,
-        nioEmbedded, logging,
+        "TollgateLedger", "TollgateWire", "TollgateCore", "TollgateTesting", grdb, sqlite, nioCore,
+        nioPosix, nioLocks, nioEmbedded, logging,
       ],
       swiftSettings: settings),
     .testTarget(

@@ -16,10 +16,14 @@ package struct SubjectNames: Sendable, Hashable {
   let accountWidth: Int
   let memberWidth: Int
 
+  package static let accountsMax = 10_000_000
+  package static let membersMax = 1_000_000
+  package static let subjectsMax = 20_000_000
+
   package init(prefix: String, accounts: Int, members: Int) throws {
-    guard accounts > 0, accounts <= 10_000_000, members >= 0, members <= 1_000_000,
-      accounts * max(1, members) <= 20_000_000
-    else { throw BenchError("1 to 10,000,000 accounts, and 20,000,000 subjects in all") }
+    guard (1...Self.accountsMax).contains(accounts), (0...Self.membersMax).contains(members),
+      accounts * max(1, members) <= Self.subjectsMax
+    else { throw BenchError("\(accounts) accounts with \(members) members each are too many") }
     self.prefix = prefix
     self.accounts = accounts
     self.members = members

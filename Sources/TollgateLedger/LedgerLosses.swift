@@ -23,14 +23,25 @@ extension LedgerStore {
   /// is far shorter, and the rest need not be read.
   package static let lateMillisecondsMax: Int64 = 25 * 3_600_000
 
-  /// Those that nobody acknowledged first, the latest first.
+  /// Those that nobody acknowledged first, the latest first; the first `limit` of them.
   package func losses(
     limit: Int = pageMax, countingLate: Bool = false
   ) throws -> [LossRecord] {
+    var losses: [LossRecord] = []
+    try eachLoss(limit: Self.bounded(limit), countingLate: countingLate) { losses.append($0) }
+    return losses
+  }
+
+  /// Every row, in the same order, from one snapshot.
+  ///
+  /// - Parameter limit: nil: all of them.
+  package func eachLoss(
+    limit: Int? = nil, countingLate: Bool = false, _ body: (LossRecord) throws -> Void
+  ) throws {
     try read { db in
       // A file that an older release wrote is read as it is.
       let known = try db.tableExists(Schema.acknowledged)
-      let rows = try Row.fetchAll(
+      let rows = try Row.fetchCursor(
         db,
         sql: known
           ? """
@@ -42,15 +53,27 @@ extension LedgerStore {
           : """
           SELECT bucket, epoch, first, last, time, NULL, NULL, NULL
           FROM loss ORDER BY time DESC, bucket, epoch, first LIMIT ?
-          """, arguments: [Self.bounded(limit)])
-      return try rows.map { row in
+          """, arguments: [limit ?? -1])
+      // What one recovery closed stands together and shares its count.
+      var counted: (bucket: Int, epoch: Int64, time: Int64, late: Int64)?
+      while let row = try rows.next() {
         var loss = LossRecord(
           bucket: row[0], epoch: row[1], first: row[2], last: row[3], time: row[4])
         if let time = row[5] as Int64? {
           loss.acknowledged = .init(time: time, actor: row[6], reason: row[7])
         }
-        if countingLate { loss.late = try Self.late(loss, db) }
-        return loss
+        if countingLate {
+          if let counted, counted.bucket == loss.bucket, counted.epoch == loss.epoch,
+            counted.time == loss.time
+          {
+            loss.late = counted.late
+          } else {
+            let late = try Self.late(loss, db)
+            counted = (loss.bucket, loss.epoch, loss.time, late)
+            loss.late = late
+          }
+        }
+        try body(loss)
       }
     }
   }

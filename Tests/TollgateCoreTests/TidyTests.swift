@@ -152,6 +152,28 @@ import Testing
     #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
   }
 
+  /// What `make bench` sets otherwise than a deployment does, README says beside the figures.
+  @Test func everySettingTheBenchLiftsIsNamed() throws {
+    func text(_ name: String) throws -> String {
+      try String(contentsOf: Self.root.appendingPathComponent(name), encoding: .utf8)
+    }
+    let script = try text("Benchmarks/run")
+    let readme = try text("README.md")
+    let lines = script.split(separator: "\n").filter { line in
+      ["limits: {", "dedupe: {", "outbox: {"].contains { line.hasPrefix($0) }
+    }
+    #expect(lines.count == 3)
+    for line in lines {
+      let section = line.prefix { $0 != ":" }
+      for part in line.drop(while: { $0 != "{" }).drop(while: { $0 == "{" }).split(separator: ", ")
+      {
+        let key = "\(section).\(part.prefix { $0 != ":" })"
+        #expect(readme.contains("`\(key)`"), "README does not say that make bench sets \(key)")
+      }
+    }
+    #expect(readme.contains("append-only file") && script.contains("\"--appendonly\", \"no\""))
+  }
+
   @Test(arguments: [
     "package import GRDB", "import struct NIOCore.ByteBuffer", "@preconcurrency import Logging",
   ])

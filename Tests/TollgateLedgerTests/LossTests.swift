@@ -62,6 +62,25 @@ import TollgateCore
     #expect(try books.store.verify().findings == [])
   }
 
+  @Test func everyRowIsNamedHoweverMany() throws {
+    try books.open()
+    // Every other position is lost.
+    let held = try (1...1600).map { try usage(Int64($0) * 2, op: $0) }
+    for start in stride(from: 0, to: held.count, by: 1000) {
+      let piece = Array(held[start..<min(start + 1000, held.count)])
+      _ = try books.open(epoch: start == 0 ? 1 : 2, entries: piece, seen: piece.last?.sequence ?? 0)
+    }
+    var ids: Set<String> = []
+    var lost: Int64 = 0
+    try books.store.eachLoss(countingLate: true) {
+      ids.insert($0.id)
+      lost += $0.last - $0.first + 1
+    }
+    #expect(ids.count >= 1600)
+    #expect(lost == (try books.store.status().lostSequences))
+    #expect(try books.store.losses().count == LedgerStore.pageMax)
+  }
+
   @Test func deltasThatCameLateAreCounted() throws {
     try lose()
     let recorded = try #require(try books.store.losses().first).time

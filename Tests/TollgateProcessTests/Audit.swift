@@ -53,9 +53,10 @@ enum Audit {
   }
 
   static func totals(_ stack: Stack) throws -> [String: Int64] {
+    struct List: Decodable { var totals: [Total] }
     var sums: [String: Int64] = [:]
-    for line in try stack.books("balances").output.split(separator: "\n") {
-      let total = try JSONDecoder().decode(Total.self, from: Data(line.utf8))
+    let output = try stack.books("balances").output
+    for total in try JSONDecoder().decode(List.self, from: Data(output.utf8)).totals {
       sums["\(total.account) \(total.feature)", default: 0] += total.charged
     }
     return sums

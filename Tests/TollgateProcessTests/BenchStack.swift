@@ -24,27 +24,20 @@ final class BenchStack {
 
   let directory: TemporaryDirectory
   let redis: RedisServerProcess
-  let ledger: ChildProcess
+  private(set) var ledger: ChildProcess
   private(set) var sidecars: [ChildProcess] = []
   let binary: String
 
-  init(sidecars count: Int = 1) throws {
+  init(
+    sidecars count: Int = 1, persistence: RedisServerProcess.Persistence = .none
+  ) throws {
     directory = try TemporaryDirectory("tg-stack")
-    redis = try RedisServerProcess(.init())
+    redis = try RedisServerProcess(.init(persistence: persistence))
     binary = try ChildProcess.tollgateBinary()
     for name in ["check", "admin", "ledger"] {
       try directory.write("\(name).token", "secret-\(name)\n")
     }
-    ledger = try ChildProcess(
-      binary,
-      [
-        "ledger", "run", "--database", directory.file("books.sqlite"), "--unix",
-        directory.file("l"), "--token-file", directory.file("ledger.token"),
-      ])
-    let ledgerSocket = directory.file("l")
-    try eventually(within: .seconds(20), "the ledger listens") {
-      FileManager.default.fileExists(atPath: ledgerSocket)
-    }
+    ledger = try Self.startLedger(binary, directory)
     for index in 0..<count { sidecars.append(try startSidecar(index)) }
     try directory.write("catalog.yaml", Self.catalog)
     let apply = try tool([
@@ -58,6 +51,28 @@ final class BenchStack {
     for sidecar in sidecars { sidecar.kill() }
     ledger.kill()
     redis.kill()
+  }
+
+  private static func startLedger(
+    _ binary: String, _ directory: TemporaryDirectory
+  ) throws -> ChildProcess {
+    let ledger = try ChildProcess(
+      binary,
+      [
+        "ledger", "run", "--database", directory.file("books.sqlite"), "--unix",
+        directory.file("l"), "--token-file", directory.file("ledger.token"),
+      ])
+    try eventually(within: .seconds(20), "the ledger listens: \(ledger.standardError)") {
+      guard let socket = try? Socket.connect(.unix(directory.file("l"))) else { return false }
+      Socket.close(socket)
+      return true
+    }
+    return ledger
+  }
+
+  func restartLedger() throws {
+    ledger.kill()
+    ledger = try Self.startLedger(binary, directory)
   }
 
   func socket(_ index: Int) -> String { directory.file("s\(index)") }
@@ -88,7 +103,10 @@ final class BenchStack {
   }
 
   func kill(sidecar index: Int) { sidecars[index].kill() }
-  func restart(sidecar index: Int) throws { sidecars[index] = try startSidecar(index) }
+  func restart(sidecar index: Int) throws {
+    kill(sidecar: index)
+    sidecars[index] = try startSidecar(index)
+  }
 
   func tool(_ words: [String]) throws -> (status: ExitStatus, output: String, error: String) {
     let process = try ChildProcess(binary, words)

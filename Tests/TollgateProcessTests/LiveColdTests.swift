@@ -92,14 +92,26 @@ extension LiveTests {
 
     @Test func booksAreServedByOneLedgerAtATime() throws {
       let stack = try Stack(.init(sidecars: 1))
-      let second = try ChildProcess(
-        stack.binary,
-        [
-          "ledger", "--database", stack.database, "--unix", stack.directory.file("other.sock"),
-          "--token", "t",
-        ])
-      #expect(try second.wait(within: .seconds(20)) != .exited(0))
-      #expect(second.standardError.contains("another `tollgate ledger` serves these books"))
+      let files = FileManager.default
+      let symbolic = stack.directory.file("symbolic")
+      try files.createSymbolicLink(atPath: symbolic, withDestinationPath: stack.database)
+      let hard = stack.directory.file("hard")
+      try files.linkItem(atPath: stack.database, toPath: hard)
+      let up = files.currentDirectoryPath.split(separator: "/").map { _ in "../" }.joined()
+      for name in [stack.database, up + stack.database.dropFirst(), symbolic, hard] {
+        let second = try ChildProcess(
+          stack.binary,
+          [
+            "ledger", "--database", name, "--unix", stack.directory.file("other.sock"),
+            "--token", "t", "--json",
+          ])
+        #expect(try second.wait(within: .seconds(20)) == .exited(4), "\(name)")
+        let wanted = "another `tollgate ledger` serves these books"
+        #expect(second.standardError.contains(wanted), "\(name)")
+        #expect(second.standardOutput.contains("\"CONFLICT\""), "\(name)")
+      }
+      // Reports are no service.
+      #expect(try stack.books("verify").status == .exited(0))
       // Its end frees them.
       try stack.restartLedger()
     }

@@ -1,6 +1,8 @@
 // The audit at the end of every run against Tollgate: units admitted by the replies, against the
 // counters in Redis, against the ledger. All on differences from a reading before the run, so
-// that it holds on a deployment that is already in use by others' accounts.
+// that it holds on a deployment that is already in use by others' accounts. Whoever was restarted
+// during the run is connected to anew and asked until the time for draining is over; whoever does
+// not answer by then is a named reason in the report, and the rest is compared all the same.
 //
 // It shares no code with what it checks: the client's side is counted from replies, Redis is read
 // by a reader of its own, the ledger through its totals.
@@ -31,12 +33,18 @@ package struct AuditReport: Sendable {
   package var limits = LimitCheck()
   /// What is wrong, one line each; the first few of a kind.
   package var problems: [String] = []
+  /// Sources that did not answer at the end, each with the reason: what they know is not compared.
+  package var unreachable: [String] = []
   package var difference: Int64 = 0
   package var seconds: Double = 0
 
-  package var isClean: Bool {
+  /// Nothing is wrong in what was compared.
+  package var isSound: Bool {
     difference == 0 && unresolved == 0 && limits.exceeded.isEmpty && problems.isEmpty
   }
+
+  /// Everything was compared, and nothing is wrong.
+  package var isClean: Bool { isSound && unreachable.isEmpty }
 }
 
 package final class Auditor {
@@ -84,28 +92,43 @@ package final class Auditor {
       reading: redis, deployment: deployment, names: names, features: Set(features))
   }
 
-  /// Compares until there is no difference, or the time for draining is over.
-  package func audit(_ tally: Tally, drainWithin seconds: Double) throws -> AuditReport {
+  /// Compares until there is no difference, or the time for draining is over. It has always an
+  /// end: what cannot be read then is named in the report.
+  package func audit(_ tally: Tally, drainWithin seconds: Double) -> AuditReport {
     let start = Clocks.monotonic()
     let end = start + Int64(seconds * 1e9)
     while true {
-      var report = try compare(tally)
-      report.seconds = Double(Clocks.monotonic() - start) / 1e9
-      if report.difference == 0 && report.undelivered == 0 || Clocks.monotonic() >= end {
-        try checkLimits(tally, &report)
-        return report
+      let isLast = Clocks.monotonic() >= end
+      var (report, books) = compare(tally)
+      let isSettled =
+        report.difference == 0 && report.undelivered == 0 && report.problems.isEmpty
+        && report.unreachable.isEmpty
+      if isSettled || isLast {
+        checkLimits(tally, books, &report)
+        report.seconds = Double(Clocks.monotonic() - start) / 1e9
+        if isLast || report.unreachable.isEmpty { return report }
       }
       usleep(200_000)
     }
   }
 
-  private func compare(_ tally: Tally) throws -> AuditReport {
+  /// One reading of one source; nil, and a reason in the report, where it does not answer.
+  private func reading<Value>(
+    _ source: String, _ report: inout AuditReport, _ body: () throws -> Value
+  ) -> Value? {
+    do { return try body() } catch {
+      report.unreachable.append("\(source): \(error)")
+      return nil
+    }
+  }
+
+  private func compare(_ tally: Tally) -> (report: AuditReport, books: RedisBooks?) {
     var report = AuditReport()
     report.unresolved = tally.unresolved
     report.failOpen = tally.failOpen.reduce(0, +)
     let client = admitted(tally)
-    let books = try readBooks()
-    if redis != nil { compareCells(client, books, &report) }
+    let books = redis == nil ? nil : reading("Redis", &report) { try readBooks() }
+    if let books { compareCells(client, books, &report) }
     var rows: [String: AuditReport.Row] = [:]
     for (index, feature) in features.enumerated() {
       var row = AuditReport.Row(feature: feature, accounts: 0, client: 0, difference: 0)
@@ -114,15 +137,16 @@ package final class Auditor {
       rows[feature] = row
     }
     for (key, units) in client.accounts where units != 0 { rows[key.feature]?.accounts += 1 }
-    if redis != nil {
+    if let books {
       for (cell, reading) in books.counters where cell.window == "M" && !cell.owner.contains("/") {
         let added = reading.added(since: booksBefore.counters[cell], at: booksBefore.time) ?? 0
         let sum = (rows[cell.feature]?.redis ?? 0) + added
         rows[cell.feature]?.redis = sum
       }
     }
-    if let admin {
-      let now = try BillingBooks(reconciling: admin)
+    var hasLedger = false
+    if let admin, let now = reading("sidecar", &report, { try BillingBooks(reconciling: admin) }) {
+      hasLedger = true
       report.undelivered += now.undelivered
       compareBilling("sidecar's Redis", client, billingBefore.redis, now.redis, &rows, &report) {
         $0.sidecar = ($0.sidecar ?? 0) + $1
@@ -138,14 +162,13 @@ package final class Auditor {
         report.problem("reconcile skipped \(account): \(why)")
       }
     }
-    if let ledger {
-      let now = try BillingBooks(totals: ledger)
+    if let ledger, let now = reading("ledger", &report, { try BillingBooks(totals: ledger) }) {
       compareBilling("ledger", client, ledgerBefore.ledger, now.ledger, &rows, &report) {
-        $0.ledger = admin == nil ? ($0.ledger ?? 0) + $1 : $0.ledger
+        $0.ledger = hasLedger ? $0.ledger : ($0.ledger ?? 0) + $1
       }
     }
     report.rows = features.compactMap { rows[$0] }
-    return report
+    return (report, books)
   }
 
   private struct Admitted {
@@ -230,22 +253,27 @@ package final class Auditor {
     }
   }
 
-  private func checkLimits(_ tally: Tally, _ report: inout AuditReport) throws {
+  private func checkLimits(_ tally: Tally, _ books: RedisBooks?, _ report: inout AuditReport) {
     let allowance = Dictionary(uniqueKeysWithValues: zip(features, tally.failOpen))
-    if !rules.isEmpty { report.limits.check(rules, try readBooks(), allowance: allowance) }
-    if let admin {
-      var used: [(subject: Int, units: Int64)] = []
-      for subject in 0..<names.count {
-        let units = (0..<features.count).reduce(Int64(0)) {
-          $0 + tally.admitted[subject * features.count + $1]
-        }
-        if units > 0 { used.append((subject, units)) }
-      }
-      used.sort { $0.units > $1.units }
-      try report.limits.check(
-        used.prefix(Self.limitSubjectsMax).map { names.path($0.subject) }, admin,
-        allowance: allowance)
+    if let books { report.limits.check(rules, books, allowance: allowance) }
+    // Who has just not answered is not asked a thousand times more.
+    guard let admin, !report.unreachable.contains(where: { $0.hasPrefix("sidecar") }) else {
+      return
     }
+    var used: [(subject: Int, units: Int64)] = []
+    for subject in 0..<names.count {
+      let units = (0..<features.count).reduce(Int64(0)) {
+        $0 + tally.admitted[subject * features.count + $1]
+      }
+      if units > 0 { used.append((subject, units)) }
+    }
+    used.sort { $0.units > $1.units }
+    let subjects = used.prefix(Self.limitSubjectsMax).map { names.path($0.subject) }
+    var limits = report.limits
+    _ = reading("sidecar's limits", &report) {
+      try limits.check(subjects, admin, allowance: allowance)
+    }
+    report.limits = limits
   }
 }
 

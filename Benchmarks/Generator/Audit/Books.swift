@@ -27,8 +27,10 @@ package struct RedisBooks: Sendable {
   ) throws {
     time = Clocks.wallMilliseconds()
     let record = "tollgate:{\(deployment)}:deployment"
-    guard let count = try redis.command(["HGET", record, "buckets"]).text.flatMap({ Int($0) }),
-      count >= 1, count <= Deployment.bucketsMax
+    let buckets = try redis.command(["HGET", record, "buckets"])
+    // One that was just started says that it is still loading.
+    try redis.require(buckets)
+    guard let count = buckets.text.flatMap({ Int($0) }), count >= 1, count <= Deployment.bucketsMax
     else { throw BenchError("Redis has no deployment \(deployment)") }
     let map = BucketMap(buckets: count)
     var owners: [String] = []

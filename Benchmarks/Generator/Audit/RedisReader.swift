@@ -18,26 +18,35 @@ package enum RESPValue: Sendable, Hashable {
 }
 
 package final class RedisReader {
-  private let socket: BlockingSocket
+  private let line: StandingLine
+  private let user: String?
+  private let password: String?
 
   package init(_ target: Target, user: String? = nil, password: String? = nil) throws {
-    socket = try BlockingSocket(target, timeoutSeconds: 30)
-    if let password {
-      try require(command(["AUTH"] + (user.map { [$0] } ?? []) + [password]))
-    }
+    line = StandingLine([target], timeoutSeconds: 30)
+    self.user = user
+    self.password = password
+    try line.use(greeting: greet) { _ in }
+  }
+
+  private func greet(_ socket: BlockingSocket) throws {
+    guard let password else { return }
+    try socket.send(RESP.command(["AUTH"] + (user.map { [$0] } ?? []) + [password]))
+    try require(Self.read(socket))
   }
 
   @discardableResult
   package func command(_ words: [String]) throws -> RESPValue {
-    try socket.send(RESP.command(words))
-    return try read()
+    try command(words.map { Array($0.utf8) })
   }
 
   package func command(_ words: [[UInt8]]) throws -> RESPValue {
     var bytes = Array("*\(words.count)\r\n".utf8)
     for word in words { bytes += Array("$\(word.count)\r\n".utf8) + word + [13, 10] }
-    try socket.send(bytes)
-    return try read()
+    return try line.use(greeting: greet) { socket in
+      try socket.send(bytes)
+      return try Self.read(socket)
+    }
   }
 
   /// Many commands at once, answered in order.
@@ -46,10 +55,12 @@ package final class RedisReader {
     values.reserveCapacity(commands.count)
     var at = 0
     while at < commands.count {
-      let end = min(at + 256, commands.count)
-      try socket.send(commands[at..<end].flatMap { RESP.command($0) })
-      for _ in at..<end { values.append(try read()) }
-      at = end
+      let piece = commands[at..<min(at + 256, commands.count)]
+      values += try line.use(greeting: greet) { socket in
+        try socket.send(piece.flatMap { RESP.command($0) })
+        return try piece.map { _ in try Self.read(socket) }
+      }
+      at += piece.count
     }
     return values
   }
@@ -58,12 +69,12 @@ package final class RedisReader {
     if case .error(let text) = value { throw BenchError("Redis: \(text)") }
   }
 
-  private func read() throws -> RESPValue {
+  private static func read(_ socket: BlockingSocket) throws -> RESPValue {
     try socket.receive { input in
       guard let length = try RESP.length(of: input) else { return nil }
       defer { input.consume(length) }
       var position = 0
-      return try Self.value(input, &position)
+      return try value(input, &position)
     }
   }
 

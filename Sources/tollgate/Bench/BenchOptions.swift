@@ -1,4 +1,5 @@
-// The options of a run.
+// The options of a run. What cannot be used is said before anything is connected to, as a usage
+// error that names the value and what is allowed in its place.
 
 import ArgumentParser
 import Foundation
@@ -56,10 +57,37 @@ struct BenchTargets: ParsableArguments {
       valueName: "pid"))
   var serverPIDs: [Int32] = []
 
-  func secret(_ path: String?, variable: String) throws -> String? {
+  static let commands = ["ping", "incr", "decide"]
+
+  func validate() throws {
+    for address in addresses { _ = try BenchUsage.of("--target", Target(address)) }
+    if let resp { _ = try BenchUsage.of("--resp", Target(resp)) }
+    if let redis { _ = try BenchUsage.of("--redis", Target(redis)) }
+    if let ledger { _ = try BenchUsage.of("--ledger", Target(ledger)) }
+    if let deployment { _ = try BenchUsage.of("--deployment", Name(deployment)) }
+    if !Self.commands.contains(command) {
+      throw ValidationError("--command \(command): give ping, incr or decide.")
+    }
+    if resp != nil && command == "decide" && deployment == nil {
+      throw ValidationError("--command decide needs --deployment.")
+    }
+  }
+
+  /// A credential: from the file, or from the environment where none is named.
+  func secret(
+    _ option: String, _ path: String?, _ variable: String
+  ) throws(CommandFailure) -> String? {
     guard let path else { return ProcessInfo.processInfo.environment[variable] }
-    let text = String(decoding: try File.bytes(path, bytesMax: 4096), as: UTF8.self)
-    return text.trimmingCharacters(in: .whitespacesAndNewlines)
+    return try InputFile.text(path, bytesMax: 4096, option: "\(option) ")
+      .trimmingCharacters(in: .whitespacesAndNewlines)
+  }
+}
+
+/// Turns the reason why a value cannot be used into a usage error.
+enum BenchUsage {
+  static func of<Value>(_ option: String, _ value: @autoclosure () throws -> Value) throws -> Value
+  {
+    do { return try value() } catch { throw ValidationError("\(option) \(error).") }
   }
 }
 
@@ -145,37 +173,64 @@ struct BenchShape: ParsableArguments {
   @Flag(help: "No progress line.")
   var quiet = false
 
+  static let secondsMax = 86_400.0
+  static let rowsMax = 10_000_000
+
   func validate() throws {
     func require(_ holds: Bool, _ text: String) throws {
       if !holds { throw ValidationError(text) }
     }
-    try require((1...10_000).contains(connections), "--connections \(connections): 1 … 10000.")
-    try require((1...4096).contains(inFlight), "--in-flight \(inFlight): 1 … 4096.")
-    try require((1...64).contains(threads), "--threads \(threads): 1 … 64.")
-    try require(seconds.map { $0 > 0 && $0 <= 86_400 } ?? true, "--seconds must be above 0.")
-    try require(requests.map { $0 > 0 } ?? true, "--requests must be above 0.")
-    try require(rate.map { $0 > 0 && $0 <= 1e8 } ?? true, "--rate must be above 0.")
+    func within<Value: Comparable>(
+      _ option: String, _ value: Value?, _ range: ClosedRange<Value>
+    ) throws {
+      guard let value, !range.contains(value) else { return }
+      throw ValidationError(
+        "--\(option) \(value): give \(range.lowerBound) … \(range.upperBound).")
+    }
+    try within("connections", connections, 1...10_000)
+    try within("in-flight", inFlight, 1...4096)
+    try within("threads", threads, 1...64)
+    try within("seconds", seconds, 0.001...Self.secondsMax)
+    try within("requests", requests, 1...Int(Int32.max))
+    try within("rate", rate, 0.001...1e8)
+    try within("warmup", warmup, 0...3600)
+    try within("exponent", exponent, 0.001...10)
+    try within("drain", drain, 0...Self.secondsMax)
+    try within("resolve", resolve, 0...Self.secondsMax)
+    try within("subjects", subjects, 1...SubjectNames.accountsMax)
+    try within("members", members, 0...SubjectNames.membersMax)
+    try within("synthetic-trace", syntheticTrace, 1...Self.rowsMax)
     try require(seconds == nil || requests == nil, "--seconds and --requests exclude each other.")
-    try require(warmup >= 0 && warmup <= 3600, "--warmup \(warmup): 0 … 3600.")
-    try require(exponent > 0 && exponent <= 10, "--exponent \(exponent): above 0.")
-    try require(drain >= 0 && resolve >= 0, "--drain and --resolve are seconds.")
+    try require(
+      subjects * max(1, members) <= SubjectNames.subjectsMax,
+      "--subjects \(subjects) with --members \(members): give at most "
+        + "\(SubjectNames.subjectsMax) in all."
+    )
+    _ = try BenchUsage.of(
+      "--prefix \(prefix):", SubjectNames(prefix: prefix, accounts: subjects, members: members))
     try require(
       distribution == "uniform" || distribution == "zipf",
-      "--distribution \(distribution): uniform or zipf.")
+      "--distribution \(distribution): give uniform or zipf.")
     try require(
       trace == nil || syntheticTrace == nil, "--trace and --synthetic-trace exclude each other.")
-    try require(syntheticTrace.map { $0 > 0 } ?? true, "--synthetic-trace must be above 0.")
     try require(
       !isTrace || rate == nil, "a trace has its own times: use --speed instead of --rate.")
     try require(
-      speed == "max" || Double(speed).map { $0 > 0 } ?? false, "--speed \(speed): a factor, or max."
-    )
+      speed == "max" || Double(speed).map { (0.001...1e9).contains($0) } ?? false,
+      "--speed \(speed): give a factor of 0.001 … 1e9, or max.")
+    for limit in limits { _ = try BenchUsage.of("--limit", LimitRule(limit)) }
+    _ = try items()
   }
 
   var isTrace: Bool { trace != nil || syntheticTrace != nil }
 
   func rows() throws -> [TraceRow] {
-    if let trace { return try Trace.parse(File.bytes(trace)) }
+    if let trace {
+      do { return try Trace.parse(File.bytes(trace)) } catch {
+        throw CommandFailure.usage(
+          "--trace \(trace): \(error)", fix: "give a file with the header \(Trace.header)")
+      }
+    }
     guard let syntheticTrace else { return [] }
     var random = SplitMix(seed: seed)
     return TraceGenerator.rows(syntheticTrace, using: &random)
@@ -191,7 +246,7 @@ struct BenchShape: ParsableArguments {
         throw ValidationError(
           "--feature \(text): write NAME=AMOUNT, with a number, context, generated or total.")
       }
-      return (try Name(String(parts[0])), amount)
+      return (try BenchUsage.of("--feature \(text):", Name(String(parts[0]))), amount)
     }
   }
 

@@ -76,7 +76,9 @@ struct BenchReport {
     )
     lines += audit.limits.exceeded.prefix(20).map { "  exceeded: \($0)" }
     lines += audit.problems.map { "  problem: \($0)" }
-    lines.append("difference \(audit.difference)")
+    lines += audit.unreachable.map { "  not audited: \($0)" }
+    let part = audit.unreachable.isEmpty ? "" : " in the part that could be read"
+    lines.append("difference \(audit.difference)\(part)")
     return lines
   }
 
@@ -146,6 +148,7 @@ struct BenchReport {
       "limitsChecked": .integer(Int64(audit.limits.checked)),
       "limitsExceeded": .strings(audit.limits.exceeded.prefix(100)),
       "problems": .strings(audit.problems),
+      "unreachable": .strings(audit.unreachable),
       "features": .list(
         audit.rows.map {
           .fields([

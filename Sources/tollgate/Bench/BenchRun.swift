@@ -18,20 +18,17 @@ struct BenchRun: ParsableCommand {
     if targets.addresses.isEmpty == (targets.resp == nil) {
       throw ValidationError("Give --target for sidecars, or --resp for a bare Redis.")
     }
+    if targets.resp == nil && targets.redis == nil && !shape.limits.isEmpty {
+      throw ValidationError(
+        "--limit \(shape.limits[0]) is held against Redis: give --redis too.")
+    }
   }
 
   func run() throws {
     do {
       try targets.resp == nil ? runTollgate() : runRedis()
     } catch let error as BenchError {
-      FileHandle.standardError.write(Data("tollgate bench: \(error)\n".utf8))
-      throw ExitCode(3)
-    } catch let error as TraceError {
-      FileHandle.standardError.write(Data("tollgate bench: \(error)\n".utf8))
-      throw ExitCode(2)
-    } catch let error as InvalidName {
-      FileHandle.standardError.write(Data("tollgate bench: \(error)\n".utf8))
-      throw ExitCode(2)
+      throw CommandFailure(.unavailable, "\(error)")
     }
   }
 
@@ -39,29 +36,31 @@ struct BenchRun: ParsableCommand {
     let addresses = try targets.addresses.map { try Target($0) }
     let workload = try shape.workload()
     let features = try shape.items().map(\.name)
-    let token = try targets.secret(targets.tokenFile, variable: "TOLLGATE_TOKEN") ?? ""
+    let token = try targets.secret("--token-file", targets.tokenFile, "TOLLGATE_TOKEN") ?? ""
     let dialect = try TollgateDialect(
       names: workload.names, features: features, check: shape.check, token: token,
       deadlineMilliseconds: shape.deadline)
-    let auditor = try makeAuditor(addresses[0], workload.names, features, token)
+    let auditor = try makeAuditor(addresses, workload.names, features, token)
     let result = try makeRun(addresses, workload).start(dialect, progress: Interrupt.progress())
-    let audit = try auditor.audit(result.tally, drainWithin: shape.drain)
+    // From here on there are figures, and nothing may keep them back.
+    let audit = auditor.audit(result.tally, drainWithin: shape.drain)
     let report = BenchReport(result: result, audit: audit, rows: workload.rows.count, shape: shape)
     print(shape.json ? report.document.json() : report.text)
-    if !audit.isClean { throw ExitCode(1) }
+    for reason in audit.unreachable {
+      Output.error("Error: the audit is not complete: \(reason)")
+    }
+    try (audit.isSound ? audit.isClean ? .ok : .unavailable : ExitStatus.denied).leave()
   }
 
   private func runRedis() throws {
     let address = try Target(targets.resp ?? "")
-    let password = try targets.secret(
-      targets.redisPasswordFile, variable: "TOLLGATE_REDIS_PASSWORD")
+    let password = try redisPassword()
     let workload = try shape.workload()
     let command: RedisDialect.Command
     switch targets.command {
     case "ping": command = .constant(RESP.command(["PING"]))
     case "incr": command = .constant(RESP.command(["INCR", "tollgate-bench"]))
-    case "decide": command = .decide(try decideCommands(address, password, workload))
-    default: throw ValidationError("--command \(targets.command): ping, incr or decide.")
+    default: command = .decide(try decideCommands(address, password, workload))
     }
     let dialect = try RedisDialect(command, user: targets.redisUser, password: password)
     let result = try makeRun([address], workload)
@@ -73,9 +72,6 @@ struct BenchRun: ParsableCommand {
   private func decideCommands(
     _ address: Target, _ password: String?, _ workload: Workload
   ) throws -> DecideCommands {
-    guard let deployment = targets.deployment else {
-      throw ValidationError("--command decide needs --deployment.")
-    }
     let items = try shape.items().map { item -> Item in
       guard case .constant(let amount) = item.amount else {
         throw ValidationError("--command decide takes constant amounts only.")
@@ -84,7 +80,7 @@ struct BenchRun: ParsableCommand {
     }
     return try DecideCommands(
       RedisReader(address, user: targets.redisUser, password: password),
-      deployment: Name(deployment), names: workload.names, items: items)
+      deployment: Name(targets.deployment ?? ""), names: workload.names, items: items)
   }
 
   private func makeRun(_ addresses: [Target], _ workload: Workload) -> Run {
@@ -101,24 +97,23 @@ struct BenchRun: ParsableCommand {
 
   /// The baseline is read here, before the first request.
   private func makeAuditor(
-    _ address: Target, _ names: SubjectNames, _ features: [Name], _ token: String
+    _ addresses: [Target], _ names: SubjectNames, _ features: [Name], _ token: String
   ) throws -> Auditor {
     let adminToken =
-      try targets.secret(targets.adminTokenFile, variable: "TOLLGATE_ADMIN_TOKEN") ?? token
+      try targets.secret("--admin-token-file", targets.adminTokenFile, "TOLLGATE_ADMIN_TOKEN")
+      ?? token
     let redis = try targets.redis.map {
-      try RedisReader(
-        Target($0), user: targets.redisUser,
-        password: targets.secret(
-          targets.redisPasswordFile, variable: "TOLLGATE_REDIS_PASSWORD"))
+      try RedisReader(Target($0), user: targets.redisUser, password: redisPassword())
     }
     let ledger = try targets.ledger.map {
       try AdminLink(
         Target($0), role: .ledger,
-        token: targets.secret(targets.ledgerTokenFile, variable: "TOLLGATE_LEDGER_TOKEN") ?? "")
+        token: targets.secret(
+          "--ledger-token-file", targets.ledgerTokenFile, "TOLLGATE_LEDGER_TOKEN") ?? "")
     }
     let admin: AdminLink?
     do {
-      admin = try AdminLink(address, role: .admin, token: adminToken)
+      admin = try AdminLink(addresses, role: .admin, token: adminToken)
     } catch {
       // With another source the audit is possible without the admin role.
       guard redis != nil || ledger != nil else { throw error }
@@ -126,11 +121,16 @@ struct BenchRun: ParsableCommand {
     }
     var deployment = admin?.deployment ?? ""
     if deployment.isEmpty {
-      deployment = try AdminLink(address, role: .check, token: token).deployment
+      deployment = try AdminLink(addresses, role: .check, token: token).deployment
     }
     return try Auditor(
       names: names, features: features, rules: shape.limits.map { try LimitRule($0) },
       deployment: deployment, admin: admin, redis: redis, ledger: ledger)
+  }
+
+  private func redisPassword() throws -> String? {
+    try targets.secret(
+      "--redis-password-file", targets.redisPasswordFile, "TOLLGATE_REDIS_PASSWORD")
   }
 }
 

@@ -5,7 +5,9 @@ import ArgumentParser
 import Dispatch
 import Foundation
 import Logging
+import TollgateCore
 import TollgateLedger
+import TollgateServer
 
 struct LedgerCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
@@ -95,10 +97,9 @@ struct LedgerRun: AsyncParsableCommand {
     LoggingSystem.bootstrap(StreamLogHandler.standardError)
     let token = try credential()
     if let address = listen.flatMap(Self.address), token.isEmpty, !Self.isLoopback(address.host) {
-      LedgerCommandFailure.say(
+      throw CommandFailure.usage(
         "--listen \(address.host): others can reach it, and without a credential they could read "
-          + "and write the books; give --token-file, or listen on 127.0.0.1", json: json)
-      throw ExitCode(2)
+          + "and write the books", fix: "give --token-file, or listen on 127.0.0.1")
     }
     let configuration = LedgerConfiguration(
       database: database, listen: listen.flatMap(Self.address), unix: unix,
@@ -114,7 +115,7 @@ struct LedgerRun: AsyncParsableCommand {
       return source
     }
     defer { for source in signals { source.cancel() } }
-    try await LedgerCommandFailure.reported(json: json) {
+    try await LedgerCommandFailure.reported {
       try await runLedger(
         configuration: configuration, logger: Logger(label: "tollgate.ledger"), stop: stop
       ) { [json] endpoints in
@@ -138,36 +139,37 @@ struct LedgerRun: AsyncParsableCommand {
     return "ledger ready on \(places.joined(separator: " and "))"
   }
 
-  private func credential() throws -> String {
+  private func credential() throws(CommandFailure) -> String {
     if let token { return token }
     if let tokenFile {
-      do {
-        return try String(contentsOfFile: tokenFile, encoding: .utf8)
-          .trimmingCharacters(in: .whitespacesAndNewlines)
-      } catch {
-        let trouble = InputFile.trouble(error)
-        LedgerCommandFailure.say(
-          "--token-file \(tokenFile) cannot be read: \(trouble)", json: json)
-        throw ExitCode(2)
-      }
+      return try InputFile.text(tokenFile, bytesMax: 4096, option: "--token-file ")
+        .trimmingCharacters(in: .whitespacesAndNewlines)
     }
     return ProcessInfo.processInfo.environment["TOLLGATE_LEDGER_TOKEN"] ?? ""
   }
 }
 
-/// How a ledger command fails: one line on standard error, and the documented exit code.
+/// How a ledger command fails: as every other command does, with the documented exit code.
 enum LedgerCommandFailure {
-  static func reported<Value>(json: Bool, _ body: () async throws -> Value) async throws -> Value {
-    do { return try await body() } catch let exit as ExitCode { throw exit } catch {
-      say("\(error)", json: json)
-      if case LedgerError.storage = error { throw ExitCode(3) }
-      throw ExitCode(error is LedgerError ? 4 : 3)
+  static func reported<Value>(_ body: () async throws -> Value) async throws -> Value {
+    do { return try await body() } catch let error as LedgerError {
+      throw CommandFailure(AdminFailure(code(error), "\(error)"))
+    } catch {
+      if error is ExitCode || error is CommandFailure || error is ValidationError { throw error }
+      throw CommandFailure(.unavailable, "\(error)")
     }
   }
 
-  static func say(_ message: String, json: Bool) {
-    let line = json ? "{\"error\":\(quoted(message))}" : "tollgate ledger: \(message)"
-    try? FileHandle.standardError.write(contentsOf: Data((line + "\n").utf8))
+  /// 4 where the file or its owner is the wrong one, 3 where it could not be read now.
+  private static func code(_ error: LedgerError) -> ErrorCode {
+    switch error {
+    case .deploymentMismatch: .deploymentMismatch
+    case .noDeployment: .notFound
+    case .unusable: .conflict
+    case .overloaded: .overloaded
+    case .draining: .draining
+    case .storage: .unavailable
+    }
   }
 
   static func quoted(_ text: String) -> String {

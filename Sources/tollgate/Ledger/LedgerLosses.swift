@@ -5,6 +5,7 @@ import ArgumentParser
 import Foundation
 import TollgateCore
 import TollgateLedger
+import TollgateServer
 
 struct LedgerLosses: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
@@ -30,29 +31,39 @@ struct LossesList: AsyncParsableCommand {
   @OptionGroup var file: LedgerFileOptions
 
   func run() async throws {
-    try await LedgerCommandFailure.reported(json: file.json) {
-      let losses = try file.open().losses(countingLate: true)
+    try await LedgerCommandFailure.reported {
+      let store = try file.open()
+      var isOpen = false
       if file.json {
-        for loss in losses { try file.printJSON(Row(loss)) }
-      } else if losses.isEmpty {
-        print("nothing was lost")
-      } else {
-        var table = LedgerTable([
-          "id", "bucket", "epoch", "first", "last", "recorded", "late", "acknowledged",
-        ])
-        for loss in losses {
-          let word = loss.acknowledged.map {
-            "\(Self.text($0.time)) by \($0.actor): \($0.reason)"
-          }
-          table.add([
-            loss.id, "\(loss.bucket)", "\(loss.epoch)", "\(loss.first)", "\(loss.last)",
-            Self.text(loss.time), "\(loss.late ?? 0)", word ?? "no",
-          ])
+        var list = LedgerList("losses", file)
+        try store.eachLoss(countingLate: true) { loss in
+          if loss.acknowledged == nil { isOpen = true }
+          try list.add(Row(loss))
         }
-        table.write()
+        list.end()
+      } else {
+        isOpen = try printTable(store)
       }
-      if losses.contains(where: { $0.acknowledged == nil }) { throw ExitCode(1) }
+      if isOpen { throw ExitCode(1) }
     }
+  }
+
+  /// Whether there is one that nobody acknowledged.
+  private func printTable(_ store: LedgerStore) throws -> Bool {
+    var isOpen = false
+    var table = LedgerTable([
+      "id", "bucket", "epoch", "first", "last", "recorded", "late", "acknowledged",
+    ])
+    try store.eachLoss(countingLate: true) { loss in
+      if loss.acknowledged == nil { isOpen = true }
+      let word = loss.acknowledged.map { "\(Self.text($0.time)) by \($0.actor): \($0.reason)" }
+      table.add([
+        loss.id, "\(loss.bucket)", "\(loss.epoch)", "\(loss.first)", "\(loss.last)",
+        Self.text(loss.time), "\(loss.late ?? 0)", word ?? "no",
+      ])
+    }
+    if table.isEmpty { print("nothing was lost") } else { table.write() }
+    return isOpen
   }
 
   private static func text(_ time: Int64) -> String {
@@ -121,7 +132,7 @@ struct LossesAcknowledge: AsyncParsableCommand {
   }
 
   func run() async throws {
-    try await LedgerCommandFailure.reported(json: file.json) {
+    try await LedgerCommandFailure.reported {
       // Opening for writing makes a file that is missing.
       try file.open().close()
       let store = try LedgerStore(path: file.database, bodies: .wire)
@@ -131,9 +142,11 @@ struct LossesAcknowledge: AsyncParsableCommand {
       do {
         count = try store.acknowledge(all ? nil : ids, actor: name, reason: reason, now: now)
       } catch let unknown as LossNotFound {
-        LedgerCommandFailure.say("\(unknown); nothing was acknowledged", json: file.json)
-        if case .unreadable = unknown { throw ExitCode(2) }
-        throw ExitCode(4)
+        let code: ErrorCode = if case .unreadable = unknown { .badRequest } else { .notFound }
+        throw CommandFailure(
+          AdminFailure(
+            code, "\(unknown); nothing was acknowledged",
+            fix: "name them as `tollgate ledger losses list` does"))
       }
       try store.close()
       print(file.json ? "{\"acknowledged\":\(count)}" : "\(count) acknowledged")

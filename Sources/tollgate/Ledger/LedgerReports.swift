@@ -15,11 +15,36 @@ struct LedgerFileOptions: ParsableArguments {
 
   func open() throws -> LedgerStore { try LedgerStore(readOnly: database, bodies: .wire) }
 
-  func printJSON(_ value: some Encodable) throws {
+  func printJSON(_ value: some Encodable) throws { print(try text(value)) }
+
+  func text(_ value: some Encodable) throws -> String {
     let encoder = JSONEncoder()
     encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-    print(String(decoding: try encoder.encode(value), as: UTF8.self))
+    return String(decoding: try encoder.encode(value), as: UTF8.self)
   }
+}
+
+/// One JSON document that holds a list, `{"NAME":[…]}`, written while the rows are read: one of
+/// them a line, and an empty list where there is none. Nothing is written before the first row, so
+/// that a file that cannot be read leaves room for the document that says so.
+struct LedgerList {
+  private let name: String
+  private let file: LedgerFileOptions
+  private var count = 0
+
+  init(_ name: String, _ file: LedgerFileOptions) {
+    self.name = name
+    self.file = file
+  }
+
+  mutating func add(_ value: some Encodable) throws {
+    let text = try file.text(value)
+    print(count == 0 ? "{\"\(name)\":[" : ",")
+    print(text, terminator: "")
+    count += 1
+  }
+
+  func end() { print(count == 0 ? "{\"\(name)\":[]}" : "\n]}") }
 }
 
 /// A month on the command line. Which period of an account it means, the books know.
@@ -66,7 +91,7 @@ struct LedgerExport: AsyncParsableCommand {
   }
 
   func run() async throws {
-    try await LedgerCommandFailure.reported(json: file.json) {
+    try await LedgerCommandFailure.reported {
       let starts = try NamedMonth.checked(month).map { BillingMonth.starts(in: $0) }
       let chosen = format.flatMap(ExportFormat.init) ?? (file.json ? .json : .csv)
       var pending = Data()
@@ -104,7 +129,7 @@ struct LedgerStatement: AsyncParsableCommand {
   func validate() throws { _ = try NamedMonth.checked(month) }
 
   func run() async throws {
-    try await LedgerCommandFailure.reported(json: file.json) {
+    try await LedgerCommandFailure.reported {
       let now = WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000))
       let store = try file.open()
       let start =
@@ -149,7 +174,7 @@ struct LedgerBalances: AsyncParsableCommand {
   }
 
   func run() async throws {
-    try await LedgerCommandFailure.reported(json: file.json) {
+    try await LedgerCommandFailure.reported {
       let store = try file.open()
       if counters, let account { try printCounters(store, account) } else { try printTotals(store) }
     }
@@ -159,12 +184,13 @@ struct LedgerBalances: AsyncParsableCommand {
     var table = LedgerTable([
       "account", "feature", "period", "charged", "absorbed", "actual", "deltas",
     ])
+    var list = LedgerList("totals", file)
     var key: LedgerStore.TotalPageKey?
     repeat {
       let page = try store.totals(.init(account: account), after: key).page
       for total in page.elements {
         if file.json {
-          try file.printJSON(total)
+          try list.add(total)
         } else {
           let start = CivilDate.text(WallTime(milliseconds: total.start)).prefix(10)
           table.add([
@@ -175,18 +201,19 @@ struct LedgerBalances: AsyncParsableCommand {
       }
       key = page.next
     } while key != nil
-    if !file.json { table.write() }
+    if file.json { list.end() } else { table.write() }
   }
 
   private func printCounters(_ store: LedgerStore, _ account: String) throws {
     var table = LedgerTable(["subject", "feature", "window", "from", "settled", "forgiven"])
+    var list = LedgerList("counters", file)
     var key: LedgerStore.CellPageKey?
     repeat {
       let page = try store.balances(
         account: account, endingAfter: WallTime(milliseconds: .min), after: key)
       for cell in page.elements {
         if file.json {
-          try file.printJSON(cell)
+          try list.add(cell)
         } else {
           table.add([
             cell.subject, cell.feature, Window(code: cell.window)?.word ?? cell.window,
@@ -197,7 +224,7 @@ struct LedgerBalances: AsyncParsableCommand {
       }
       key = page.next
     } while key != nil
-    if !file.json { table.write() }
+    if file.json { list.end() } else { table.write() }
   }
 }
 
@@ -212,7 +239,7 @@ struct LedgerVerify: AsyncParsableCommand {
   @OptionGroup var file: LedgerFileOptions
 
   func run() async throws {
-    try await LedgerCommandFailure.reported(json: file.json) {
+    try await LedgerCommandFailure.reported {
       let report = try file.open().verify()
       if file.json {
         try file.printJSON(report)
@@ -239,7 +266,7 @@ struct LedgerReplay: AsyncParsableCommand {
   @OptionGroup var file: LedgerFileOptions
 
   func run() async throws {
-    try await LedgerCommandFailure.reported(json: file.json) {
+    try await LedgerCommandFailure.reported {
       // Opening for writing makes a file that is missing; replaying one makes no sense.
       try file.open().close()
       let store = try LedgerStore(path: file.database, bodies: .wire)
@@ -262,16 +289,20 @@ struct LedgerTable {
 
   init(_ titles: [String]) { rows = [titles] }
 
+  var isEmpty: Bool { rows.count == 1 }
+
   mutating func add(_ cells: [String]) { rows.append(cells) }
 
   func write() {
     guard let titles = rows.first else { return }
     let widths = titles.indices.map { column in rows.map { $0[column].count }.max() ?? 0 }
+    let isNumber = titles.indices.map { column in
+      rows.dropFirst().allSatisfy { Int64($0[column]) != nil }
+    }
     for row in rows {
       let cells = row.indices.map { column in
         let space = String(repeating: " ", count: widths[column] - row[column].count)
-        let isNumber = rows.dropFirst().allSatisfy { Int64($0[column]) != nil }
-        return isNumber ? space + row[column] : row[column] + space
+        return isNumber[column] ? space + row[column] : row[column] + space
       }
       print(cells.joined(separator: "  "))
     }
