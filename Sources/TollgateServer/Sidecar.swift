@@ -324,10 +324,11 @@ final class Sidecar: Sendable {
   private func startHTTP() async throws -> (any Channel)? {
     guard case .tcp(let host, let port)? = configuration.http else { return nil }
     let board = ReadinessBoard(sidecar: self)
-    return try await HealthServer.start(
-      host: host, port: port, group: MultiThreadedEventLoopGroup.singleton,
-      report: { board.report() },
-      metrics: { [metrics] in metrics.exposition() })
+    return try await Listener.bound("http", "\(host):\(port)") {
+      try await HealthServer.start(
+        host: host, port: port, group: MultiThreadedEventLoopGroup.singleton,
+        report: { board.report() }, metrics: { [metrics] in metrics.exposition() })
+    }
   }
 
   var isDraining: Bool { draining.withLockedValue { $0 } }

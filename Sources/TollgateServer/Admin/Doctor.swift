@@ -220,6 +220,15 @@ package enum Doctor {
           fix: "until the ledger has them they lie in Redis alone: bring the ledger back, and "
             + "raise the limit to what its outages need"))
     }
+    let retained = health.delivery.retained
+    if retained > 0, retained >= health.delivery.retainedMax / 2, health.delivery.retainedMax > 0 {
+      findings.append(
+        Finding(
+          "retained deltas", .warning,
+          "\(retained) of \(health.delivery.retainedMax) are kept in memory",
+          fix: "the ledger is away or slow: beyond limits.retained_deltas Redis alone has the "
+            + "rest; bring the ledger back, or raise the limit"))
+    }
     if health.delivery.losses > 0 {
       let open = health.delivery.lossesOpen
       findings.append(

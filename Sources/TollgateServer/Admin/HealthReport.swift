@@ -100,6 +100,8 @@ package struct HealthReport: Hashable, Sendable, Codable {
     package var oldestMilliseconds: Int64
     /// Deltas this sidecar retains until the ledger has them.
     package var retained: Int
+    /// How many they may be, over all event loops; 0: not told.
+    package var retainedMax: Int
     /// Of those, given up at their bound: should Redis lose its data before the ledger has them,
     /// nobody else holds them.
     package var retainedDropped: Int64
@@ -113,12 +115,13 @@ package struct HealthReport: Hashable, Sendable, Codable {
 
     package init(
       undeliveredEntries: Int64, oldestMilliseconds: Int64, retained: Int,
-      retainedDropped: Int64 = 0, duplicatesAbsorbed: Int64, losses: Int64,
+      retainedMax: Int = 0, retainedDropped: Int64 = 0, duplicatesAbsorbed: Int64, losses: Int64,
       lossesAcknowledged: Int64 = 0
     ) {
       self.undeliveredEntries = undeliveredEntries
       self.oldestMilliseconds = oldestMilliseconds
       self.retained = retained
+      self.retainedMax = retainedMax
       self.retainedDropped = retainedDropped
       self.duplicatesAbsorbed = duplicatesAbsorbed
       self.losses = losses

@@ -69,7 +69,7 @@ extension AdminService {
     return reply
   }
 
-  /// In a cursor: Redis' accounts are all compared, what follows are those that only the ledger has.
+  /// In a cursor: Redis' accounts are all compared, then come those that only the ledger has.
   private static var unloadedMark: String { "ledger|" }
 
   private func unloaded(after cursor: String) async throws(AdminFailure) -> ReconcileReply {

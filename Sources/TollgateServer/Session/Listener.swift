@@ -29,9 +29,24 @@ enum Listener {
     }
     if case .tcp(let host, let port)? = configuration.listenTCP {
       channels.append(
-        try await bootstrap(group, sessions, readsPeer: false).bind(host: host, port: port).get())
+        try await Self.bound("listen.tcp", "\(host):\(port)") {
+          try await bootstrap(group, sessions, readsPeer: false).bind(host: host, port: port).get()
+        })
     }
     return channels
+  }
+
+  /// Names the key and the address of what cannot be bound.
+  static func bound(
+    _ key: String, _ address: String, _ bind: () async throws -> any Channel
+  ) async throws -> any Channel {
+    do {
+      return try await bind()
+    } catch let error as IOError {
+      throw ListenFailure(
+        description: "\(key): \(address) cannot be bound: "
+          + (error.errnoCode == EADDRINUSE ? "it is in use" : "errno \(error.errnoCode)"))
+    }
   }
 
   private static func bootstrap(

@@ -51,6 +51,7 @@ struct HealthReporter: Sendable {
         undeliveredEntries: metrics.outboxEntries.current,
         oldestMilliseconds: metrics.outboxLagMilliseconds.current,
         retained: Int(metrics.retainedDeltas.current),
+        retainedMax: configuration.limits.retainedDeltasMax * sidecar.loops.count,
         retainedDropped: metrics.retainedDropped.current,
         duplicatesAbsorbed: metrics.duplicatesAbsorbed.current,
         losses: metrics.ledgerLost.current,

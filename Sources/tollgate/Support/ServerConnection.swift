@@ -77,11 +77,11 @@ final class ServerConnection: Sendable {
       try? await channel.close().get()
       guard error.status == .notPermitted else { throw error }
       throw CommandFailure(
-        .notPermitted,
-        "\(endpoint) refused the hello for role \(role.name): "
-          + error.failure.message,
-        fix: "give the credential with --token-file FILE or TOLLGATE_TOKEN; on the Unix socket a "
-          + "user listed under credentials.peer_uids needs none for the role check")
+        AdminFailure(
+          error.failure.code,
+          "\(endpoint) refused the hello for role \(role.name): " + error.failure.message,
+          fix: "give the credential with --token-file FILE or TOLLGATE_TOKEN; on the Unix socket a "
+            + "user listed under credentials.peer_uids needs none for the role check"))
     }
   }
 
