@@ -130,7 +130,7 @@ extension LedgerStore {
       }
     }
     let body = try db.cachedStatement(
-      sql: "SELECT actual, body FROM deltas WHERE op = ? AND idx = 0")
+      sql: "SELECT actual, body FROM deltas WHERE op = ? AND kind = 3")
     let changes = try known.cut().compactMap { row -> ChangeMark? in
       guard let operation = OperationID(blob: row.op) else { return nil }
       // Of an id that two accounts used, the one that is about this.
