@@ -77,11 +77,11 @@ extension LedgerStore {
     try read { db in
       let config = try Self.latestConfig(db, scope: .account, key: account)
       let rows = try Row.fetchCursor(
-        db,
-        sql: """
-          SELECT subject, feature, window, period_start, period_end, settled, forgiven
-          FROM counters WHERE account = ? AND period_end >= ?
-          """, arguments: [account, since.milliseconds])
+        try db.cachedStatement(
+          sql: """
+            SELECT subject, feature, window, period_start, period_end, settled, forgiven
+            FROM counters WHERE account = ? AND period_end >= ?
+            """), arguments: [account, since.milliseconds])
       var cells: [CellBalance] = []
       while let row = try rows.next() {
         if cells.count == pageSize {
@@ -122,11 +122,11 @@ extension LedgerStore {
     _ db: Database, scope: ConfigDelta.Scope, key: String
   ) throws -> ConfigRecord? {
     try Row.fetchOne(
-      db,
-      sql: """
-        SELECT * FROM config WHERE scope = ? AND key = ?
-        ORDER BY version DESC, time DESC, op DESC, idx DESC LIMIT 1
-        """, arguments: [scope.rawValue, key]
+      try db.cachedStatement(
+        sql: """
+          SELECT * FROM config WHERE scope = ? AND key = ?
+          ORDER BY version DESC, time DESC, op DESC, idx DESC LIMIT 1
+          """), arguments: [scope.rawValue, key]
     ).map(configRecord)
   }
 

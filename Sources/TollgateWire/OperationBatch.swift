@@ -159,22 +159,15 @@ package struct OperationBatch: WireMessage {
   package static func decodeEach(
     from buffer: inout ByteBuffer
   ) throws(WireError) -> [Result<OperationRecord, WireError>] {
-    let count = try decodeCount(from: &buffer)
+    var reader = try OperationReader(buffer)
+    buffer.moveReaderIndex(to: buffer.writerIndex)
     var results: [Result<OperationRecord, WireError>] = []
-    results.reserveCapacity(count)
-    for _ in 0..<count {
-      var slice = try decodeSlice(from: &buffer)
-      do throws(WireError) {
-        results.append(.success(try OperationRecord.decode(from: &slice)))
-      } catch {
-        results.append(.failure(error))
-      }
-    }
-    try buffer.requireEnd(of: "the batch")
+    results.reserveCapacity(reader.left)
+    while let result = reader.next() { results.append(result) }
     return results
   }
 
-  private static func decodeCount(from buffer: inout ByteBuffer) throws(WireError) -> Int {
+  fileprivate static func decodeCount(from buffer: inout ByteBuffer) throws(WireError) -> Int {
     guard buffer.readableBytes + FrameHeader.bytes <= WireLimits.dataFrameBytesMax else {
       throw .refused(
         .tooManyItems, "a batch of more than \(WireLimits.dataFrameBytesMax) bytes: split it")
@@ -187,9 +180,42 @@ package struct OperationBatch: WireMessage {
     return count
   }
 
-  private static func decodeSlice(from buffer: inout ByteBuffer) throws(WireError) -> ByteBuffer {
+  fileprivate static func decodeSlice(from buffer: inout ByteBuffer) throws(WireError) -> ByteBuffer
+  {
     let length = Int(try buffer.take(UInt16.self))
     guard let slice = buffer.readSlice(length: length) else { throw .truncated }
     return slice
+  }
+}
+
+/// The records of a batch, each decoded when it is asked for: a frame of a thousand can be worked
+/// on in pieces. That the frame itself is well-formed is known from the beginning.
+package struct OperationReader: Sendable {
+  private var buffer: ByteBuffer
+  /// Records not asked for yet.
+  package private(set) var left: Int
+
+  package init(_ payload: ByteBuffer) throws(WireError) {
+    buffer = payload
+    left = try OperationBatch.decodeCount(from: &buffer)
+    var walk = buffer
+    for _ in 0..<left {
+      let length = Int(try walk.take(UInt16.self))
+      guard length <= walk.readableBytes else { throw .truncated }
+      walk.moveReaderIndex(forwardBy: length)
+    }
+    try walk.requireEnd(of: "the batch")
+  }
+
+  /// The next record, or what is wrong with it; nil after the last.
+  package mutating func next() -> Result<OperationRecord, WireError>? {
+    guard left > 0 else { return nil }
+    left -= 1
+    do throws(WireError) {
+      var slice = try OperationBatch.decodeSlice(from: &buffer)
+      return .success(try OperationRecord.decode(from: &slice))
+    } catch {
+      return .failure(error)
+    }
   }
 }

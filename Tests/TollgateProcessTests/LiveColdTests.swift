@@ -61,6 +61,99 @@ extension LiveTests {
       }
     }
 
+    /// A morning: everybody at once, with half a second of time, some `open` and some `closed`.
+    /// Nothing has failed, so no policy answers; who is not served yet is told to ask again, and is served.
+    @Test func aColdStartIsNoOutage() throws {
+      let catalog = """
+        levels: [account]
+        unknown_account: {plan: all}
+        features:
+          calls: {metered: true, importance: money, unit: call}
+          pings: {metered: false, importance: volume, unit: ping}
+        plans:
+          all:
+            calls: [{id: calls.month, quota: 1000000000, per: month}]
+            pings: [{id: pings.all, quota: 1000000000, per: month, on_failure: {open: 50}}]
+        """
+      let stack = try Stack(
+        .init(sidecars: 1, extra: LiveTests.ExactLimit.patient, catalog: catalog))
+      let connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+      let count = 2000
+      let began = ContinuousClock.now
+      var left = try Self.operations(0..<count).enumerated().map { index, record in
+        var record = record
+        if index % 2 == 1 { record.items = [Item(feature: try Name("pings"), amount: 1)] }
+        return record
+      }
+      var rounds = 0
+      var outcomes: [String: Int] = [:]
+      while !left.isEmpty, ContinuousClock.now - began < .seconds(60) {
+        rounds += 1
+        var again: [OperationRecord] = []
+        for start in stride(from: 0, to: left.count, by: 1000) {
+          let part = Array(left[start..<min(start + 1000, left.count)])
+          for (record, answer) in zip(part, try connection.operate(part, deadline: 500)) {
+            let outcome: String
+            switch answer {
+            case .decision(let decision):
+              outcome = "\(decision.reason.name) \(decision.source.name)"
+            case .error(let code, _):
+              outcome = code.name
+              again.append(record)
+            }
+            outcomes[outcome, default: 0] += 1
+          }
+        }
+        left = again
+      }
+      let took = ContinuousClock.now - began
+      print("cold start of \(count): \(took), \(rounds) rounds, \(outcomes)")
+      #expect(left.isEmpty)
+      #expect(outcomes["ALLOWED redis"] == count)
+      let failed: Set = ["STORE_UNAVAILABLE policy", "ALLOWED_FAIL_OPEN policy"]
+      #expect(failed.isDisjoint(with: outcomes.keys))
+    }
+
+    /// The ledger is away and an account was never heard of: its policy is that of all plans.
+    @Test func anAccountThatCannotBeLookedUpIsLetThroughWhereEveryPlanIsOpen() throws {
+      let catalog = """
+        levels: [account]
+        unknown_account: {plan: free}
+        features:
+          pings: {metered: true, importance: volume, unit: ping}
+          calls: {metered: true, importance: money, unit: call}
+        plans:
+          free:
+            pings: [{id: p.free, quota: 1000, per: month, on_failure: {open: 3}}]
+            calls: [{id: c.free, quota: 1000, per: month, on_failure: {open: 3}}]
+          paid:
+            pings: [{id: p.paid, quota: 1000, per: month, on_failure: {open: 50}}]
+            calls: [{id: c.paid, quota: 1000, per: month}]
+        """
+      let stack = try Stack(.init(sidecars: 1, catalog: catalog))
+      let connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+      _ = try connection.operate(try Self.operations(0..<1), deadline: 5_000)
+      stack.ledger?.kill()
+      func ask(_ feature: String) throws -> [String: Int] {
+        var outcomes: [String: Int] = [:]
+        for _ in 0..<4 {
+          var record = try #require(try Self.operations(1..<2).first)
+          record.items = [Item(feature: try Name(feature), amount: 1)]
+          for (outcome, count) in Self.outcomes(try connection.operate([record], deadline: 1_000)) {
+            outcomes[outcome, default: 0] += count
+          }
+        }
+        return outcomes
+      }
+      #expect(
+        try ask("pings") == ["ALLOWED_FAIL_OPEN policy": 3, "FALLBACK_EXHAUSTED policy": 1])
+      #expect(try ask("calls") == ["STORE_UNAVAILABLE policy": 4])
+      try stack.startLedger()
+      try eventually(within: .seconds(30), "what was let through is counted") {
+        stack.metric("tollgate_fallback_posted_total", sidecar: 0) == 3
+      }
+    }
+
     /// With several event loops, all that wait for one account go on when it is there.
     @Test func anAccountThatSeveralLoopsWaitForIsWaitedForOnce() throws {
       let stack = try Stack(

@@ -28,7 +28,7 @@ private func milliseconds(_ n: Int64) -> NIODeadline { .uptimeNanoseconds(UInt64
 struct DeadlineWheelTests {
   /// Given 1010 ms, it is given up 5 ms early, within one tick, and not before.
   @Test func aRequestIsGivenUpALittleAheadOfItsDeadlineAndNotSooner() throws {
-    var wheel = DeadlineWheel(now: milliseconds(1000))
+    var wheel = DeadlineWheel<Request>(now: milliseconds(1000))
     wheel.insert(try request(deadline: milliseconds(1010)))
     #expect(wheel.advance(to: milliseconds(1005)).isEmpty)
     #expect(wheel.advance(to: milliseconds(1006)).count == 1)
@@ -37,14 +37,14 @@ struct DeadlineWheelTests {
 
   /// Of 10 ms a tenth goes, not 5 ms: a short deadline keeps nine tenths of its time.
   @Test func aShortDeadlineIsCutByATenthAtMost() throws {
-    var wheel = DeadlineWheel(now: milliseconds(0))
+    var wheel = DeadlineWheel<Request>(now: milliseconds(0))
     wheel.insert(try request(deadline: milliseconds(10)))
     #expect(wheel.advance(to: milliseconds(9)).isEmpty)
     #expect(wheel.advance(to: milliseconds(10)).count == 1)
   }
 
   @Test func anAnsweredRequestIsLetGoSilently() throws {
-    var wheel = DeadlineWheel(now: milliseconds(0))
+    var wheel = DeadlineWheel<Request>(now: milliseconds(0))
     let answered = try request(deadline: milliseconds(5))
     wheel.insert(answered)
     answered.complete(.error(.unavailable, ""))
@@ -53,7 +53,7 @@ struct DeadlineWheelTests {
   }
 
   @Test func aDeadlineBeyondTheWheelIsNotLost() throws {
-    var wheel = DeadlineWheel(now: milliseconds(0))
+    var wheel = DeadlineWheel<Request>(now: milliseconds(0))
     wheel.insert(try request(deadline: milliseconds(10_000)))
     for now in stride(from: Int64(100), through: 9_900, by: 100) {
       #expect(wheel.advance(to: milliseconds(now)).isEmpty)

@@ -58,14 +58,11 @@ extension Healer {
     return isLossy
   }
 
-  /// An account without a header has lost it: nothing is counted for it until it is seeded, but
-  /// units counted before may lie in the outbox. True when the ledger has all of them; false: not
-  /// in time, and the next load goes on.
-  func isDelivered(
-    _ account: Subject, _ bucket: Int, _ epoch: Int64, _ stored: AccountHeader
-  ) async throws -> Bool {
-    guard ledger != nil, stored.epoch == nil else { return true }
-    guard var meta = try await store.meta(bucket: bucket), meta.fence.epoch == epoch else {
+  /// Reads on in the outbox: accounts without a header have lost it, and nothing is counted for
+  /// them until they are seeded, but units counted before may lie there. False: not all of it is
+  /// read, or the bucket is at another epoch, and the next attempt goes on.
+  func readUndelivered(_ bucket: Int, _ epoch: Int64) async throws -> Bool {
+    guard let meta = try await store.meta(bucket: bucket), meta.fence.epoch == epoch else {
       return false
     }
     let end = meta.fence.sequence ?? 0
@@ -80,25 +77,17 @@ extension Healer {
       guard !page.isEmpty else { break }
       for entry in page { note(entry, bucket) }
     }
-    let deadline = NIODeadline.now() + .milliseconds(Self.undeliveredWaitMilliseconds)
-    while true {
-      notes.undelivered[bucket]?.stands(epoch: epoch, acknowledged: meta.acknowledged)
-      let index = notes.undelivered[bucket] ?? .init()
-      let isRead = index.read >= end || meta.acknowledged >= end
-      // A header that is there without an epoch holds configuration, and only that; one that was
-      // made for a read holds none.
-      let hasNone = stored.version == nil || stored.lookedAt != nil
-      let waits =
-        index.lastCounted(account.path) != nil
-        || (hasNone && index.lastChanged(account.path) != nil)
-      if isRead && !waits { return true }
-      guard isRead, NIODeadline.now() < deadline else { return false }
-      try await Task.sleep(for: .milliseconds(10))
-      guard let now = try await store.meta(bucket: bucket), now.fence.epoch == epoch else {
-        return false
-      }
-      meta = now
-    }
+    return (notes.undelivered[bucket]?.read ?? 0) >= end || meta.acknowledged >= end
+  }
+
+  /// Whether something that was read of the account is not in the ledger yet.
+  func awaitsDelivery(_ account: Subject, _ bucket: Int, _ stored: AccountHeader) -> Bool {
+    guard let index = notes.undelivered[bucket] else { return true }
+    // A header that is there without an epoch holds configuration, and only that; one that was
+    // made for a read holds none.
+    let hasNone = stored.version == nil || stored.lookedAt != nil
+    return index.lastCounted(account.path) != nil
+      || (hasNone && index.lastChanged(account.path) != nil)
   }
 
   private func note(_ entry: OutboxEntry, _ bucket: Int) {

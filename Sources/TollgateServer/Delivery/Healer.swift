@@ -36,9 +36,9 @@ actor Healer {
   var grantWaiters: [Int: CheckedContinuation<EpochNotice?, Never>] = [:]
   /// Accounts that are being seeded, and who else waits for the outcome.
   var loading: [String: [CheckedContinuation<LoadOutcome, Never>]] = [:]
-  private let seeding = Permits(Healer.seedingMax)
-  /// Accounts seeded at a time; those beyond wait their turn, and their requests with them.
-  static let seedingMax = 32
+  /// Accounts to be seeded, and groups of them that are.
+  var seeds = SeedQueue()
+  var seedingGroups = 0
   var refreshing = false
   var pushing: Set<Int> = []
   var open: [Int: Int64] = [:]
@@ -332,6 +332,8 @@ actor Healer {
     case retry
     /// The ledger or Redis does not answer.
     case failed
+    /// More accounts wait to be seeded than are kept.
+    case busy
   }
 
   func rebuild(account: String, bucket: Int, epoch: Int64, purpose: SeedPurpose) async {
@@ -344,78 +346,9 @@ actor Healer {
         case .unknown: enforcer.accountUnknown(account)
         case .retry: enforcer.rebuildFinished(account: account)
         case .failed: enforcer.rebuildFailed(account: account)
+        case .busy: enforcer.rebuildRefused(account: account)
         }
       }
-    }
-  }
-
-  /// Seeds one account from the ledger; single-flight.
-  func load(
-    account: Subject, bucket: Int, epoch: Int64, purpose: SeedPurpose = .write
-  ) async -> LoadOutcome {
-    let key = "\(purpose) \(epoch) \(account.path)"
-    guard loading[key] == nil else {
-      return await withCheckedContinuation { loading[key]?.append($0) }
-    }
-    loading[key] = []
-    await seeding.acquire()
-    let outcome = await seed(account: account, bucket: bucket, epoch: epoch, purpose: purpose)
-    seeding.release()
-    for waiter in loading.removeValue(forKey: key) ?? [] { waiter.resume(returning: outcome) }
-    return outcome
-  }
-
-  private func seed(
-    account: Subject, bucket: Int, epoch: Int64, purpose: SeedPurpose
-  ) async -> LoadOutcome {
-    do {
-      guard try await isSettledInTime(bucket, epoch) else { return .failed }
-      let stored = try await store.header(account: account)
-      if stored.lookedAt == epoch {
-        // Nothing was known of it anywhere, and whatever was counted since would stand in another
-        // header: there is nothing to ask the ledger.
-        if purpose != .read {
-          try await store.seed(
-            account: account, epoch: epoch, cells: [], version: 0, config: nil,
-            memory: ChangeMemory(), isLossy: false)
-        }
-        return .loaded
-      }
-      guard try await isDelivered(account, bucket, epoch, stored) else { return .failed }
-      let isLossy = try await isLossy(bucket, epoch, account)
-      var pages: [BalancesReply] = []
-      var memory = ChangeMemory()
-      if let ledger {
-        let since = store.wallTime() + -Self.lateHorizonMilliseconds
-        pages = try await ledger.pages(
-          BalancesRequest(account: account, since: since), as: BalancesReply.self)
-        memory = try await ledger.configs(of: [account]).first?.memory ?? memory
-      }
-      let version = pages.first?.version ?? 0
-      let balances = pages.flatMap(\.balances)
-      let isStored = stored.epoch != nil || (stored.lookedAt == nil && stored.version != nil)
-      let isUnknown =
-        version == 0 && balances.isEmpty && memory.isEmpty && (stored.version ?? 0) == 0
-      if isUnknown, purpose != .post, global?.catalog.unknownAccount ?? .deny == .deny {
-        return .unknown
-      }
-      try await store.seed(
-        account: account, epoch: epoch, cells: SeedCell.cells(balances, now: store.wallTime()),
-        version: version,
-        config: version > 0
-          ? (pages.first?.config).map { String(decoding: $0, as: UTF8.self) } : nil,
-        memory: memory, isLossy: isLossy, isForRead: purpose == .read && isUnknown && !isStored)
-      if isLossy, let kept = stored.version, kept > version, let config = stored.config {
-        sendAgain(account, bucket, epoch, version: kept, config: config)
-      }
-      metrics.rebuilds.add()
-      return .loaded
-    } catch StoreFailure.fenced {
-      await fenced(bucket: bucket, epoch: epoch)
-      return .retry
-    } catch {
-      logger.debug("account not seeded", metadata: ["error": "\(error)"])
-      return .failed
     }
   }
 

@@ -170,6 +170,47 @@ final class LedgerLink: Sendable {
     }
   }
 
+  /// Sends many requests at once and waits for all; the pages of each reply, in their order.
+  func pages<Request: OpcodeMessage, Reply: OpcodeMessage>(
+    ofEach messages: [Request], as type: Reply.Type
+  ) async throws(LedgerFailure) -> [[Reply]] {
+    guard !messages.isEmpty else { return [] }
+    let (connection, eventLoop) = try current()
+    let results: [Result<[Frame], LedgerFailure>] = await withCheckedContinuation { continuation in
+      eventLoop.execute {
+        let gathered = Gathered(messages.count) { continuation.resume(returning: $0) }
+        for (index, message) in messages.enumerated() {
+          connection.value.request(message, timeout: Self.requestTimeout) {
+            gathered.set(index, $0)
+          }
+        }
+      }
+    }
+    return try results.map { (result) throws(LedgerFailure) in
+      try result.get().map { (frame) throws(LedgerFailure) in try Self.decode(frame, as: type) }
+    }
+  }
+
+  /// On the connection's event loop.
+  private final class Gathered {
+    private var results: [Result<[Frame], LedgerFailure>]
+    private var missing: Int
+    private let done: ([Result<[Frame], LedgerFailure>]) -> Void
+
+    init(_ count: Int, done: @escaping ([Result<[Frame], LedgerFailure>]) -> Void) {
+      results = Array(
+        repeating: .failure(.init(kind: .timedOut, description: "no reply")), count: count)
+      missing = count
+      self.done = done
+    }
+
+    func set(_ index: Int, _ result: Result<[Frame], LedgerFailure>) {
+      results[index] = result
+      missing -= 1
+      if missing == 0 { done(results) }
+    }
+  }
+
   /// Sends something that is answered by a push, or not at all.
   func push(
     _ message: some OpcodeMessage, more: Bool = false

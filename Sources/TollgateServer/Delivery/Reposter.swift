@@ -198,7 +198,7 @@ struct Reposter: Sendable {
     for account in unseeded {
       let outcome = await healer.load(
         account: account, bucket: bucket, epoch: epoch, purpose: .post)
-      if outcome == .failed { isWell = false }
+      if outcome == .failed || outcome == .busy { isWell = false }
     }
     return isWell
   }
@@ -322,7 +322,7 @@ struct Reposter: Sendable {
   ) async -> TollgateServer.Outcome? {
     switch await healer.load(account: account, bucket: bucket, epoch: epoch) {
     case .loaded, .retry: return nil
-    case .failed: return Self.unavailable("the account cannot be loaded")
+    case .failed, .busy: return Self.unavailable("the account cannot be loaded")
     case .unknown:
       return .decision(
         Decision(

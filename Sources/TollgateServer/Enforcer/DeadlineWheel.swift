@@ -8,11 +8,18 @@
 
 import NIOCore
 
-struct DeadlineWheel {
-  static let slots = 2048
+/// What must be answered in time.
+protocol Awaited: AnyObject {
+  var arrived: NIODeadline { get }
+  var deadline: NIODeadline { get }
+  var isAnswered: Bool { get }
+}
+
+struct DeadlineWheel<Entry: Awaited> {
+  static var slots: Int { 2048 }
   /// Nanoseconds by which an answer is given early, at most.
-  static let aheadMax: Int64 = 5_000_000
-  private var wheel: [[Request]] = Array(repeating: [], count: slots)
+  static var aheadMax: Int64 { 5_000_000 }
+  private var wheel: [[Entry]] = Array(repeating: [], count: slots)
   private var position: Int64
   private(set) var count = 0
 
@@ -23,12 +30,12 @@ struct DeadlineWheel {
   }
 
   /// When the request is given up.
-  static func aim(_ request: Request) -> NIODeadline {
+  static func aim(_ request: Entry) -> NIODeadline {
     let given = (request.deadline - request.arrived).nanoseconds
     return request.deadline - .nanoseconds(min(max(0, given) / 10, aheadMax))
   }
 
-  mutating func insert(_ request: Request) {
+  mutating func insert(_ request: Entry) {
     // An instant in the middle of a millisecond passes with it, never before it.
     let due = max(Self.tick(Self.aim(request)) + 1, position + 1)
     let slot = min(due, position + Int64(Self.slots) - 1)
@@ -37,9 +44,9 @@ struct DeadlineWheel {
   }
 
   /// The requests that are unanswered and have no time left to wait.
-  mutating func advance(to now: NIODeadline) -> [Request] {
+  mutating func advance(to now: NIODeadline) -> [Entry] {
     let target = Self.tick(now)
-    var expired: [Request] = []
+    var expired: [Entry] = []
     while position < target {
       position += 1
       if count == 0 {

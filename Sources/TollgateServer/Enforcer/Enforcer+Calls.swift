@@ -50,6 +50,7 @@ extension Enforcer {
     // Behind a call that does not come back nothing is queued: the failure policy answers at once.
     if buckets[bucket][keyPath: lane].isBusy, isBreakerOpen { return storeIsAway(request) }
     buckets[bucket].inFlight += 1
+    planned += 1
     request.isQueued = true
     buckets[bucket][keyPath: lane].queue.append(pending)
     if buckets[bucket][keyPath: lane].queue.count == 1, !buckets[bucket][keyPath: lane].isBusy {
@@ -79,16 +80,29 @@ extension Enforcer {
     while !buckets[bucket][keyPath: lane].isBusy, !buckets[bucket][keyPath: lane].queue.isEmpty {
       var batch: [Pending] = []
       var answered = 0
+      let now = NIODeadline.now()
       while batch.count < DecideBatch.operationsMax,
         let pending = buckets[bucket][keyPath: lane].queue.popFirst()
       {
         // Answered while it waited: it was never sent, so it is as if it had not come.
         pending.request.isQueued = false
+        if comesTooLate(pending, now) { refuseLate(pending.request) }
         if pending.request.isAnswered { answered += 1 } else { batch.append(pending) }
       }
       if answered > 0 { landed(answered, bucket) }
       if !batch.isEmpty { send(batch, lane, bucket) }
     }
+  }
+
+  /// It has waited, and Redis would answer it after its deadline: sent now, nobody would know what
+  /// became of it. One that comes fresh is sent whatever time it has.
+  private func comesTooLate(_ pending: Pending, _ now: NIODeadline) -> Bool {
+    let request = pending.request
+    guard request.mode == .check || request.mode == .consume, !pending.wasInDoubt,
+      !request.isAnswered
+    else { return false }
+    let left = (DeadlineWheel.aim(request) - now).nanoseconds
+    return left < callTime + callTime / 2 && (now - request.arrived).nanoseconds > left
   }
 
   /// Operations of one bucket leave as one call. Between their queueing and now the bucket may
@@ -184,6 +198,7 @@ extension Enforcer {
     let wasInDoubt = request.inDoubt
     request.inDoubt = true
     buckets[bucket].inFlight += 1
+    planned += 1
     metrics.redisCommands.add()
     metrics.redisOperations.add()
     connection.send(
@@ -195,7 +210,8 @@ extension Enforcer {
         case .success(let reply):
           metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
           noteBreaker(
-            breaker.answered(ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
+            breaker.answered(
+              ticket, latency: redisTime(since: sentAt, to: now), now: monotonic(now)))
           switch call.decode(reply) {
           case .bodiesWanted(let counted) where call.bodies.isEmpty:
             var second = call
@@ -229,6 +245,8 @@ extension Enforcer {
 
   private func landed(_ count: Int, _ bucket: Int) {
     buckets[bucket].inFlight -= count
+    planned -= count
+    if intakeCount > 0, hasRoom { onRoom?() }
     if buckets[bucket].inFlight == 0, let done = quiescing.removeValue(forKey: bucket) {
       for callback in done { callback() }
     }
@@ -243,9 +261,12 @@ extension Enforcer {
     switch result {
     case .success(let replies):
       answeredAt = now
+      callTime += ((now - sentAt).nanoseconds - callTime) / 8
+      worked(batch.count, at: now)
       metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
       noteBreaker(
-        breaker.answered(ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
+        breaker.answered(
+          ticket, latency: redisTime(since: sentAt, to: now), now: monotonic(now)))
       for (reply, pending) in zip(replies, batch) {
         if pending.request.isAnswered { metrics.lateReplies.add() }
         handle(

@@ -82,7 +82,7 @@ final class Enforcer {
   var accounts: AccountCache
   var buckets: [BucketState]
   var waiting: [WaitKey: [Request]] = [:]
-  private var wheel: DeadlineWheel
+  private var wheel: DeadlineWheel<Request>
   private var ticking = false
   private(set) var clock = RedisClock()
   var breaker: BreakerMachine
@@ -90,8 +90,25 @@ final class Enforcer {
   let fallback: FallbackQueue
   let seen: SeenBoard
   private var outstanding = 0
+  /// Operations on their way to Redis: queued for a call, or sent and not answered.
+  var planned = 0
+  /// Records that wait before the enforcer.
+  var intakeCount = 0
+  /// Called when there is room again for what waits there.
+  var onRoom: (() -> Void)?
+  private(set) var load = LoadEstimator()
+  private var plannedMax = LoadEstimator.always
+  /// What is on its way to Redis does not come back: then nobody waits for it, and the failure
+  /// policies answer whoever comes.
+  private(set) var isStuck = false
+  private var stalls = StallLog()
+  /// When an account was last loaded for any loop.
+  var loadedAt = NIODeadline.uptimeNanoseconds(0)
+  var unknownAccounts = UnknownAccountPolicy()
   private var answeredWhileParked = 0
-  private var retryScheduled = false
+  var retryScheduled = false
+  /// What a call to Redis takes, nanoseconds: of late ones more than of early ones.
+  var callTime: Int64 = 0
   /// When Redis last answered a call of this loop.
   var answeredAt = NIODeadline.uptimeNanoseconds(0)
   var quiescing: [Int: [() -> Void]] = [:]
@@ -154,9 +171,10 @@ final class Enforcer {
   /// Every answer passes here.
   func finish(_ request: Request, _ outcome: Outcome) {
     guard request.complete(outcome) else { return }
+    let now = NIODeadline.now()
     outstanding -= 1
     metrics.inFlight.add(-1)
-    metrics.requestLatency.record(nanoseconds: (NIODeadline.now() - request.arrived).nanoseconds)
+    metrics.requestLatency.record(nanoseconds: (now - request.arrived).nanoseconds)
     switch outcome {
     case .decision(let decision):
       metrics.decided(decision.reason, decision.source)
@@ -200,7 +218,7 @@ final class Enforcer {
     if isFirst, let delegate { ask(delegate) }
   }
 
-  private func resume(_ key: WaitKey) {
+  func resume(_ key: WaitKey) {
     guard let requests = waiting.removeValue(forKey: key) else { return }
     for request in requests where !request.isAnswered { attempt(request) }
   }
@@ -254,6 +272,7 @@ final class Enforcer {
       handleStale(request, globalVersion, accountVersion, configuration)
     case .rebuild:
       guard !request.isAnswered else { return }
+      request.awaitsAccount = true
       park(request, .account(request.account)) {
         $0.rebuild(
           account: request.account, bucket: request.bucket, epoch: epoch,
@@ -314,112 +333,6 @@ final class Enforcer {
     }
   }
 
-  // MARK: - When the store does not answer
-
-  /// Redis cannot be asked now. A request in doubt waits for the link, because only its id can
-  /// tell; any other is answered by the failure policy of its limits.
-  func storeIsAway(_ request: Request) {
-    guard !request.isAnswered, !cancelledInQueue(request) else { return }
-    if request.inDoubt || request.mode == .post || request.mode == .cancel {
-      waiting[.link, default: []].append(request)
-      // The link may be up by now, or never have been what was missing: nobody else would say so.
-      if canReachStore { tryAgainSoon() }
-    } else {
-      answerByPolicy(request)
-    }
-  }
-
-  private func tryAgainSoon() {
-    guard !retryScheduled else { return }
-    retryScheduled = true
-    eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(50)) {
-      self.retryScheduled = false
-      self.resume(.link)
-    }
-  }
-
-  private func deadlinePassed(_ request: Request) {
-    metrics.timeouts.add()
-    if cancelledInQueue(request) { return }
-    switch request.mode {
-    case .post, .cancel: finishInDoubt(request)
-    case .check, .consume:
-      // Redis answers, but not as fast as requests come: that is overload, not an outage, and no
-      // reason to let anything through.
-      if request.isQueued, !request.inDoubt, NIODeadline.now() - answeredAt < Self.answersFlow {
-        metrics.overloaded.add()
-        return finish(request, .error(.overloaded, "too many operations of this bucket"))
-      }
-      answerByPolicy(request)
-    }
-  }
-
-  /// Redis is taken to be answering while its last answer is not older.
-  private static let answersFlow = TimeAmount.milliseconds(20)
-
-  /// It may have been applied. Anything else would be a guess; the id will tell.
-  private func finishInDoubt(_ request: Request) {
-    finish(
-      request,
-      .error(.outcomeUnknown, "the store did not answer in time; repeat with the same id"))
-  }
-
-  private func answerByPolicy(_ request: Request) {
-    let account = accounts[request.account] ?? fallback.configuration(of: request.account)
-    let verdict = PolicyAnswer.verdict(
-      for: request, global: global, account: account, now: redisNow)
-    switch verdict {
-    case .tooMany(let refusal): finish(request, .error(.tooManyItems, refusal))
-    case .deny(let reason, let binding, let item):
-      if request.inDoubt {
-        return finishInDoubt(request)
-      }
-      finish(
-        request,
-        .decision(
-          Decision(
-            reason: reason, source: .policy, binding: binding, bindingItem: item,
-            time: redisNow, globalVersion: global?.version ?? 0,
-            accountVersion: account?.version ?? 0)))
-    case .allow(let units, let claims):
-      var refused = false
-      var binding: Name?
-      switch request.mode {
-      case .check, .post, .cancel:
-        binding = fallback.refusal(of: claims)
-        refused = binding != nil
-      case .consume:
-        switch fallback.admit(FallbackOperation(request), claims: claims) {
-        case .kept:
-          metrics.fallbackUnits.add(units)
-          metrics.fallbackPending.set(Int64(fallback.count))
-        case .remembered(let answer): return finish(request, outcome(of: answer))
-        case .exhausted(let limit):
-          binding = limit
-          refused = true
-        case .full: refused = true
-        }
-      }
-      if refused {
-        if request.inDoubt { return finishInDoubt(request) }
-        return finish(
-          request,
-          .decision(
-            Decision(
-              reason: .fallbackExhausted, source: .policy, binding: binding, time: redisNow,
-              globalVersion: global?.version ?? 0,
-              accountVersion: account?.version ?? 0)))
-      }
-      finish(
-        request,
-        .decision(
-          Decision(
-            reason: .allowedFailOpen, source: .policy, time: redisNow,
-            globalVersion: global?.version ?? 0,
-            accountVersion: account?.version ?? 0)))
-    }
-  }
-
   // MARK: - Time
 
   func monotonic(_ instant: NIODeadline) -> MonotonicTime {
@@ -431,6 +344,7 @@ final class Enforcer {
   private func startTicking() {
     guard !ticking else { return }
     ticking = true
+    stalls.turned(monotonicNow())
     scheduleTick()
   }
 
@@ -439,6 +353,27 @@ final class Enforcer {
     limits.unansweredMax = configuration.limits.redisSlowMilliseconds * 1_000_000
     limits.slowAnswer = limits.unansweredMax
     return limits
+  }
+
+  /// Operations are handed on only as far as they are done in this time: behind it there is one
+  /// line for all, and what waits before it waits in one of its own.
+  private static let plannedNanoseconds: Int64 = 75_000_000
+
+  /// So many replies came, or answers were given without Redis.
+  func worked(_ count: Int, at now: NIODeadline) {
+    load.completed(count, left: intakeCount, now: monotonic(now))
+  }
+
+  var hasRoom: Bool { planned < plannedMax || isStuck }
+
+  /// How long Redis took of the time since then, and not this loop.
+  func redisTime(since start: NIODeadline, to now: NIODeadline) -> Int64 {
+    (now - start).nanoseconds
+      - stalls.stalled(since: monotonic(start), now: monotonic(now))
+  }
+
+  func redisSilence(at now: NIODeadline) -> TimeAmount {
+    .nanoseconds(redisTime(since: answeredAt, to: now))
   }
 
   var isBreakerOpen: Bool {
@@ -450,6 +385,7 @@ final class Enforcer {
 
   func noteBreaker(_ transition: BreakerMachine.Transition?) {
     guard let transition else { return }
+    load.interrupted()
     let open = isBreakerOpen
     if open != breakerWasOpen {
       breakerWasOpen = open
@@ -478,7 +414,8 @@ final class Enforcer {
         switch result {
         case .success:
           noteBreaker(
-            breaker.answered(ticket, latency: (now - sentAt).nanoseconds, now: monotonic(now)))
+            breaker.answered(
+              ticket, latency: redisTime(since: sentAt, to: now), now: monotonic(now)))
         case .failure: noteBreaker(breaker.failed(ticket, now: monotonic(now)))
         }
       })
@@ -490,12 +427,23 @@ final class Enforcer {
 
   private func tick() {
     let now = NIODeadline.now()
-    let oldest = link?.connection?.oldestSentAt.map { MonotonicTime(nanoseconds: $0) }
+    stalls.turned(monotonic(now))
+    plannedMax = load.operations(in: Self.plannedNanoseconds, now: monotonic(now))
+    // A reply that lay unread while the loop was busy with itself is not a slow one.
+    let oldest = link?.connection?.oldestSentAt.map { sentAt in
+      let sent = MonotonicTime(nanoseconds: sentAt)
+      return sent + stalls.stalled(since: sent, now: monotonic(now))
+    }
     noteBreaker(breaker.observed(oldestUnansweredSince: oldest, now: monotonic(now)))
+    isStuck =
+      isBreakerOpen || oldest.map { monotonic(now) - $0 > Self.answersFlow.nanoseconds } ?? false
+    if intakeCount > 0, hasRoom { onRoom?() }
     let late = wheel.advance(to: now)
     for request in late { deadlinePassed(request) }
     forgetAnswered(late.count)
-    if wheel.count > 0 { scheduleTick() } else { ticking = false }
+    if wheel.count > 0 { return scheduleTick() }
+    ticking = false
+    stalls.rests()
   }
 
   /// Requests that were answered at their deadline may still be parked. Once there may be enough of
@@ -525,7 +473,10 @@ final class Enforcer {
     fallback.learned(account, config)
   }
 
-  func rebuildFinished(account: String) { resume(.account(account)) }
+  func rebuildFinished(account: String) {
+    loadedAt = .now()
+    resume(.account(account))
+  }
 
   /// A request for this account that cannot be seeded now (no ledger): its policy answers.
   func rebuildFailed(account: String) {
@@ -533,8 +484,18 @@ final class Enforcer {
     for request in requests { storeIsAway(request) }
   }
 
+  /// More accounts wait to be seeded than are kept.
+  func rebuildRefused(account: String) {
+    guard let requests = waiting.removeValue(forKey: .account(account)) else { return }
+    for request in requests where !request.isAnswered {
+      metrics.overloaded.add()
+      finish(request, .error(.overloaded, "too many accounts are being loaded"))
+    }
+  }
+
   /// No account of this name exists, by the ledger's word; good for half a second at most.
   func accountUnknown(_ account: String) {
+    loadedAt = .now()
     guard let requests = waiting.removeValue(forKey: .account(account)) else { return }
     for request in requests where !request.isAnswered {
       finish(

@@ -16,11 +16,11 @@ enum PolicyAnswer {
   }
 
   static func verdict(
-    for request: Request, global: GlobalConfig?, account: AccountConfig?, now: WallTime
+    for request: Request, global: GlobalConfig?, account: AccountConfig?, now: WallTime,
+    unknown: inout UnknownAccountPolicy
   ) -> Verdict {
-    guard let global, let account else {
-      return .deny(.storeUnavailable, binding: nil, item: nil)
-    }
+    guard let global else { return .deny(.storeUnavailable, binding: nil, item: nil) }
+    guard let account else { return unknown.verdict(for: request, global: global) }
     // A bypass lifts what a limit denies, not what it says about an outage: without the limits it
     // covers an `open` feature would be closed in the middle of an incident.
     func resolve(_ global: GlobalConfig) -> Resolution {

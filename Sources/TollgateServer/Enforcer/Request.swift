@@ -21,7 +21,7 @@ enum Outcome: Sendable {
   case error(ErrorCode, String)
 }
 
-final class Request {
+final class Request: Awaited {
   let mode: RequestMode
   let id: OperationID
   let subject: Subject
@@ -43,6 +43,8 @@ final class Request {
   var attempts = 0
   /// Waits for the call before it; nothing of this attempt was sent.
   var isQueued = false
+  /// Its account was not in Redis when it came: its time went, or goes, into loading it.
+  var awaitsAccount = false
   /// An intent to post this operation waits in the fallback queue.
   var isPosting = false
 

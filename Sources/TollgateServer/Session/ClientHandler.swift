@@ -21,6 +21,8 @@ final class ClientHandler: ChannelInboundHandler {
   private var machine: SessionMachine
   private var context: ChannelHandlerContext?
   private var answers = ByteBuffer()
+  /// Frames that were read and whose records are not all begun.
+  private let waiting = IntakeQueue()
   private var noted = false
   private var readingPaused = false
   private var stopped = false
@@ -61,6 +63,7 @@ final class ClientHandler: ChannelInboundHandler {
   func channelInactive(context: ChannelHandlerContext) {
     machine.connectionLost()
     shared.closed(self)
+    shared.intake.drop(waiting)
     self.context = nil
   }
 
@@ -193,9 +196,9 @@ final class ClientHandler: ChannelInboundHandler {
   }
 
   private func operations(_ frame: Frame, mode: RequestMode) throws(WireError) {
-    var payload = frame.payload
-    let records = try OperationBatch.decodeEach(from: &payload)
-    let action = machine.requestReceived(records: records.count, needs: .check, now: Self.now())
+    let records = try OperationReader(frame.payload)
+    let count = records.left
+    let action = machine.requestReceived(records: count, needs: .check, now: Self.now())
     switch action {
     case .accept, .acceptAndPauseReading: break
     case .none, .welcome, .resumeReading, .reject, .refuseAndClose, .pong, .goAway,
@@ -209,28 +212,31 @@ final class ClientHandler: ChannelInboundHandler {
       asked == 0 ? limits.deadlineDefaultMilliseconds : min(asked, limits.deadlineMaxMilliseconds)
     let arrived = NIODeadline.now()
     let deadline = arrived + .milliseconds(milliseconds)
-    let reply = FrameAnswer(
-      handler: self, correlation: frame.header.correlation, count: records.count)
-    let source: Source =
-      frame.header.flags.contains(.clientFallback) ? .clientFallback : .policy
-    for (index, result) in records.enumerated() {
-      let record: TollgateWire.OperationRecord
-      switch result {
-      case .success(let good): record = good
-      case .failure(let error):
-        shared.enforcer.metrics.failed(error.code)
-        reply.answered(index, .error(error.code, error.text))
-        continue
-      }
-      shared.enforcer.submit(
-        Request(
-          mode: mode, id: record.id, subject: record.subject, items: record.items,
-          attributes: record.attributes, traceParent: record.traceParent,
-          source: mode == .post ? source : .redis,
-          bucket: shared.buckets.bucket(ofAccount: record.subject.account.path), arrived: arrived,
-          deadline: deadline
-        ) { outcome in reply.answered(index, outcome) })
+    let correlation = frame.header.correlation
+    let admitted = shared.intake.admitted(
+      of: count, own: machine.inFlight - count, deadline: deadline, now: arrived)
+    guard admitted > 0 else {
+      // One of them is counted where the frame is refused.
+      shared.enforcer.metrics.overloaded.add(Int64(count - 1))
+      perform(.reject(.overloaded), correlation: correlation)
+      return perform(machine.repliesSent(records: count, now: Self.now()))
     }
+    let posted: Source =
+      frame.header.flags.contains(.clientFallback) ? .clientFallback : .policy
+    let work = FrameWork(
+      shared: shared, mode: mode, source: mode == .post ? posted : .redis, arrived: arrived,
+      deadline: deadline,
+      reply: FrameAnswer(handler: self, correlation: correlation, count: count))
+    if admitted == count, shared.intake.passes(count) {
+      var records = records
+      while let result = records.next() { work.begin(count - records.left - 1, result) }
+      return
+    }
+    shared.intake.take(
+      IntakeFrame(
+        records, admitted: admitted, arrived: arrived, deadline: deadline,
+        submit: { work.begin($0, $1) }, refuse: { work.refuse($0) }),
+      of: waiting)
   }
 
   /// All records of a frame are decided.
@@ -376,6 +382,40 @@ final class ClientHandler: ChannelInboundHandler {
     let slowReader = !context.channel.isWritable
     let on = !readingPaused && !slowReader
     context.channel.setOption(.autoRead, value: on).whenFailure { _ in }
+  }
+}
+
+/// What the records of one frame have in common on their way.
+private struct FrameWork {
+  let shared: SessionContext
+  let mode: RequestMode
+  let source: Source
+  let arrived: NIODeadline
+  let deadline: NIODeadline
+  let reply: FrameAnswer
+
+  func begin(_ index: Int, _ result: Result<OperationRecord, WireError>) {
+    switch result {
+    case .success(let record):
+      let reply = reply
+      shared.enforcer.submit(
+        Request(
+          mode: mode, id: record.id, subject: record.subject, items: record.items,
+          attributes: record.attributes, traceParent: record.traceParent, source: source,
+          bucket: shared.buckets.bucket(ofAccount: record.subject.account.path),
+          arrived: arrived, deadline: deadline
+        ) { outcome in reply.answered(index, outcome) })
+    case .failure(let error):
+      shared.enforcer.metrics.failed(error.code)
+      reply.answered(index, .error(error.code, error.text))
+    }
+  }
+
+  /// It was not begun.
+  func refuse(_ index: Int) {
+    shared.enforcer.metrics.overloaded.add()
+    shared.enforcer.metrics.failed(.overloaded)
+    reply.answered(index, .error(.overloaded, "too much in flight; retry later or elsewhere"))
   }
 }
 

@@ -39,6 +39,7 @@ final class SessionContext {
   let configuration: ServerConfiguration
   let buckets: BucketMap
   let flusher: LoopFlusher
+  let intake: Intake
   let admin: AdminDesk
   let logger: Logger
   private var sessions: [ObjectIdentifier: ClientHandler] = [:]
@@ -57,6 +58,9 @@ final class SessionContext {
     self.admin = admin
     self.logger = logger
     flusher = LoopFlusher(eventLoop: enforcer.eventLoop)
+    let intake = Intake(enforcer: enforcer)
+    self.intake = intake
+    enforcer.onRoom = { [weak intake] in intake?.roomCame() }
   }
 
   var count: Int { sessions.count }

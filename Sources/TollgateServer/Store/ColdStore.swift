@@ -320,24 +320,11 @@ struct ColdStore: Sendable {
 
   // MARK: - Accounts
 
-  private func snapshot(
+  func snapshot(
     of account: Subject
   ) async throws(StoreFailure) -> ReadAccountCall.Snapshot {
     let call = ReadAccountCall(keySpace: keys, account: account)
     return try value(call.decode(try await raw(call)))
-  }
-
-  /// Seeds an account; true where it is current afterwards.
-  func seed(
-    account: Subject, epoch: Int64, cells: [SeedCell], version: Int64, config: String?,
-    memory: ChangeMemory, isLossy: Bool, isForRead: Bool = false
-  ) async throws(StoreFailure) {
-    let live = isLossy ? try await snapshot(of: account).subjects : []
-    let calls = SeedCall.chunks(
-      keySpace: keys, fence: try await fence(bucket: keys.bucket(of: account), epoch: epoch),
-      account: account, cells: cells, accountVersion: version, accountConfig: config,
-      memory: memory, isLossy: isLossy, live: live, isForRead: isForRead)
-    for call in calls { _ = try value(call.decode(try await raw(call))) }
   }
 }
 

@@ -114,7 +114,7 @@ struct LiveBackend: AdminBackend {
           try await store.header(account: account)
         }
         return try Self.state(current, bucket, epoch)
-      case .retry, .failed:
+      case .retry, .failed, .busy:
         try? await Task.sleep(for: .milliseconds(Self.pauseMilliseconds))
       }
     }

@@ -1,0 +1,128 @@
+// What is answered when the store cannot be: by the failure policy of the limits in an outage, by
+// OVERLOADED or NOT_READY where nothing has failed and there is only more to do than time for it.
+
+import NIOCore
+import TollgateCore
+import TollgateEngine
+import TollgateRedis
+
+extension Enforcer {
+  /// Redis cannot be asked now. A request in doubt waits for the link, because only its id can
+  /// tell; any other is answered by the failure policy of its limits.
+  func storeIsAway(_ request: Request) {
+    guard !request.isAnswered, !cancelledInQueue(request) else { return }
+    if request.inDoubt || request.mode == .post || request.mode == .cancel {
+      waiting[.link, default: []].append(request)
+      // The link may be up by now, or never have been what was missing: nobody else would say so.
+      if canReachStore { tryAgainSoon() }
+    } else {
+      answerByPolicy(request)
+    }
+  }
+
+  private func tryAgainSoon() {
+    guard !retryScheduled else { return }
+    retryScheduled = true
+    eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(50)) {
+      self.retryScheduled = false
+      self.resume(.link)
+    }
+  }
+
+  func deadlinePassed(_ request: Request) {
+    metrics.timeouts.add()
+    if cancelledInQueue(request) { return }
+    switch request.mode {
+    case .post, .cancel: finishInDoubt(request)
+    case .check, .consume:
+      let now = NIODeadline.now()
+      // Redis answers, but not as fast as requests come: that is overload, not an outage, and no
+      // reason to let anything through. The same of accounts that are being seeded: the next
+      // attempt finds what this one asked for.
+      let isFlowing = request.isQueued && redisSilence(at: now) < Self.answersFlow
+      let isLoading = request.awaitsAccount && now - loadedAt < Self.loadingFlows
+      if !request.inDoubt, isFlowing || isLoading { return refuseLate(request) }
+      answerByPolicy(request)
+    }
+  }
+
+  /// Nothing of it was begun, and nothing has failed: there was more to do than time for it.
+  func refuseLate(_ request: Request) {
+    guard !request.awaitsAccount else {
+      return finish(
+        request, .error(.notReady, "the account is being loaded; ask again with the same id"))
+    }
+    metrics.overloaded.add()
+    finish(request, .error(.overloaded, "too many operations of this bucket"))
+  }
+
+  /// Redis is taken to be answering while its last answer is not older.
+  static var answersFlow: TimeAmount { .milliseconds(50) }
+
+  /// Accounts are taken to be loading while one came within this time.
+  static var loadingFlows: TimeAmount { .milliseconds(500) }
+
+  /// It may have been applied. Anything else would be a guess; the id will tell.
+  private func finishInDoubt(_ request: Request) {
+    finish(
+      request,
+      .error(.outcomeUnknown, "the store did not answer in time; repeat with the same id"))
+  }
+
+  private func answerByPolicy(_ request: Request) {
+    defer { worked(1, at: .now()) }
+    let account = accounts[request.account] ?? fallback.configuration(of: request.account)
+    let verdict = PolicyAnswer.verdict(
+      for: request, global: global, account: account, now: redisNow, unknown: &unknownAccounts)
+    switch verdict {
+    case .tooMany(let refusal): finish(request, .error(.tooManyItems, refusal))
+    case .deny(let reason, let binding, let item):
+      if request.inDoubt {
+        return finishInDoubt(request)
+      }
+      finish(
+        request,
+        .decision(
+          Decision(
+            reason: reason, source: .policy, binding: binding, bindingItem: item,
+            time: redisNow, globalVersion: global?.version ?? 0,
+            accountVersion: account?.version ?? 0)))
+    case .allow(let units, let claims):
+      var refused = false
+      var binding: Name?
+      switch request.mode {
+      case .check, .post, .cancel:
+        binding = fallback.refusal(of: claims)
+        refused = binding != nil
+      case .consume:
+        switch fallback.admit(FallbackOperation(request), claims: claims) {
+        case .kept:
+          metrics.fallbackUnits.add(units)
+          metrics.fallbackPending.set(Int64(fallback.count))
+        case .remembered(let answer): return finish(request, outcome(of: answer))
+        case .exhausted(let limit):
+          binding = limit
+          refused = true
+        case .full: refused = true
+        }
+      }
+      if refused {
+        if request.inDoubt { return finishInDoubt(request) }
+        return finish(
+          request,
+          .decision(
+            Decision(
+              reason: .fallbackExhausted, source: .policy, binding: binding, time: redisNow,
+              globalVersion: global?.version ?? 0,
+              accountVersion: account?.version ?? 0)))
+      }
+      finish(
+        request,
+        .decision(
+          Decision(
+            reason: .allowedFailOpen, source: .policy, time: redisNow,
+            globalVersion: global?.version ?? 0,
+            accountVersion: account?.version ?? 0)))
+    }
+  }
+}
