@@ -27,7 +27,7 @@ import TollgateTesting
       set -e
       cd "$1"
       export PATH="$2:$PATH"
-      end() { kill $(jobs -p) 2>/dev/null; wait; kill "$(cat redis.pid)"; }
+      end() { set +e; kill "$(cat redis.pid)"; kill $(jobs -p); wait; }
       trap end EXIT
       \(try Self.commands())
       """
