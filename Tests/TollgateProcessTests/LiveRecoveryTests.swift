@@ -35,11 +35,12 @@ extension LiveTests {
 
     private func load(
       _ stack: Stack, _ subjects: [String], amounts: ClosedRange<Int64> = 1...3,
-      _ random: inout SeededRandom
+      denialsMayBeForgotten: Bool = false, _ random: inout SeededRandom
     ) -> LoadDriver {
       var load = LoadDriver.Options(threads: 8, subjects: subjects, amounts: amounts)
       load.replayRate = 0.2
       load.recordsMayBeLost = true
+      load.denialsMayBeForgotten = denialsMayBeForgotten
       load.pause = .milliseconds(1)
       return LoadDriver(stack.endpoints, load, seed: &random)
     }
@@ -184,7 +185,7 @@ extension LiveTests {
           sidecars: 2, buckets: 2, persistence: .none, redisWords: Self.rewindable,
           extra: "event_loops: 2", accounts: accounts))
       let subjects = Self.subjects + (0..<8).map { "tiny-\($0)/m" }
-      let driver = load(stack, subjects, amounts: 1...5, &random)
+      let driver = load(stack, subjects, amounts: 1...5, denialsMayBeForgotten: true, &random)
       for number in 0..<10 {
         try pass(driver, 60, "before snapshot \(number)")
         try stack.redis.connect().command("SAVE")
