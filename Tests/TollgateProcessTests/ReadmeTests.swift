@@ -27,7 +27,15 @@ import TollgateTesting
       set -e
       cd "$1"
       export PATH="$2:$PATH"
-      end() { set +e; kill "$(cat redis.pid)"; kill $(jobs -p); wait; }
+      # Redis saves before it ends, so the folder must still be there.
+      end() {
+        set +e
+        redis=$(cat redis.pid)
+        kill $(jobs -p)
+        wait
+        kill "$redis"
+        while kill -0 "$redis" 2>/dev/null; do sleep 0.05; done
+      }
       trap end EXIT
       \(try Self.commands())
       """
