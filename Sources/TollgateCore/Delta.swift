@@ -30,8 +30,12 @@ public struct DeltaKind: RawRepresentable, Hashable, Sendable, CaseIterable {
   public static let reversal = DeltaKind(rawValue: 2)
   /// A change of configuration; the body is a `ConfigDelta`.
   public static let config = DeltaKind(rawValue: 3)
+  /// Units of an earlier operation given back; its numbers are not positive.
+  public static let refund = DeltaKind(rawValue: 4)
+  /// An operator's correction, of either sign.
+  public static let adjustment = DeltaKind(rawValue: 5)
   /// Those this release knows.
-  public static let allCases: [DeltaKind] = [.usage, .reversal, .config]
+  public static let allCases: [DeltaKind] = [.usage, .reversal, .config, .refund, .adjustment]
 }
 
 /// One stream entry, as the outbox, the shipper, a sidecar's retained copies and the ledger
@@ -76,13 +80,45 @@ public struct CellReference: Hashable, Sendable {
   }
 }
 
+/// A counter that got another amount than the delta's: the units that one grant covered, the
+/// overage, the units that a rate priced, what was owed.
+public struct CountedPart: Hashable, Sendable {
+  public var level: Int
+  public var window: Window
+  public var period: Period
+  public var amount: Int64
+
+  public init(level: Int, window: Window, period: Period, amount: Int64) {
+    self.level = level
+    self.window = window
+    self.period = period
+    self.amount = amount
+  }
+}
+
+/// What one rate made of units, in micro-units of the feature that is charged.
+public struct RateCharge: Hashable, Sendable {
+  public var rate: Name
+  /// The version of the rate: since when it had this price.
+  public var from: WallTime
+  public var units: Int64
+  public var charge: Int64
+
+  public init(rate: Name, from: WallTime, units: Int64, charge: Int64) {
+    self.rate = rate
+    self.from = from
+    self.units = units
+    self.charge = charge
+  }
+}
+
 /// What a usage delta says beside its numbers.
 public struct UsageBody: Hashable, Sendable {
   public var subject: Subject
   public var feature: Name
   /// The billing period the units belong to (the account's month).
   public var period: Period
-  /// Every counter the units were added to, the billing cell included.
+  /// Every counter that `charged` was added to, the billing cell included.
   public var cells: [CellReference]
   public var catalogVersion: Int64
   /// `Source` of the decision that let the units through.
@@ -91,11 +127,18 @@ public struct UsageBody: Hashable, Sendable {
   public var attributes: [String: String]
   /// W3C trace parent, or empty.
   public var traceParent: String
+  /// Counters that got another amount than `charged`.
+  public var parts: [CountedPart]
+  /// For a feature that others are charged to: which rates made it.
+  public var charges: [RateCharge]
+  /// The reservation that a settle ends, or the operation that a refund corrects.
+  public var corrects: OperationID?
 
   public init(
     subject: Subject, feature: Name, period: Period, cells: [CellReference],
     catalogVersion: Int64, source: Source, attributes: [String: String] = [:],
-    traceParent: String = ""
+    traceParent: String = "", parts: [CountedPart] = [], charges: [RateCharge] = [],
+    corrects: OperationID? = nil
   ) {
     self.subject = subject
     self.feature = feature
@@ -105,6 +148,9 @@ public struct UsageBody: Hashable, Sendable {
     self.source = source
     self.attributes = attributes
     self.traceParent = traceParent
+    self.parts = parts
+    self.charges = charges
+    self.corrects = corrects
   }
 }
 

@@ -10,6 +10,15 @@ public enum Reason: UInt16, Sendable, Hashable, CaseIterable {
   case allowedSoft = 2
   case allowedFailOpen = 3
   case allowedPosted = 4
+  /// A reservation ended with what was used.
+  case settled = 5
+  /// More was used than there was; the rest is absorbed.
+  case settledClamped = 6
+  /// The reservation had expired: charged without a hold.
+  case settledLate = 7
+  case released = 8
+  case extended = 9
+  case refunded = 10
 
   case accountFrozen = 16
   case unknownAccount = 17
@@ -24,6 +33,12 @@ public enum Reason: UInt16, Sendable, Hashable, CaseIterable {
   case storeUnavailable = 26
   case fallbackExhausted = 27
   case cancelled = 28
+  case concurrencyExceeded = 29
+  case creditExhausted = 30
+  case spendCapReached = 31
+  case priceUnknown = 32
+  case holdsExceeded = 33
+  case pastDue = 34
 
   public var isAllowed: Bool { rawValue < 16 }
 
@@ -35,6 +50,12 @@ public enum Reason: UInt16, Sendable, Hashable, CaseIterable {
     case .allowedSoft: "ALLOWED_SOFT"
     case .allowedFailOpen: "ALLOWED_FAIL_OPEN"
     case .allowedPosted: "ALLOWED_POSTED"
+    case .settled: "SETTLED"
+    case .settledClamped: "SETTLED_CLAMPED"
+    case .settledLate: "SETTLED_LATE"
+    case .released: "RELEASED"
+    case .extended: "EXTENDED"
+    case .refunded: "REFUNDED"
     case .accountFrozen: "ACCOUNT_FROZEN"
     case .unknownAccount: "UNKNOWN_ACCOUNT"
     case .unknownFeature: "UNKNOWN_FEATURE"
@@ -48,6 +69,12 @@ public enum Reason: UInt16, Sendable, Hashable, CaseIterable {
     case .storeUnavailable: "STORE_UNAVAILABLE"
     case .fallbackExhausted: "FALLBACK_EXHAUSTED"
     case .cancelled: "CANCELLED"
+    case .concurrencyExceeded: "CONCURRENCY_EXCEEDED"
+    case .creditExhausted: "CREDIT_EXHAUSTED"
+    case .spendCapReached: "SPEND_CAP_REACHED"
+    case .priceUnknown: "PRICE_UNKNOWN"
+    case .holdsExceeded: "HOLDS_EXCEEDED"
+    case .pastDue: "PAST_DUE"
     }
   }
 }
@@ -103,6 +130,10 @@ public enum ErrorCode: UInt16, Sendable, Hashable, CaseIterable {
   case internalError = 26
   case deploymentMismatch = 27
   case notReady = 28
+  case reservationUnknown = 29
+  case reservationEnded = 30
+  case overrunRejected = 31
+  case nothingToRefund = 32
 
   /// The name used in documents, metrics, JSON and on the command line.
   public var name: String {
@@ -135,6 +166,10 @@ public enum ErrorCode: UInt16, Sendable, Hashable, CaseIterable {
     case .internalError: "INTERNAL_ERROR"
     case .deploymentMismatch: "DEPLOYMENT_MISMATCH"
     case .notReady: "NOT_READY"
+    case .reservationUnknown: "RESERVATION_UNKNOWN"
+    case .reservationEnded: "RESERVATION_ENDED"
+    case .overrunRejected: "OVERRUN_REJECTED"
+    case .nothingToRefund: "NOTHING_TO_REFUND"
     }
   }
 }

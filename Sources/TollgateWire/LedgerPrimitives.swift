@@ -34,14 +34,16 @@ extension ByteBuffer {
   }
 
   mutating func takeWindow() throws(WireError) -> Window {
-    let code = try takeText(UInt8.self, max: 16)
+    let code = try takeText(UInt8.self, max: Window.codeBytesMax)
     guard let window = Window(code: code) else {
       throw .refused(.badRequest, "unknown window code")
     }
     return window
   }
 
-  mutating func put(_ window: Window) { put(window.code, UInt8.self, max: 16) }
+  mutating func put(_ window: Window) {
+    put(window.code, UInt8.self, max: Window.codeBytesMax)
+  }
 
   mutating func takeDeployment() throws(WireError) -> Deployment {
     let id = try takeName()
