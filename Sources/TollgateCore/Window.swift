@@ -115,7 +115,8 @@ public struct Window: Hashable, Sendable, Codable, CustomStringConvertible {
       // One spelling per window: digits, no sign, no zeros in front.
       let parts = rest.split(separator: ",", omittingEmptySubsequences: false)
       guard parts.count == 2, let rate = try? Name(String(parts[0])),
-        let from = Int64(parts[1]), from >= 0, String(from) == parts[1]
+        let from = Int64(parts[1]), from >= 0, from <= Quantity.maximum,
+        String(from) == parts[1]
       else { return nil }
       self = .priced(by: rate, from: WallTime(milliseconds: from))
     case "c" where rest.isEmpty: self = .inFlight

@@ -153,8 +153,9 @@ package struct LedgerSessionMachine: Sendable {
       let read = Read.query(try QueryRequest.decode(frame))
       return try take(correlation) ?? .read(read, correlation: correlation)
     case .hello: throw .fatal(.badRequest, "HELLO was said before")
-    case .welcome, .error, .check, .consume, .post, .cancel, .decisions, .admin, .adminReply,
-      .linked, .batchReply, .presentRequest, .epoch, .balancesReply, .configReply, .queryReply:
+    case .welcome, .error, .check, .consume, .post, .cancel, .reserve, .settle, .release, .extend,
+      .refund, .decisions, .admin, .adminReply, .linked, .batchReply, .presentRequest, .epoch,
+      .balancesReply, .configReply, .queryReply:
       throw .refused(.forbidden, "\(opcode.name) is not spoken with a ledger")
     }
   }

@@ -15,6 +15,9 @@ extension UsageBody {
     static let source: UInt16 = 6
     static let attributes: UInt16 = 7
     static let traceParent: UInt16 = 8
+    static let parts: UInt16 = 9
+    static let charges: UInt16 = 10
+    static let corrects: UInt16 = 11
   }
 
   package func encode() -> [UInt8] {
@@ -40,6 +43,9 @@ extension UsageBody {
     buffer.putField(Tag.source) { $0.put(source.rawValue) }
     if !attributes.isEmpty { buffer.putField(Tag.attributes) { $0.putAttributes(attributes) } }
     if !traceParent.isEmpty { buffer.putField(Tag.traceParent, text: traceParent) }
+    if !parts.isEmpty { buffer.putField(Tag.parts) { $0.put(parts) } }
+    if !charges.isEmpty { buffer.putField(Tag.charges) { $0.put(charges) } }
+    if let corrects { buffer.putField(Tag.corrects) { $0.put(corrects) } }
   }
 
   package static func decode(_ bytes: [UInt8]) throws(WireError) -> UsageBody {
@@ -52,6 +58,9 @@ extension UsageBody {
     var source = Source.redis
     var attributes: [String: String] = [:]
     var traceParent = ""
+    var parts: [CountedPart] = []
+    var charges: [RateCharge] = []
+    var corrects: OperationID?
     try buffer.takeFields { (tag, field) throws(WireError) in
       switch tag {
       case Tag.subject: subject = try field.takeSubject(field.readableBytes)
@@ -65,8 +74,10 @@ extension UsageBody {
         }
         source = known
       case Tag.attributes: attributes = try field.takeAttributes()
-      case Tag.traceParent:
-        traceParent = try field.takeWholeText(max: WireLimits.traceParentBytesMax)
+      case Tag.traceParent: traceParent = try field.takeTraceParent()
+      case Tag.parts: parts = try field.takeParts()
+      case Tag.charges: charges = try field.takeCharges()
+      case Tag.corrects: corrects = try field.takeOperationID()
       default: return false
       }
       return true
@@ -77,7 +88,7 @@ extension UsageBody {
     return UsageBody(
       subject: subject, feature: feature, period: period, cells: cells,
       catalogVersion: catalogVersion, source: source, attributes: attributes,
-      traceParent: traceParent)
+      traceParent: traceParent, parts: parts, charges: charges, corrects: corrects)
   }
 }
 
@@ -165,13 +176,64 @@ extension ByteBuffer {
     var cells: [CellReference] = []
     cells.reserveCapacity(count)
     for _ in 0..<count {
-      let level = Int(try take(UInt8.self))
-      guard level >= 1, level <= Subject.levelsMax else {
-        throw .refused(.badRequest, "level \(level)")
-      }
       cells.append(
-        CellReference(level: level, window: try takeWindow(), period: try takePeriod()))
+        CellReference(
+          level: try takeLevel(), window: try takeWindow(), period: try takePeriod()))
     }
     return cells
+  }
+
+  private mutating func takeLevel() throws(WireError) -> Int {
+    let level = Int(try take(UInt8.self))
+    guard level >= 1, level <= Subject.levelsMax else {
+      throw .refused(.badRequest, "level \(level)")
+    }
+    return level
+  }
+
+  mutating func takeParts() throws(WireError) -> [CountedPart] {
+    let count = try takeCount(UInt8.self, max: WireLimits.partsMax, each: 27, of: "parts")
+    var parts: [CountedPart] = []
+    parts.reserveCapacity(count)
+    for _ in 0..<count {
+      parts.append(
+        CountedPart(
+          level: try takeLevel(), window: try takeWindow(), period: try takePeriod(),
+          amount: try takeQuantity()))
+    }
+    return parts
+  }
+
+  mutating func put(_ parts: [CountedPart]) {
+    put(UInt8(parts.count))
+    for part in parts {
+      put(UInt8(part.level))
+      put(part.window)
+      put(part.period)
+      put(part.amount)
+    }
+  }
+
+  mutating func takeCharges() throws(WireError) -> [RateCharge] {
+    let count = try takeCount(UInt8.self, max: WireLimits.chargesMax, each: 26, of: "charges")
+    var charges: [RateCharge] = []
+    charges.reserveCapacity(count)
+    for _ in 0..<count {
+      charges.append(
+        RateCharge(
+          rate: try takeName(), from: try takeTime(), units: try takeQuantity(),
+          charge: try takeQuantity()))
+    }
+    return charges
+  }
+
+  mutating func put(_ charges: [RateCharge]) {
+    put(UInt8(charges.count))
+    for charge in charges {
+      put(charge.rate)
+      put(charge.from.milliseconds)
+      put(charge.units)
+      put(charge.charge)
+    }
   }
 }

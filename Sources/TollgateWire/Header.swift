@@ -5,8 +5,7 @@
 package import NIOCore
 import TollgateCore
 
-/// What a frame is. Numbers are never reused. 0x15 … 0x1F are kept for reserve, settle, release
-/// and extend.
+/// What a frame is. Numbers are never reused.
 package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
   case hello = 0x01
   case welcome = 0x02
@@ -21,6 +20,11 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
   case decisions = 0x13
   /// Takes back operations of unknown outcome that will not be repeated.
   case cancel = 0x14
+  case reserve = 0x15
+  case settle = 0x16
+  case release = 0x17
+  case extend = 0x18
+  case refund = 0x19
 
   case admin = 0x20
   case adminReply = 0x21
@@ -56,8 +60,8 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
 
   package var kind: Kind {
     switch self {
-    case .hello, .ping, .check, .consume, .post, .cancel, .admin, .link, .batch, .balances,
-      .config, .query:
+    case .hello, .ping, .check, .consume, .post, .cancel, .reserve, .settle, .release, .extend,
+      .refund, .admin, .link, .batch, .balances, .config, .query:
       .request
     case .pong, .decisions, .adminReply, .linked, .batchReply, .balancesReply, .configReply,
       .queryReply:
@@ -72,7 +76,8 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
     case .post: .clientFallback
     case .adminReply, .balancesReply, .queryReply, .present: .more
     case .hello, .welcome, .ping, .pong, .goAway, .error, .check, .consume, .decisions, .cancel,
-      .admin, .link, .linked, .batch, .batchReply, .recover, .presentRequest, .epoch, .balances,
+      .reserve, .settle, .release, .extend, .refund, .admin, .link, .linked, .batch, .batchReply,
+      .recover, .presentRequest, .epoch, .balances,
       .config, .configReply, .query:
       []
     }
@@ -92,6 +97,11 @@ package enum Opcode: UInt8, Sendable, Hashable, CaseIterable {
     case .post: "POST"
     case .decisions: "DECISIONS"
     case .cancel: "CANCEL"
+    case .reserve: "RESERVE"
+    case .settle: "SETTLE"
+    case .release: "RELEASE"
+    case .extend: "EXTEND"
+    case .refund: "REFUND"
     case .admin: "ADMIN"
     case .adminReply: "ADMIN_REPLY"
     case .link: "LINK"
@@ -120,6 +130,29 @@ package struct FrameFlags: OptionSet, Hashable, Sendable {
   package static let more = FrameFlags(rawValue: 1 << 0)
   /// In POST: the client let the operations through itself, by failure policy.
   package static let clientFallback = FrameFlags(rawValue: 1 << 1)
+}
+
+/// What both sides of a connection must know before it is used there: bits of HELLO and WELCOME.
+/// A bit that a receiver does not know stays as it is and means nothing to it.
+package struct ProtocolFeatures: OptionSet, Hashable, Sendable {
+  package let rawValue: UInt32
+  package init(rawValue: UInt32) { self.rawValue = rawValue }
+
+  /// RESERVE … REFUND, the reasons that came with them, and what deltas say of them.
+  package static let reservations = ProtocolFeatures(rawValue: 1 << 0)
+}
+
+extension Opcode {
+  /// The feature that both sides must have before this opcode is sent.
+  package var feature: ProtocolFeatures {
+    switch self {
+    case .reserve, .settle, .release, .extend, .refund: .reservations
+    case .hello, .welcome, .ping, .pong, .goAway, .error, .check, .consume, .post, .decisions,
+      .cancel, .admin, .adminReply, .link, .linked, .batch, .batchReply, .recover, .presentRequest,
+      .present, .epoch, .balances, .balancesReply, .config, .configReply, .query, .queryReply:
+      []
+    }
+  }
 }
 
 package struct FrameHeader: Hashable, Sendable {

@@ -2,19 +2,21 @@
 // allocates for what the peer announced (DESIGN promise 8); the relations between the bounds are
 // asserted by a test, so that no legal message can outgrow the frame that carries it.
 
+import TollgateCore
+
 package enum WireLimits {
   /// Bytes of a whole frame, header included, on any connection unless configured otherwise; what
   /// every client and every ledger accepts.
   package static let frameBytesMax = 1 << 20
-  /// Bytes of a CHECK, CONSUME, POST or CANCEL frame, whatever the connection allows: the longest
-  /// answer to it then fits `frameBytesMax`.
+  /// Bytes of a frame of CHECK … CANCEL or RESERVE … REFUND, whatever the connection allows: the
+  /// answer to it then fits `frameBytesMax`, with a state for every item that it names.
   package static let dataFrameBytesMax = 96 * 1024
   /// Bytes of a whole frame before the hello was accepted.
   package static let helloFrameBytesMax = 4096
   /// Milliseconds; the largest deadline a request may carry.
   package static let deadlineMillisecondsMax: UInt32 = 600_000
 
-  /// Records in one CHECK, CONSUME, POST or DECISIONS frame.
+  /// Records in one frame of CHECK … CANCEL, RESERVE … REFUND or DECISIONS.
   package static let recordsMax = 1024
   /// Items in one record (the same number as `Resolution.itemsMax`).
   package static let itemsMax = 16
@@ -24,6 +26,12 @@ package enum WireLimits {
   package static let attributeValueBytesMax = 128
   /// Bytes of a trace parent; the W3C form has 55.
   package static let traceParentBytesMax = 64
+  /// The longest time that one RESERVE or EXTEND may ask for.
+  package static let ttlMillisecondsMax = UInt32(HoldBounds.ttlMax)
+  /// Bytes of the reason of a REFUND.
+  package static let refundReasonBytesMax = 256
+  /// Burnt slices named in one decision; what goes beyond is left out.
+  package static let burnsMax = 64
   /// Bytes of an error's text; longer texts are cut by the sender.
   package static let messageBytesMax = 512
   /// Bytes of the client name in a hello.
@@ -43,6 +51,10 @@ package enum WireLimits {
   package static let deltaBodyBytesMax = 768 * 1024
   /// Counters named in one usage body (`Resolution` makes at most one per limit, and one more).
   package static let cellsMax = 64
+  /// Counters in one usage body that got another amount than the whole.
+  package static let partsMax = 96
+  /// Rates in one usage body.
+  package static let chargesMax = 16
   /// Rows in one page of BALANCES_REPLY.
   package static let balancesMax = 2048
   /// Bytes of the JSON document in one ADMIN, ADMIN_REPLY, QUERY, QUERY_REPLY or

@@ -33,7 +33,7 @@ extension ByteBuffer {
       deadlineMilliseconds: deadlineMilliseconds, flags: flags)
   }
 
-  /// For OperationBatch, which four opcodes share.
+  /// For batches of records: OperationBatch is shared by four opcodes.
   package mutating func writeFrame(
     _ opcode: Opcode, _ message: some WireMessage, correlation: UInt64,
     deadlineMilliseconds: UInt32 = 0, flags: FrameFlags = []

@@ -8,8 +8,8 @@ package struct Hello: OpcodeMessage {
   package var versionMin: UInt8
   package var versionMax: UInt8
   package var role: Role
-  /// Optional protocol features the client can use, one bit each; none is defined in version 1.
-  package var features: UInt32
+  /// Optional protocol features that the client knows.
+  package var features: ProtocolFeatures
   /// For logs: program and release.
   package var client: String
   /// The credential; empty where the peer's uid on a Unix socket is enough.
@@ -17,7 +17,7 @@ package struct Hello: OpcodeMessage {
 
   package init(
     role: Role, client: String, token: String, versionMin: UInt8 = FrameHeader.version,
-    versionMax: UInt8 = FrameHeader.version, features: UInt32 = 0
+    versionMax: UInt8 = FrameHeader.version, features: ProtocolFeatures = []
   ) {
     self.versionMin = versionMin
     self.versionMax = versionMax
@@ -32,7 +32,7 @@ package struct Hello: OpcodeMessage {
     buffer.put(versionMax)
     buffer.put(role.rawValue)
     buffer.put(UInt8(0))
-    buffer.put(features)
+    buffer.put(features.rawValue)
     buffer.put(client, UInt8.self, max: WireLimits.clientNameBytesMax)
     buffer.put(token, UInt16.self, max: WireLimits.tokenBytesMax)
   }
@@ -47,7 +47,7 @@ package struct Hello: OpcodeMessage {
       throw .refused(.badRequest, "unknown role")
     }
     try buffer.takeReserved(1)
-    let features = try buffer.take(UInt32.self)
+    let features = ProtocolFeatures(rawValue: try buffer.take())
     let client = try buffer.takeText(UInt8.self, max: WireLimits.clientNameBytesMax)
     let token = try buffer.takeText(UInt16.self, max: WireLimits.tokenBytesMax)
     try buffer.takeUnknownFields()
@@ -73,7 +73,8 @@ package struct Welcome: OpcodeMessage {
   package static let opcode = Opcode.welcome
   package var version: UInt8
   package var role: Role
-  package var features: UInt32
+  /// Those of the hello that the server has too.
+  package var features: ProtocolFeatures
   package var deployment: Name
   package var sidecar: Name
   /// Bytes of the largest frame the server reads from this connection, header included.
@@ -91,8 +92,8 @@ package struct Welcome: OpcodeMessage {
   package var policies: [FeaturePolicy]
 
   package init(
-    version: UInt8 = FrameHeader.version, role: Role, features: UInt32 = 0, deployment: Name,
-    sidecar: Name, frameBytesMax: UInt32, inFlightMax: UInt32,
+    version: UInt8 = FrameHeader.version, role: Role, features: ProtocolFeatures = [],
+    deployment: Name, sidecar: Name, frameBytesMax: UInt32, inFlightMax: UInt32,
     recordsMax: UInt32 = UInt32(WireLimits.recordsMax), defaultDeadlineMilliseconds: UInt32,
     maxDeadlineMilliseconds: UInt32, idleTimeoutMilliseconds: UInt32, time: WallTime,
     globalVersion: Int64, policies: [FeaturePolicy]
@@ -117,7 +118,7 @@ package struct Welcome: OpcodeMessage {
     buffer.put(version)
     buffer.put(role.rawValue)
     buffer.put(UInt16(0))
-    buffer.put(features)
+    buffer.put(features.rawValue)
     buffer.put(deployment)
     buffer.put(sidecar)
     buffer.put(frameBytesMax)
@@ -151,7 +152,7 @@ package struct Welcome: OpcodeMessage {
       throw .refused(.badRequest, "unknown role")
     }
     try buffer.takeReserved(2)
-    let features = try buffer.take(UInt32.self)
+    let features = ProtocolFeatures(rawValue: try buffer.take())
     var welcome = Welcome(
       version: version, role: role, features: features, deployment: try buffer.takeName(),
       sidecar: try buffer.takeName(), frameBytesMax: try buffer.take(),

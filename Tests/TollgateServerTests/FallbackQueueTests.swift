@@ -456,13 +456,16 @@ struct FallbackVerdictTests {
   @Test func everyReasonOfAPostIsJudged() {
     let expected: [String: Set<Reason>] = [
       "done": [
-        .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted, .cancelled,
+        .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted, .settled,
+        .settledClamped, .settledLate, .released, .extended, .refunded, .cancelled,
       ],
       "again": [.storeUnavailable, .fallbackExhausted],
-      "later": [.outboxFull, .dedupeFull, .accountFrozen, .unknownAccount],
+      "later": [
+        .outboxFull, .dedupeFull, .accountFrozen, .unknownAccount, .priceUnknown, .pastDue,
+      ],
       "refused": [
         .unknownFeature, .featureNotInPlan, .gateClosed, .costAboveBurst, .quotaExceeded,
-        .rateLimited,
+        .rateLimited, .concurrencyExceeded, .creditExhausted, .spendCapReached, .holdsExceeded,
       ],
     ]
     var found: [String: Set<Reason>] = [:]
@@ -491,6 +494,7 @@ struct FallbackVerdictTests {
     let refused: Set<ErrorCode> = [
       .badRequest, .unknownCriticalField, .idempotencyMismatch, .invalidName, .amountOutOfRange,
       .tooManyItems, .duplicateItem, .frameTooLarge, .conflict, .notFound, .invalidDocument,
+      .reservationUnknown, .reservationEnded, .overrunRejected, .nothingToRefund,
     ]
     for code in ErrorCode.allCases {
       var expected = again.contains(code) ? "again" : refused.contains(code) ? "refused" : "later"

@@ -20,7 +20,12 @@ enum Describe {
     case .pong: return try one(frame) { (m: Pong) in .object(["nonce": .init(m.nonce)]) }
     case .goAway: return try one(frame, goAway)
     case .error: return try one(frame, error)
-    case .check, .consume, .post, .cancel: return try operations(frame)
+    case .check, .consume, .post, .cancel: return try records(frame, operation)
+    case .reserve: return try records(frame, DescribeReservations.reserve)
+    case .settle: return try records(frame, DescribeReservations.settle)
+    case .release: return try records(frame, DescribeReservations.release)
+    case .extend: return try records(frame, DescribeReservations.extend)
+    case .refund: return try records(frame, DescribeReservations.refund)
     case .decisions: return try one(frame, decisions)
     case .admin:
       return try one(frame) { (m: AdminRequest) in document("method", .init(m.rawMethod), m.body) }
@@ -68,14 +73,15 @@ enum Describe {
   private static func hello(_ m: Hello) -> JSONValue {
     .object([
       "versionMin": .init(m.versionMin), "versionMax": .init(m.versionMax),
-      "role": .text(m.role.name), "features": .init(m.features), "client": .text(m.client),
+      "role": .text(m.role.name), "features": .init(m.features.rawValue), "client": .text(m.client),
       "token": .text(m.token),
     ])
   }
 
   private static func welcome(_ m: Welcome) -> JSONValue {
     .object([
-      "version": .init(m.version), "role": .text(m.role.name), "features": .init(m.features),
+      "version": .init(m.version), "role": .text(m.role.name),
+      "features": .init(m.features.rawValue),
       "deployment": .text(m.deployment.text), "server": .text(m.sidecar.text),
       "frameBytesMax": .init(m.frameBytesMax), "inFlightMax": .init(m.inFlightMax),
       "recordsMax": .init(m.recordsMax), "defaultDeadline": .init(m.defaultDeadlineMilliseconds),
@@ -106,38 +112,30 @@ enum Describe {
     ])
   }
 
-  private static func operations(
-    _ frame: Frame
+  private static func records<Record: BatchRecord>(
+    _ frame: Frame, _ describe: (Record) -> JSONValue
   ) throws(WireError) -> (JSONValue, ByteBuffer?) {
     var payload = frame.payload
-    let results = try OperationBatch.decodeEach(from: &payload)
-    var records: [OperationRecord] = []
+    let results = try RecordBatch<Record>.decodeEach(from: &payload)
+    var records: [Record] = []
     var described: [JSONValue] = []
     for result in results {
       switch result {
       case .success(let record):
         records.append(record)
-        described.append(operation(record))
+        described.append(describe(record))
       case .failure(let error): described.append(.object(["error": .text(error.code.name)]))
       }
     }
     let fields = JSONValue.object(["records": .array(described)])
     guard records.count == results.count else { return (fields, nil) }
     var buffer = ByteBuffer()
-    OperationBatch(records).encode(into: &buffer)
+    RecordBatch(records).encode(into: &buffer)
     return (fields, buffer)
   }
 
   private static func operation(_ record: OperationRecord) -> JSONValue {
-    .object([
-      "id": .text(record.id.hex), "subject": .text(record.subject.path),
-      "items": .array(
-        record.items.map {
-          .object(["feature": .text($0.feature.text), "amount": .init($0.amount)])
-        }),
-      "attributes": .object(record.attributes.mapValues { .text($0) }),
-      "traceParent": .text(record.traceParent),
-    ])
+    .object(DescribeReservations.operation(record))
   }
 
   private static func decisions(_ m: DecisionBatch) -> JSONValue {
@@ -149,7 +147,7 @@ enum Describe {
     case .error(let code, let message):
       return .object(["error": .text(code.name), "message": .text(message)])
     case .decision(let d):
-      return .object([
+      var fields: [String: JSONValue] = [
         "reason": .text(d.reason.name), "source": .text(d.source.name),
         "replayed": .bool(d.replayed), "time": .init(d.time.milliseconds),
         "globalVersion": .init(d.globalVersion), "accountVersion": .init(d.accountVersion),
@@ -163,7 +161,9 @@ enum Describe {
               "limit": .init(item.limit?.text),
             ])
           }),
-      ])
+      ]
+      fields.merge(DescribeReservations.extras(of: d)) { $1 }
+      return .object(fields)
     }
   }
 

@@ -116,14 +116,14 @@ enum DescribeLedger {
     ])
   }
 
-  private static func period(_ period: Period) -> JSONValue {
+  static func period(_ period: Period) -> JSONValue {
     .object([
       "start": .init(period.start.milliseconds), "end": .init(period.end.milliseconds),
     ])
   }
 
   static func usage(_ body: UsageBody) -> JSONValue {
-    .object([
+    var fields: [String: JSONValue] = [
       "subject": .text(body.subject.path), "feature": .text(body.feature.text),
       "period": period(body.period),
       "cells": .array(
@@ -135,7 +135,9 @@ enum DescribeLedger {
       "catalogVersion": .init(body.catalogVersion), "source": .text(body.source.name),
       "attributes": .object(body.attributes.mapValues { .text($0) }),
       "traceParent": .text(body.traceParent),
-    ])
+    ]
+    fields.merge(DescribeReservations.extras(of: body)) { $1 }
+    return .object(fields)
   }
 
   static func configDelta(_ delta: ConfigDelta) -> JSONValue {

@@ -33,6 +33,11 @@ import TollgateTesting
       operations.encode(into: &buffer)
       #expect(try OperationBatch.decode(from: &buffer) == operations)
       for record in operations.records { try record.validate() }
+      try Self.roundTrip(ReserveBatch(messages.list(1...3) { $0.reserve() }))
+      try Self.roundTrip(SettleBatch(messages.list(1...3) { $0.settle() }))
+      try Self.roundTrip(ReleaseBatch(messages.list(1...3) { $0.release() }))
+      try Self.roundTrip(ExtendBatch(messages.list(1...3) { $0.extend() }))
+      try Self.roundTrip(RefundBatch(messages.list(1...3) { $0.refund() }))
 
       let decisions = DecisionBatch(messages.list(0...3) { $0.decision() })
       buffer.clear()
@@ -122,6 +127,13 @@ import TollgateTesting
     }
     #expect(accepted > 1000)
     #expect(refused > 1000)
+  }
+
+  private static func roundTrip<Record>(_ batch: RecordBatch<Record>) throws {
+    var buffer = ByteBuffer()
+    batch.encode(into: &buffer)
+    #expect(try RecordBatch<Record>.decode(from: &buffer) == batch)
+    for record in batch.records { try record.validate() }
   }
 
   static func mutate(

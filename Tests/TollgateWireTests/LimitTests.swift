@@ -74,7 +74,8 @@ import TollgateCore
       .badRequest, message: String(repeating: "m", count: WireLimits.messageBytesMax))
     for items in 1...WireLimits.itemsMax {
       // Features of one or two bytes: the shortest that can be told apart.
-      let request = 2 + OperationRecord.bytesMin + 1 + items * (OperationRecord.itemBytesMin + 1)
+      let request =
+        2 + OperationRecord.recordBytesMin + 1 + items * (OperationRecord.itemBytesMin + 1)
       let room = WireLimits.dataFrameBytesMax - FrameHeader.bytes - 4
       let records = min(WireLimits.recordsMax, room / request)
       for record in [answer(items), refusal] {

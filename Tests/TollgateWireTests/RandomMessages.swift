@@ -35,7 +35,8 @@ struct RandomMessages {
       Hello(
         role: pick(Role.allCases), client: text(64), token: text(512),
         versionMin: UInt8.random(in: 0...9, using: &random),
-        versionMax: UInt8.random(in: 9...255, using: &random), features: word())
+        versionMax: UInt8.random(in: 9...255, using: &random),
+        features: ProtocolFeatures(rawValue: word()))
     case .welcome: welcome()
     case .ping: Ping(nonce: random.next())
     case .pong: Pong(nonce: random.next())
@@ -46,6 +47,11 @@ struct RandomMessages {
         code: pick(ErrorCode.allCases), message: text(512),
         field: random.chance(0.5) ? nil : "f" + text(254))
     case .check, .consume, .post, .cancel: OperationBatch(list(1...4) { $0.operation() })
+    case .reserve: ReserveBatch(list(1...4) { $0.reserve() })
+    case .settle: SettleBatch(list(1...4) { $0.settle() })
+    case .release: ReleaseBatch(list(1...4) { $0.release() })
+    case .extend: ExtendBatch(list(1...4) { $0.extend() })
+    case .refund: RefundBatch(list(1...4) { $0.refund() })
     case .decisions: DecisionBatch(list(0...4) { $0.decision() })
     case .admin:
       AdminRequest(rawMethod: UInt16.random(in: 0 ... .max, using: &random), body: bytes(200))
@@ -97,14 +103,8 @@ struct RandomMessages {
   // MARK: parts
 
   mutating func operation() -> OperationRecord {
-    var items: [Item] = []
-    for _ in 0..<Int.random(in: 1...WireLimits.itemsMax, using: &random) {
-      let item = Item(feature: name(), amount: ordinal())
-      if !items.contains(where: { $0.feature == item.feature }) { items.append(item) }
-    }
-    return OperationRecord(
-      id: id(), subject: subject(), items: items, attributes: attributes(),
-      traceParent: random.chance(0.5) ? "" : text(WireLimits.traceParentBytesMax))
+    OperationRecord(
+      id: id(), subject: subject(), items: items(1), attributes: attributes(), traceParent: trace())
   }
 
   mutating func decision() -> DecisionRecord {
@@ -119,13 +119,15 @@ struct RandomMessages {
           .init(
             limit: $0.optionalName(), remaining: $0.optionalOrdinal(), settled: $0.quantity(),
             held: $0.ordinal(), reset: $0.optionalOrdinal().map { WallTime(milliseconds: $0) })
-        }))
+        }, expires: random.chance(0.5) ? nil : time(), settlements: settlements(), burns: burns(),
+        derived: random.chance(0.7) ? [] : list(0...WireLimits.itemsMax) { $0.name() }))
   }
 
   private mutating func welcome() -> Welcome {
     Welcome(
-      version: 1, role: pick(Role.allCases), features: word(), deployment: name(),
-      sidecar: name(), frameBytesMax: word(), inFlightMax: word(), recordsMax: word(),
+      version: 1, role: pick(Role.allCases), features: ProtocolFeatures(rawValue: word()),
+      deployment: name(), sidecar: name(), frameBytesMax: word(), inFlightMax: word(),
+      recordsMax: word(),
       defaultDeadlineMilliseconds: word(), maxDeadlineMilliseconds: word(),
       idleTimeoutMilliseconds: word(), time: time(), globalVersion: ordinal(),
       policies: list(0...5) {
@@ -144,7 +146,8 @@ struct RandomMessages {
           level: Int.random(in: 1...5, using: &$0.random), window: $0.window(), period: $0.period())
       },
       catalogVersion: ordinal(), source: pick(Source.allCases), attributes: attributes(),
-      traceParent: random.chance(0.5) ? "" : text(64))
+      traceParent: trace(), parts: parts(), charges: charges(),
+      corrects: random.chance(0.5) ? nil : id())
   }
 
   mutating func configDelta() -> ConfigDelta {
@@ -200,13 +203,6 @@ struct RandomMessages {
     return Period(
       start: WallTime(milliseconds: start),
       end: WallTime(milliseconds: start + Int64(edge(1...1_000_000))))
-  }
-
-  mutating func window() -> Window {
-    pick([
-      .minute, .hour, .day, .week, .month, .quarter, .year, .lifetime,
-      .seconds(Int64(edge(1...Int(Window.secondsMax)))),
-    ])
   }
 
   mutating func deployment() -> Deployment {

@@ -63,6 +63,15 @@ import TollgateCore
     }
   }
 
+  @Test func features() throws {
+    #expect(try pairs("7.5 Features") == ["0 reservations"])
+    #expect(ProtocolFeatures.reservations.rawValue == 1 << 0)
+    #expect(
+      Opcode.allCases.filter { $0.feature == .reservations }
+        == [.reserve, .settle, .release, .extend, .refund])
+    #expect(Opcode.allCases.allSatisfy { [[], .reservations].contains($0.feature) })
+  }
+
   @Test func `admin methods`() throws {
     #expect(try pairs("8. Admin") == AdminMethod.allCases.map { "\($0.rawValue) \($0.name)" })
   }
@@ -83,7 +92,12 @@ import TollgateCore
     let text = try Repository.text("proto/PROTOCOL.md")
     for wanted in [
       "| frame before WELCOME | 4,096 bytes |", "| frame | WELCOME says; 1,048,576 bytes unless",
-      "| frame of CHECK, CONSUME, POST, CANCEL | 98,304 bytes", "| deadline | 600,000 ms |",
+      "| frame of CHECK, CONSUME, POST, CANCEL, RESERVE, SETTLE, RELEASE, EXTEND, REFUND | 98,304",
+      "| ttl of a RESERVE or EXTEND | 1 … 86,400,000 ms; 60,000 where",
+      "| grace of a reservation; time for a late settle | 5 s; 24 h |",
+      "| reservations of a subject at a time | configured; 1,000 |",
+      "| reason of a REFUND | 256 bytes |", "| burns in a decision | 64 |",
+      "| cells; parts; charges of a usage body | 64; 96; 16 |", "| deadline | 600,000 ms |",
       "| records in a frame | 1,024 |", "| items in a record | 16 |",
       "| trace parent | 64 bytes |", "| client name; token | 64; 512 bytes |",
       "| entries in BATCH, PRESENT | 4,096 |", "| body of a delta | 786,432 bytes |",
@@ -105,6 +119,15 @@ import TollgateCore
     #expect(WireLimits.documentBytesMax == 1_044_480)
     #expect(WireLimits.balancesMax == 2048)
     #expect(WireLimits.accountConfigBytesMax == 262_144)
+    #expect(WireLimits.ttlMillisecondsMax == 86_400_000)
+    #expect(WireLimits.refundReasonBytesMax == 256)
+    #expect(WireLimits.burnsMax == 64)
+    #expect(WireLimits.cellsMax == 64 && WireLimits.partsMax == 96 && WireLimits.chargesMax == 16)
+    #expect(HoldBounds.ttlDefault == 60_000)
+    #expect(HoldBounds.grace == 5_000)
+    #expect(HoldBounds.lateHorizon == 24 * 3_600_000)
+    #expect(HoldBounds.perSubjectMax == 1_000)
+    #expect(Window.codeBytesMax == 80)
   }
 }
 

@@ -43,7 +43,7 @@ import TollgateCore
 
   static func frames() throws -> [Vector] {
     let frames = try Repository.vectors().filter { $0.kind == nil }
-    guard frames.count >= 200 else { throw VectorError("only \(frames.count) frame vectors") }
+    guard frames.count >= 400 else { throw VectorError("only \(frames.count) frame vectors") }
     return frames
   }
 
@@ -101,7 +101,7 @@ import TollgateCore
 
   @Test func `each delta body is read, and written again to the same bytes`() throws {
     let bodies = try Repository.vectors().filter { $0.kind != nil }
-    #expect(bodies.count >= 15)
+    #expect(bodies.count >= 30)
     for vector in bodies {
       let bytes = try vector.bytes()
       var outcome: JSONValue

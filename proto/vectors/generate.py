@@ -100,6 +100,16 @@ USAGE = {"subject": "acme/alice", "feature": "tokens.output", "period": MONTH,
                                                             "end": 1_763_700_030_000}}],
          "catalogVersion": 12, "source": "policy",
          "attributes": {"model": "gpt-x", "region": "eu-1"}, "traceParent": TRACE}
+WINDOWS = ["M@", "7200s@", "L", "oM@", "oL", "o60s", "$spend.included", "$" + "g" * 64,
+           "rsmall.input,1764547200000", "r" + "r" * 62 + ",9007199254740991", "r1,0", "c", "-"]
+CORRECTED = {**USAGE, "source": "redis", "attributes": {}, "traceParent": "", "corrects": ID2}
+SPENT = {**CORRECTED, "feature": "spend",
+         "cells": [{"level": 1, "window": "M@", "period": MONTH}],
+         "parts": [{"level": 1, "window": "$spend.included", "period": MONTH, "amount": 4_000_000},
+                   {"level": 1, "window": "oM@", "period": MONTH, "amount": 17},
+                   {"level": 2, "window": "-", "period": {"start": 0, "end": MAX}, "amount": -17}],
+         "charges": [{"rate": "small.input", "from": 0, "units": 26_666_667, "charge": 4_000_000},
+                     {"rate": "small.output", "from": TIME, "units": 1, "charge": 17}]}
 CONFIG = {"scope": "account", "key": "acme", "version": 4, "action": "limit.set",
           "actor": "ops@example.org", "reason": "Grün, für März", "before": '{"version":3}',
           "after": '{"version":4}'}
@@ -197,7 +207,7 @@ def decisions():
                 state(remaining=0, settled=-MAX, held=MAX, reset=0),
                 state(remaining=MAX, settled=MAX)])]}),
         raw("a decision with an unknown optional field", "DECISIONS", one(
-            payload("DECISIONS", {"records": [decision()]})[6:] + struct.pack("<HH", 1, 0)),
+            payload("DECISIONS", {"records": [decision()]})[6:] + struct.pack("<HH", 900, 0)),
             {"records": [decision()]}, canonical=False),
         raw("a record with an unknown error", "DECISIONS",
             one(struct.pack("<HH", 4000, 1) + b"x"),
@@ -225,8 +235,14 @@ def ledger():
     usage, config = t.encode_usage_body(USAGE).hex(), t.encode_config_body(CONFIG).hex()
     entries = [entry(41, body=usage), entry(42, index=64, kind=2, actual=-5, charged=-5),
                entry(43, kind=3, actual=0, charged=0, body=config, operation=ID2)]
+    later = [entry(44, actual=9, charged=5, body=t.encode_usage_body(SPENT).hex()),
+             entry(45, kind=4, actual=-5, charged=-5, body=t.encode_usage_body(CORRECTED).hex()),
+             entry(46, kind=5, actual=-MAX, charged=-MAX,
+                   body=t.encode_usage_body(CORRECTED).hex())]
     balances = [{"subject": "acme", "feature": "chat.requests", "window": "M", "period": MONTH,
-                 "settled": 17, "forgiven": 0},
+                 "settled": 17, "forgiven": 0}] + [
+                {"subject": "acme", "feature": "spend", "window": window, "period": MONTH,
+                 "settled": 1, "forgiven": 0} for window in WINDOWS] + [
                 {"subject": "acme/alice", "feature": "tab", "window": "3600s",
                  "period": {"start": 0, "end": 3_600_000}, "settled": -1, "forgiven": MAX}]
     account = {"account": "acme", "version": 4, "config": '{"plan":"pro"}'}
@@ -238,11 +254,13 @@ def ledger():
         good("linked", "LINKED", {"deployment": DEPLOYMENT, "buckets": [
             {"bucket": 0, "epoch": 1, "cursor": 42}, {"bucket": 64, "epoch": 9, "cursor": 0}]}),
         good("batch", "BATCH", {"bucket": 3, "epoch": 2, "previous": 40, "entries": entries}),
+        good("batch with a settle, a refund and an adjustment", "BATCH",
+             {"bucket": 3, "epoch": 2, "previous": 43, "entries": later}),
         good("batch without entries", "BATCH",
              {"bucket": 64, "epoch": 1, "previous": 0, "entries": []}),
         good("batch with kinds that the ledger parks", "BATCH",
              {"bucket": 0, "epoch": 1, "previous": 0,
-              "entries": [entry(1, kind=0), entry(2, kind=4), entry(3, kind=255)]}),
+              "entries": [entry(1, kind=0), entry(2, kind=6), entry(3, kind=255)]}),
         good("batch with numbers that the ledger parks", "BATCH",
              {"bucket": 0, "epoch": 1, "previous": 0, "entries": [
                  {**entry(1, body="00"), "actual": -(1 << 63), "charged": (1 << 63) - 1}]}),
@@ -275,6 +293,306 @@ def ledger():
         good("config reply, nothing known", "CONFIG_REPLY",
              {"account": "acme", "version": 0, "document": ""}),
     ]
+
+
+# --------------------------------------------------------------------------------- reservations
+
+def reserve(ttl=None, overrun=None, bound=0, **changes):
+    return {**record(**changes), "ttl": ttl,
+            "overrun": overrun and {"policy": overrun, "bound": bound}}
+
+
+def settle(final=True, floor=False, **changes):
+    return {**record(**{"id": ID2, **changes}), "reservation": ID1, "final": final, "floor": floor}
+
+
+def release(subject="acme", trace=""):
+    return {"id": ID2, "subject": subject, "reservation": ID1, "traceParent": trace}
+
+
+def extend(ttl=60_000, **changes):
+    return {**release(**changes), "ttl": ttl}
+
+
+def refund(items=(("chat.requests", 1),), reason="", **changes):
+    return {**record(items=items, **{"id": ID2, **changes}), "corrects": ID1, "reason": reason}
+
+
+def settled(actual, charged):
+    return {"actual": actual, "charged": charged, "absorbed": actual - charged}
+
+
+def burn(item, grant, amount):
+    return {"item": item, "grant": grant, "amount": amount}
+
+
+def reservations():
+    tokens = [("tokens.input", 1200), ("tokens.output", 4096)]
+    sixteen = [(f"f{n}", MAX - n) for n in range(16)]
+    full = {"attributes": {"model": "gpt-x"}, "trace": TRACE}
+    limits = [state(limit="tok-in", remaining=8_800, settled=3_000, held=1_200,
+                    reset=MONTH["end"]), state(held=4_096)]
+    least = payload("RESERVE", {"records": [reserve()]})[6:]
+    return [
+        good("reserve, everything by default", "RESERVE", {"records": [reserve()]}, deadline=50),
+        good("reserve for a minute, clamp, both said", "RESERVE",
+             {"records": [reserve(ttl=60_000, overrun="clamp", items=tokens, **full)]}),
+        good("reserve for a millisecond, reject", "RESERVE",
+             {"records": [reserve(ttl=1, overrun="reject")]}),
+        good("reserve for a day, overdraft", "RESERVE",
+             {"records": [reserve(ttl=t.TTL_MS_MAX, overrun="overdraft", bound=MAX,
+                                  subject=DEEP, items=sixteen)]}),
+        good("reserve with an overdraft of nothing", "RESERVE",
+             {"records": [reserve(overrun="overdraft")]}),
+        good("three reserves", "RESERVE",
+             {"records": [reserve(), reserve(id=ID2, ttl=5), reserve(id="f" * 32, items=tokens)]}),
+        good("settle, final", "SETTLE", {"records": [settle(items=tokens, **full)]}),
+        good("settle, final, nothing was used", "SETTLE",
+             {"records": [settle(items=[("tokens.input", 0), ("tokens.output", 0)])]}),
+        good("settle, a part of it", "SETTLE", {"records": [settle(final=False, items=tokens)]}),
+        good("settle, the known floor of a stream that was cut", "SETTLE",
+             {"records": [settle(floor=True, items=[("tokens.output", 17)])]}),
+        good("settle, sixteen items", "SETTLE",
+             {"records": [settle(subject=DEEP, items=sixteen)]}),
+        good("two settles", "SETTLE", {"records": [settle(final=False), settle(id="0" * 32)]}),
+        good("release", "RELEASE", {"records": [release()]}),
+        good("two releases, trace", "RELEASE",
+             {"records": [release(subject=DEEP, trace=TRACE), release(trace="t" * 64)]}),
+        good("extend", "EXTEND", {"records": [extend()]}),
+        good("extends at both ends of the range, trace", "EXTEND",
+             {"records": [extend(1, trace=TRACE), extend(t.TTL_MS_MAX)]}, deadline=600_000),
+        good("refund", "REFUND", {"records": [refund()]}),
+        good("refund of all", "REFUND", {"records": [refund(items=(), reason="Köln war kaputt")]}),
+        good("refund with everything", "REFUND",
+             {"records": [refund(items=sixteen, reason="r" * 256, **full)]}),
+        raw("a reserve with an unknown optional field", "RESERVE",
+            one(least + struct.pack("<HH", 3, 4) + struct.pack("<I", 9)
+                + struct.pack("<HH", 0x64, 2) + b"xy"),
+            {"records": [reserve(ttl=9)]}, canonical=False),
+        raw("a ttl marked critical", "RESERVE",
+            one(least + struct.pack("<HHI", 0x8003, 4, 9)),
+            {"records": [reserve(ttl=9)]}, canonical=False),
+        raw("ttl and overrun in a consume are skipped", "CONSUME",
+            one(least + struct.pack("<HHI", 3, 4, 9) + struct.pack("<HH", 4, 16) + bytes(16)),
+            {"records": [record()]}, canonical=False),
+        raw("attributes of a release are skipped", "RELEASE",
+            one(payload("RELEASE", {"records": [release()]})[6:] + struct.pack("<HH", 1, 1) + b"\0"),
+            {"records": [release()]}, canonical=False),
+        good("answer: reserved", "DECISIONS", {"records": [decision(
+            items=limits, expires=TIME + 60_000,
+            burns=[burn(0, "promo", 200), burn(0, "tokens.included", 900), burn(0, None, 100)])]}),
+        good("answer: settled in part", "DECISIONS", {"records": [decision(
+            "SETTLED_CLAMPED", bindingItem=1, binding="tok-out", items=limits,
+            settlements=[settled(1_200, 1_200), settled(5_000, 4_100)])]}),
+        good("answer: settled, money derived", "DECISIONS", {"records": [decision(
+            "SETTLED", items=limits[:1] + [state(limit="spend.cap", remaining=0, settled=5)],
+            settlements=[settled(9, 9), settled(4_000_017, 4_000_017)],
+            burns=[burn(1, "spend.included", 4_000_000), burn(1, None, 17)],
+            derived=["spend"])]}),
+        good("answer: settled late, nothing used", "DECISIONS", {"records": [decision(
+            "SETTLED_LATE", settlements=[settled(0, 0)])]}),
+        good("answer: released, extended", "DECISIONS", {"records": [
+            decision("RELEASED", replayed=True), decision("EXTENDED", expires=MAX)]}),
+        good("answer: refunded", "DECISIONS", {"records": [decision(
+            "REFUNDED", settlements=[settled(-9, -9), settled(-MAX, 0)],
+            burns=[burn(0, None, -4), burn(0, "promo", -5)])]}),
+        good("answer: everything at its bound", "DECISIONS", {"records": [decision(
+            "SETTLED", items=[state(limit=LONG_NAME, remaining=MAX, settled=-MAX, held=MAX,
+                                    reset=MAX)] * 16, expires=-MAX,
+            settlements=[settled(MAX, MAX)] * 16, burns=[burn(15, LONG_NAME, -MAX)] * 64,
+            derived=[f"d{n}" for n in range(16)])]}),
+        good("answer: errors of reservations", "DECISIONS", {"records": [
+            {"error": code, "message": f"about {code}"} for code in (
+                "RESERVATION_UNKNOWN", "RESERVATION_ENDED", "OVERRUN_REJECTED",
+                "NOTHING_TO_REFUND")]}),
+        raw("answer: lists that are there and empty", "DECISIONS",
+            one(payload("DECISIONS", {"records": [decision()]})[6:] + b"".join(
+                struct.pack("<HHB", number, 1, 0) for number in (2, 3, 4))),
+            {"records": [decision()]}, canonical=False),
+    ] + hostile_reservation_frames() + hostile_reservation_records()
+
+
+def hostile_reservation_frames():
+    settle1 = payload("SETTLE", {"records": [settle()]})
+    extend1 = payload("EXTEND", {"records": [extend()]})
+    answer = payload("DECISIONS", {"records": [decision(
+        expires=TIME, settlements=[settled(2, 1)], burns=[burn(0, "g", 1)], derived=["spend"])]})
+    plain = payload("DECISIONS", {"records": [decision()]})[6:]
+
+    def field(number, data):
+        return one(plain + struct.pack("<HH", number, len(data)) + data)
+
+    rows = [
+        ("reserve: no records", "RESERVE", bytes(4), "BAD_REQUEST"),
+        ("reserve: reserved bytes", "RESERVE", b"\1\0\0\1", "BAD_REQUEST"),
+        ("settle: 1025 records announced", "SETTLE", struct.pack("<HH", 1025, 0),
+         "TOO_MANY_ITEMS"),
+        ("settle: two records announced, one there", "SETTLE", changed(settle1, 0, b"\2\0"),
+         "BAD_REQUEST"),
+        ("settle: bytes behind the last record", "SETTLE", settle1 + b"\0", "BAD_REQUEST"),
+        ("settle: record longer than the frame", "SETTLE", changed(settle1, 4, b"\xff\xff"),
+         "BAD_REQUEST"),
+        ("settle: a frame above 98,304 bytes", "SETTLE",
+         settle1 + bytes(98_304 - 24 - len(settle1) + 1), "TOO_MANY_ITEMS"),
+        ("release: empty payload", "RELEASE", b"", "BAD_REQUEST"),
+        ("extend: 1,000 records announced, one there", "EXTEND",
+         changed(extend1, 0, struct.pack("<H", 1000)), "BAD_REQUEST"),
+        ("refund: 65535 records announced", "REFUND", b"\xff\xff\0\0", "TOO_MANY_ITEMS"),
+        ("answer: the last byte is missing", "DECISIONS", one(answer[6:-1]), "BAD_REQUEST"),
+        ("answer: expires of seven bytes", "DECISIONS", field(1, bytes(7)), "BAD_REQUEST"),
+        ("answer: expires of nine bytes", "DECISIONS", field(1, bytes(9)), "BAD_REQUEST"),
+        ("answer: expires above 2^53", "DECISIONS", field(1, struct.pack("<q", 1 << 53)),
+         "BAD_REQUEST"),
+        ("answer: 17 settled items", "DECISIONS", field(2, b"\x11" + bytes(24 * 17)),
+         "TOO_MANY_ITEMS"),
+        ("answer: settled items beyond the field", "DECISIONS", field(2, b"\2" + bytes(24)),
+         "BAD_REQUEST"),
+        ("answer: settled above 2^53", "DECISIONS",
+         field(2, b"\1" + struct.pack("<qqq", 1 << 53, 0, 1 << 53)), "AMOUNT_OUT_OF_RANGE"),
+        ("answer: absorbed is not the rest", "DECISIONS",
+         field(2, b"\1" + struct.pack("<qqq", 5, 3, 1)), "BAD_REQUEST"),
+        ("answer: 65 burns", "DECISIONS", field(3, b"\x41" + (bytes(2) + bytes(8)) * 65),
+         "BAD_REQUEST"),
+        ("answer: burn of item 16", "DECISIONS", field(3, b"\1\x10\0" + bytes(8)),
+         "BAD_REQUEST"),
+        ("answer: burn of a grant with a slash", "DECISIONS",
+         field(3, b"\1\0\3a/b" + bytes(8)), "INVALID_NAME"),
+        ("answer: a byte behind the burns", "DECISIONS", field(3, b"\0\0"), "BAD_REQUEST"),
+        ("answer: 17 derived items", "DECISIONS", field(4, b"\x11" + b"\1a" * 17),
+         "TOO_MANY_ITEMS"),
+        ("answer: derived item without a name", "DECISIONS", field(4, b"\1\0\0"),
+         "INVALID_NAME"),
+        ("answer: fields out of order", "DECISIONS",
+         one(plain + struct.pack("<HHB", 3, 1, 0) + struct.pack("<HHB", 2, 1, 0)), "BAD_REQUEST"),
+    ]
+    return [bad(name, framed(opcode, data), code, direction=DIRECTIONS[opcode])
+            for name, opcode, data, code in rows] + [
+        bad("reserve with correlation id 0", t.encode_frame("RESERVE", {"records": [reserve()]}, 0),
+            "BAD_FRAME", True),
+        bad("settle with CLIENT_FALLBACK",
+            t.encode_frame("SETTLE", {"records": [settle()]}, 1, 0, 2), "BAD_FRAME", True),
+        bad("extend with a deadline too long",
+            t.encode_frame("EXTEND", {"records": [extend()]}, 1, 600_001), "BAD_FRAME", True),
+        bad("refund with MORE", t.encode_frame("REFUND", {"records": [refund()]}, 1, 0, 1),
+            "BAD_FRAME", True),
+    ]
+
+
+def hostile_reservation_records():
+    """Refused in their place, between two good ones of the same kind."""
+    def inner(opcode, fields):
+        return payload(opcode, {"records": [fields]})[6:]
+
+    def with_one(opcode, fields, number, data):
+        return inner(opcode, fields) + struct.pack("<HH", number, len(data)) + data
+
+    least = reserve()
+    at_bits = 16 + 2 + 4 + 16
+    settle1, release1, extend1, refund1 = (
+        inner("SETTLE", settle()), inner("RELEASE", release()), inner("EXTEND", extend()),
+        inner("REFUND", refund()))
+    at_amount = at_bits + 1 + 1 + 1 + len("chat.requests")
+    items17 = [(f"f{n}", 1) for n in range(17)]
+    twice = [("tab", 1), ("x", 1), ("tab", 2)]
+    cases = [
+        ("ttl 0", "RESERVE", with_one("RESERVE", least, 3, bytes(4)), "BAD_REQUEST"),
+        ("ttl above a day", "RESERVE",
+         with_one("RESERVE", least, 3, struct.pack("<I", t.TTL_MS_MAX + 1)), "BAD_REQUEST"),
+        ("ttl 2^32 - 1", "RESERVE", with_one("RESERVE", least, 3, b"\xff" * 4), "BAD_REQUEST"),
+        ("ttl of three bytes", "RESERVE", with_one("RESERVE", least, 3, b"\1\0\0"),
+         "BAD_REQUEST"),
+        ("ttl of eight bytes", "RESERVE", with_one("RESERVE", least, 3, b"\1" + bytes(7)),
+         "BAD_REQUEST"),
+        ("ttl twice", "RESERVE",
+         with_one("RESERVE", reserve(ttl=5), 3, struct.pack("<I", 5)), "BAD_REQUEST"),
+        ("overrun policy 3", "RESERVE", with_one("RESERVE", least, 4, b"\3" + bytes(15)),
+         "BAD_REQUEST"),
+        ("overrun with reserved bytes", "RESERVE",
+         with_one("RESERVE", least, 4, b"\1" + bytes(6) + b"\1" + bytes(8)), "BAD_REQUEST"),
+        ("clamp with a bound", "RESERVE",
+         with_one("RESERVE", least, 4, b"\1" + bytes(7) + struct.pack("<q", 1)), "BAD_REQUEST"),
+        ("reject with a bound", "RESERVE",
+         with_one("RESERVE", least, 4, bytes(8) + struct.pack("<q", 1)), "BAD_REQUEST"),
+        ("overdraft of less than nothing", "RESERVE",
+         with_one("RESERVE", least, 4, b"\2" + bytes(7) + struct.pack("<q", -1)),
+         "AMOUNT_OUT_OF_RANGE"),
+        ("overdraft of 2^53", "RESERVE",
+         with_one("RESERVE", least, 4, b"\2" + bytes(7) + struct.pack("<q", 1 << 53)),
+         "AMOUNT_OUT_OF_RANGE"),
+        ("overrun cut short", "RESERVE", with_one("RESERVE", least, 4, b"\2" + bytes(7)),
+         "BAD_REQUEST"),
+        ("overrun before ttl", "RESERVE",
+         inner("RESERVE", least) + struct.pack("<HH", 4, 16) + bytes(16)
+         + struct.pack("<HHI", 3, 4, 5), "BAD_REQUEST"),
+        ("reserve without items", "RESERVE", inner("RESERVE", reserve(items=[])), "BAD_REQUEST"),
+        ("reserve of 17 items", "RESERVE", inner("RESERVE", reserve(items=items17)),
+         "TOO_MANY_ITEMS"),
+        ("reserve of a feature twice", "RESERVE", inner("RESERVE", reserve(items=twice)),
+         "DUPLICATE_ITEM"),
+        ("reserve of a negative amount", "RESERVE", inner("RESERVE", reserve(items=[("tab", -1)])),
+         "AMOUNT_OUT_OF_RANGE"),
+        ("reserve with an unknown critical field", "RESERVE",
+         with_one("RESERVE", least, 0x8005, b""), "UNKNOWN_CRITICAL_FIELD"),
+        ("settle with bit 4", "SETTLE", changed(settle1, at_bits, b"\5"), "BAD_REQUEST"),
+        ("settle with all bits", "SETTLE", changed(settle1, at_bits, b"\xff"), "BAD_REQUEST"),
+        ("settle of a floor that is not final", "SETTLE", changed(settle1, at_bits, b"\2"),
+         "BAD_REQUEST"),
+        ("final settle without items", "SETTLE", inner("SETTLE", settle(items=[])), "BAD_REQUEST"),
+        ("settle without items", "SETTLE", inner("SETTLE", settle(final=False, items=[])),
+         "BAD_REQUEST"),
+        ("settle of 17 items", "SETTLE", inner("SETTLE", settle(items=items17)), "TOO_MANY_ITEMS"),
+        ("settle of a feature twice", "SETTLE", inner("SETTLE", settle(items=twice)),
+         "DUPLICATE_ITEM"),
+        ("settle of a negative amount", "SETTLE", changed(settle1, at_amount, b"\xff" * 8),
+         "AMOUNT_OUT_OF_RANGE"),
+        ("settle of 2^53", "SETTLE", inner("SETTLE", settle(items=[("tab", 1 << 53)])),
+         "AMOUNT_OUT_OF_RANGE"),
+        ("settle, a byte behind its items", "SETTLE", settle1 + b"\0", "BAD_REQUEST"),
+        ("settle cut in its reservation", "SETTLE", settle1[:30], "BAD_REQUEST"),
+        ("settle with an unknown critical field", "SETTLE",
+         with_one("SETTLE", settle(), 0x8003, bytes(4)), "UNKNOWN_CRITICAL_FIELD"),
+        ("settle of a subject with an empty segment", "SETTLE",
+         inner("SETTLE", settle(subject="a//b")), "INVALID_NAME"),
+        ("release cut in its reservation", "RELEASE", release1[:-1], "BAD_REQUEST"),
+        ("release, a byte behind it", "RELEASE", release1 + b"\0", "BAD_REQUEST"),
+        ("release with an unknown critical field", "RELEASE",
+         release1 + struct.pack("<HH", 0x8001, 0), "UNKNOWN_CRITICAL_FIELD"),
+        ("release with a trace parent of 65 bytes", "RELEASE",
+         inner("RELEASE", release(trace="t" * 65)), "BAD_REQUEST"),
+        ("release without a subject", "RELEASE", inner("RELEASE", release(subject="")),
+         "INVALID_NAME"),
+        ("extend by 0", "EXTEND", inner("EXTEND", extend(0)), "BAD_REQUEST"),
+        ("extend by more than a day", "EXTEND", inner("EXTEND", extend(t.TTL_MS_MAX + 1)),
+         "BAD_REQUEST"),
+        ("extend without a ttl", "EXTEND", extend1[:-4] + bytes(3), "BAD_REQUEST"),
+        ("extend with trace parent twice", "EXTEND",
+         extend1 + (struct.pack("<HH", 2, 1) + b"t") * 2, "BAD_REQUEST"),
+        ("refund of 17 items", "REFUND", inner("REFUND", refund(items=items17)), "TOO_MANY_ITEMS"),
+        ("refund of a feature twice", "REFUND", inner("REFUND", refund(items=twice)),
+         "DUPLICATE_ITEM"),
+        ("refund of a negative amount", "REFUND", inner("REFUND", refund(items=[("tab", -1)])),
+         "AMOUNT_OUT_OF_RANGE"),
+        ("refund with a reason of 257 bytes", "REFUND",
+         inner("REFUND", refund(reason="r" * 257)), "BAD_REQUEST"),
+        ("refund with a reason not utf-8", "REFUND", with_one("REFUND", refund(), 5, b"\xff"),
+         "BAD_REQUEST"),
+        ("refund with an unknown critical field", "REFUND",
+         with_one("REFUND", refund(), 0x8004, bytes(16)), "UNKNOWN_CRITICAL_FIELD"),
+        ("refund cut in the id it corrects", "REFUND", refund1[:37], "BAD_REQUEST"),
+    ]
+    good_ones = {"RESERVE": [reserve(id=ID2), reserve(id=ID2, subject="last")],
+                 "SETTLE": [settle(), settle(subject="last")],
+                 "RELEASE": [release(), release(subject="last")],
+                 "EXTEND": [extend(), extend(subject="last")],
+                 "REFUND": [refund(), refund(items=(), subject="last")]}
+    vectors = []
+    for name, opcode, data, code in cases:
+        first, last = good_ones[opcode]
+        parts = [payload(opcode, {"records": [r]})[4:] for r in (first, last)]
+        body = struct.pack("<HH", 3, 0) + parts[0] + struct.pack("<H", len(data)) + data + parts[1]
+        vectors.append(raw(f"refused in its place: {name}", opcode, body,
+                           {"records": [first, {"error": code}, last]}, canonical=False))
+    return vectors
 
 
 # -------------------------------------------------------------------------------------- hostile
@@ -312,7 +630,7 @@ def hostile_headers():
         bad("undefined flag", t.encode_frame("POST", {"records": [record()]}, 1, 0, 0x8000),
             "BAD_FRAME", True),
     ]
-    for number in (0x00, 0x07, 0x0F, 0x15, 0x1F, 0x22, 0x3E, 0xFF):
+    for number in (0x00, 0x07, 0x0F, 0x1A, 0x1F, 0x22, 0x3E, 0xFF):
         vectors.append(bad(f"unknown opcode 0x{number:02x}", t.frame_bytes(number, b"abc", 7),
                            "UNKNOWN_OPCODE"))
     for cut in (1, 2, 23, 24, len(ping) - 1):
@@ -397,7 +715,7 @@ def hostile_payloads():
         ("consume: record longer than the frame", "CONSUME", changed(consume, 4, b"\xff\xff"),
          "BAD_REQUEST"),
         ("consume: bytes behind the last record", "CONSUME", consume + b"\0", "BAD_REQUEST"),
-        ("decisions: unknown reason", "DECISIONS", changed(allowed, 8, b"\x05\0"), "BAD_REQUEST"),
+        ("decisions: unknown reason", "DECISIONS", changed(allowed, 8, b"\x0f\0"), "BAD_REQUEST"),
         ("decisions: unknown source", "DECISIONS", changed(allowed, 10, b"\4"), "BAD_REQUEST"),
         ("decisions: unknown bits", "DECISIONS", changed(allowed, 11, b"\4"), "BAD_REQUEST"),
         ("decisions: absent retry time not zero", "DECISIONS", changed(allowed, 36, b"\1"),
@@ -411,7 +729,7 @@ def hostile_payloads():
         ("decisions: negative held", "DECISIONS", changed(allowed, 64, b"\xff" * 8),
          "AMOUNT_OUT_OF_RANGE"),
         ("decisions: unknown critical field", "DECISIONS",
-         one(allowed[6:] + struct.pack("<HH", 0x8001, 0)), "UNKNOWN_CRITICAL_FIELD"),
+         one(allowed[6:] + struct.pack("<HH", 0x8384, 0)), "UNKNOWN_CRITICAL_FIELD"),
         ("decisions: record cut short", "DECISIONS", one(allowed[6:-1]), "BAD_REQUEST"),
         ("admin: document longer than the frame", "ADMIN", struct.pack("<HHI", 1, 0, 3) + b"{}",
          "BAD_REQUEST"),
@@ -456,6 +774,12 @@ def hostile_payloads():
          "BAD_REQUEST"),
         ("balances reply: window of zero seconds", "BALANCES_REPLY",
          balance.replace(b"\1M", b"\x020s"), "BAD_REQUEST"),
+        *[(f"balances reply: window code {code[:20]!r}", "BALANCES_REPLY", balance.replace(
+            b"\1M", bytes([len(code)]) + code.encode()), "BAD_REQUEST")
+          for code in ("", "@", "L@", "M@@", "@M", "01s", "+1s", "0s@", "o", "oc", "o-", "oo", "ooM",
+                       "o$g", "$", "$.g", "$a b", "$" + "g" * 65, "r", "r,1", "rx", "rx,", "rx,01",
+                       "rx,-1", "rx,1,2", "rx,9007199254740992", "rx," + "9" * 19, "cc", "c@", "--",
+                       "C", "M ", "m" * 81)],
         ("balances reply: period turned round", "BALANCES_REPLY", balance.replace(
             struct.pack("<qq", MONTH["start"], MONTH["end"]),
             struct.pack("<qq", MONTH["end"], MONTH["start"])), "BAD_REQUEST"),
@@ -540,6 +864,7 @@ def hostile_records():
 
 def bodies():
     usage, config = t.encode_usage_body(USAGE), t.encode_config_body(CONFIG)
+    part, charge = SPENT["parts"][0], SPENT["charges"][0]
     plain = {**USAGE, "cells": [], "attributes": {}, "traceParent": "", "source": "redis"}
     bare = {**CONFIG, "scope": "global", "key": "", "reason": "", "before": "", "after": "{}"}
 
@@ -570,6 +895,46 @@ def bodies():
              code="BAD_REQUEST"),
         body("usage, bad subject", "usage", t.encode_usage_body({**plain, "subject": "a b"}),
              code="INVALID_NAME"),
+        body("usage of money, by grants, overage and rates", "usage", t.encode_usage_body(SPENT),
+             SPENT),
+        body("usage of a settle", "usage", t.encode_usage_body(CORRECTED), CORRECTED),
+        body("usage, 96 parts and 16 charges", "usage",
+             t.encode_usage_body({**SPENT, "parts": [part] * 96, "charges": [charge] * 16}),
+             {**SPENT, "parts": [part] * 96, "charges": [charge] * 16}),
+        body("usage, every window code in a part", "usage",
+             t.encode_usage_body({**plain, "parts": [{**part, "window": w} for w in WINDOWS]}),
+             {**plain, "parts": [{**part, "window": w} for w in WINDOWS]}),
+        body("usage, every window code in a cell", "usage",
+             t.encode_usage_body({**plain, "cells": [
+                 {"level": 5, "window": w, "period": MONTH} for w in WINDOWS]}),
+             {**plain, "cells": [{"level": 5, "window": w, "period": MONTH} for w in WINDOWS]}),
+        body("usage, lists that are there and empty", "usage",
+             t.encode_usage_body(plain) + struct.pack("<HHBHHB", 9, 1, 0, 10, 1, 0), plain,
+             canonical=False),
+        body("usage, 97 parts", "usage",
+             t.encode_usage_body({**SPENT, "parts": [part] * 97}), code="BAD_REQUEST"),
+        body("usage, 17 charges", "usage",
+             t.encode_usage_body({**SPENT, "charges": [charge] * 17}), code="BAD_REQUEST"),
+        body("usage, parts beyond the field", "usage",
+             t.encode_usage_body(plain) + struct.pack("<HHB", 9, 1, 1), code="BAD_REQUEST"),
+        body("usage, part of level 0", "usage",
+             t.encode_usage_body({**SPENT, "parts": [{**part, "level": 0}]}), code="BAD_REQUEST"),
+        body("usage, part of an unknown window", "usage",
+             t.encode_usage_body({**SPENT, "parts": [{**part, "window": "$"}]}),
+             code="BAD_REQUEST"),
+        body("usage, part of 2^53", "usage",
+             t.encode_usage_body({**SPENT, "parts": [{**part, "amount": 1 << 53}]}),
+             code="AMOUNT_OUT_OF_RANGE"),
+        body("usage, charge below -2^53", "usage",
+             t.encode_usage_body({**SPENT, "charges": [{**charge, "charge": -1 << 53}]}),
+             code="AMOUNT_OUT_OF_RANGE"),
+        body("usage, charge of a rate with a space", "usage",
+             t.encode_usage_body({**SPENT, "charges": [{**charge, "rate": "a b"}]}),
+             code="INVALID_NAME"),
+        body("usage, corrects an id of 15 bytes", "usage",
+             t.encode_usage_body({**CORRECTED, "corrects": "00" * 15}), code="BAD_REQUEST"),
+        body("usage, corrects an id of 17 bytes", "usage",
+             t.encode_usage_body({**CORRECTED, "corrects": "00" * 17}), code="BAD_REQUEST"),
         body("config", "config", config, CONFIG),
         body("config, global, empty texts", "config", t.encode_config_body(bare), bare),
         body("config, a long length for a short field", "config",
@@ -585,7 +950,7 @@ def bodies():
 
 
 FILES = {"frames-session": session, "frames-operations": operations,
-         "frames-decisions": decisions, "frames-documents": documents, "frames-ledger": ledger,
+         "frames-decisions": decisions, "frames-reservations": reservations, "frames-documents": documents, "frames-ledger": ledger,
          "frames-hostile": lambda: hostile_headers() + hostile_payloads() + hostile_records(),
          "bodies": bodies}
 

@@ -108,9 +108,10 @@ struct ConnectionMachine<Slot: SlotContent> {
       let reply = try ErrorReply.decode(frame)
       return fail("the hello was refused: \(reply.code.name): \(reply.message)")
     case .goAway: return fail("goaway instead of welcome")
-    case .hello, .welcome, .ping, .pong, .check, .consume, .post, .cancel, .decisions, .admin,
-      .adminReply, .link, .linked, .batch, .batchReply, .recover, .presentRequest, .present, .epoch,
-      .balances, .balancesReply, .config, .configReply, .query, .queryReply:
+    case .hello, .welcome, .ping, .pong, .check, .consume, .post, .cancel, .reserve, .settle,
+      .release, .extend, .refund, .decisions, .admin, .adminReply, .link, .linked, .batch,
+      .batchReply, .recover, .presentRequest, .present, .epoch, .balances, .balancesReply, .config,
+      .configReply, .query, .queryReply:
       return fail("\(opcode.name) before welcome")
     }
   }
@@ -155,9 +156,9 @@ struct ConnectionMachine<Slot: SlotContent> {
       state = .draining
       return .wentAway(goAway)
     case .welcome where correlation == 0: return .policiesChanged(try Welcome.decode(frame))
-    case .hello, .welcome, .check, .consume, .post, .cancel, .admin, .adminReply, .link, .linked,
-      .batch, .batchReply, .recover, .presentRequest, .present, .epoch, .balances, .balancesReply,
-      .config, .configReply, .query, .queryReply:
+    case .hello, .welcome, .check, .consume, .post, .cancel, .reserve, .settle, .release, .extend,
+      .refund, .admin, .adminReply, .link, .linked, .batch, .batchReply, .recover, .presentRequest,
+      .present, .epoch, .balances, .balancesReply, .config, .configReply, .query, .queryReply:
       return fail("\(opcode.name) is not for a client")
     }
   }

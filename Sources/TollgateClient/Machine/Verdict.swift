@@ -21,7 +21,8 @@ enum Verdict: Hashable, Sendable {
       .unknownCriticalField, .helloRequired, .unauthenticated, .forbidden, .deadlineExceeded,
       .idempotencyMismatch, .idTooOld, .idFromFuture, .invalidName, .amountOutOfRange,
       .tooManyItems, .duplicateItem, .notFound, .conflict, .invalidDocument, .idleTimeout,
-      .deploymentMismatch:
+      .deploymentMismatch, .reservationUnknown, .reservationEnded, .overrunRejected,
+      .nothingToRefund:
       self = .final
     }
   }
@@ -37,14 +38,18 @@ enum Acknowledgement: Hashable, Sendable {
     switch record {
     case .decision(let decision):
       switch decision.reason {
-      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted: self = .done
-      // These are not recorded under the id; asked again, they are decided anew. A freeze or an
-      // unknown account is undone by an operator; the units were used all the same.
+      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted, .settled,
+        .settledClamped, .settledLate, .released, .extended, .refunded:
+        self = .done
+      // These are not recorded under the id; asked again, they are decided anew. A freeze, an
+      // unknown account or a missing price is undone by an operator; the units were used all the
+      // same.
       case .outboxFull, .dedupeFull, .storeUnavailable, .fallbackExhausted, .accountFrozen,
-        .unknownAccount:
+        .unknownAccount, .priceUnknown, .pastDue:
         self = .later
       case .unknownFeature, .featureNotInPlan, .gateClosed, .costAboveBurst, .quotaExceeded,
-        .rateLimited, .cancelled:
+        .rateLimited, .cancelled, .concurrencyExceeded, .creditExhausted, .spendCapReached,
+        .holdsExceeded:
         self = .refused("answered \(decision.reason.name)")
       }
     case .error(let code, let message): self.init(code, message)
@@ -56,9 +61,11 @@ enum Acknowledgement: Hashable, Sendable {
     case .decision(let decision):
       switch decision.reason {
       case .storeUnavailable, .outboxFull, .dedupeFull: self = .later
-      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted, .accountFrozen,
+      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted, .settled,
+        .settledClamped, .settledLate, .released, .extended, .refunded, .accountFrozen,
         .unknownAccount, .unknownFeature, .featureNotInPlan, .gateClosed, .costAboveBurst,
-        .quotaExceeded, .rateLimited, .fallbackExhausted, .cancelled:
+        .quotaExceeded, .rateLimited, .fallbackExhausted, .cancelled, .concurrencyExceeded,
+        .creditExhausted, .spendCapReached, .priceUnknown, .holdsExceeded, .pastDue:
         self = .done
       }
     case .error(let code, let message): self.init(code, message)
@@ -69,7 +76,7 @@ enum Acknowledgement: Hashable, Sendable {
     switch code {
     case .badRequest, .unknownCriticalField, .idempotencyMismatch, .idTooOld, .invalidName,
       .amountOutOfRange, .tooManyItems, .duplicateItem, .frameTooLarge, .conflict, .notFound,
-      .invalidDocument:
+      .invalidDocument, .reservationUnknown, .reservationEnded, .overrunRejected, .nothingToRefund:
       self = .refused("\(code.name): \(message)")
     // What an operator or time can mend is tried again: nothing is given up for it.
     case .badFrame, .unsupportedVersion, .unknownOpcode, .helloRequired, .unauthenticated,

@@ -22,14 +22,15 @@ enum FallbackVerdict: Sendable, Hashable {
     switch outcome {
     case .decision(let decision):
       switch decision.reason {
-      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted, .cancelled:
+      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted, .settled,
+        .settledClamped, .settledLate, .released, .extended, .refunded, .cancelled:
         self = .done
-      case .outboxFull, .dedupeFull, .accountFrozen, .unknownAccount:
+      case .outboxFull, .dedupeFull, .accountFrozen, .unknownAccount, .priceUnknown, .pastDue:
         // An operator or time mends these; the units were used all the same.
         self = .later("answered \(decision.reason.name)")
       case .storeUnavailable, .fallbackExhausted: self = .again
       case .unknownFeature, .featureNotInPlan, .gateClosed, .costAboveBurst, .quotaExceeded,
-        .rateLimited:
+        .rateLimited, .concurrencyExceeded, .creditExhausted, .spendCapReached, .holdsExceeded:
         self = .refused("answered \(decision.reason.name)")
       }
     case .error(.idTooOld, _): self = .expired
@@ -43,9 +44,11 @@ enum FallbackVerdict: Sendable, Hashable {
       switch decision.reason {
       case .outboxFull, .dedupeFull: self = .later("answered \(decision.reason.name)")
       case .storeUnavailable, .fallbackExhausted: self = .again
-      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted,
-        .accountFrozen, .unknownAccount, .unknownFeature, .featureNotInPlan, .gateClosed,
-        .costAboveBurst, .quotaExceeded, .rateLimited, .cancelled:
+      case .allowed, .allowedShadow, .allowedSoft, .allowedFailOpen, .allowedPosted, .settled,
+        .settledClamped, .settledLate, .released, .extended, .refunded, .accountFrozen,
+        .unknownAccount, .unknownFeature, .featureNotInPlan, .gateClosed, .costAboveBurst,
+        .quotaExceeded, .rateLimited, .cancelled, .concurrencyExceeded, .creditExhausted,
+        .spendCapReached, .priceUnknown, .holdsExceeded, .pastDue:
         self = .done
       }
     // What is on record is another body: nothing of this one was counted.
@@ -66,7 +69,7 @@ enum FallbackVerdict: Sendable, Hashable {
       self = .later("\(code.name): \(message)")
     case .badRequest, .unknownCriticalField, .idempotencyMismatch, .idTooOld, .invalidName,
       .amountOutOfRange, .tooManyItems, .duplicateItem, .frameTooLarge, .conflict, .notFound,
-      .invalidDocument:
+      .invalidDocument, .reservationUnknown, .reservationEnded, .overrunRejected, .nothingToRefund:
       self = .refused("\(code.name): \(message)")
     }
   }

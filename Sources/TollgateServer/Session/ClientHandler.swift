@@ -30,6 +30,11 @@ final class ClientHandler: ChannelInboundHandler {
   private var policiesDue = false
   /// What the hello proved, for the audit of what is changed here.
   private var proof = ""
+  /// What of the protocol's options this sidecar serves. An opcode of another one does not exist
+  /// here: UNKNOWN_OPCODE, whatever is in it.
+  static let supported: ProtocolFeatures = []
+  /// Those of them that the peer has too.
+  private var features: ProtocolFeatures = []
 
   init(shared: SessionContext, peerUID: UInt32?) {
     self.shared = shared
@@ -95,7 +100,7 @@ final class ClientHandler: ChannelInboundHandler {
   // MARK: - Frames
 
   private func received(_ frame: Frame) {
-    guard let opcode = frame.header.opcode else {
+    guard let opcode = frame.header.opcode, features.isSuperset(of: opcode.feature) else {
       shared.enforcer.metrics.protocolErrors.add()
       return unknown(frame)
     }
@@ -115,6 +120,7 @@ final class ClientHandler: ChannelInboundHandler {
       case .post: try operations(frame, mode: .post)
       case .cancel: try operations(frame, mode: .cancel)
       case .admin: try admin(frame)
+      case .reserve, .settle, .release, .extend, .refund: unknown(frame)
       case .welcome, .pong, .error, .decisions, .adminReply, .link, .linked, .batch, .batchReply,
         .recover, .presentRequest, .present, .epoch, .balances, .balancesReply, .config,
         .configReply, .query, .queryReply:
@@ -158,6 +164,7 @@ final class ClientHandler: ChannelInboundHandler {
       return perform(action, correlation: frame.header.correlation)
     }
     decoder.frameBytesMax = shared.configuration.limits.frameBytesMax
+    features = hello.features.intersection(Self.supported)
     writeWelcome(hello.role, correlation: frame.header.correlation)
   }
 
@@ -166,7 +173,8 @@ final class ClientHandler: ChannelInboundHandler {
     guard let sidecar = try? Name(shared.configuration.sidecarID) else { return }
     write(
       Welcome(
-        role: role, deployment: shared.configuration.deployment.id, sidecar: sidecar,
+        role: role, features: features, deployment: shared.configuration.deployment.id,
+        sidecar: sidecar,
         frameBytesMax: UInt32(limits.frameBytesMax),
         inFlightMax: UInt32(limits.inFlightPerConnectionMax),
         defaultDeadlineMilliseconds: UInt32(limits.deadlineDefaultMilliseconds),

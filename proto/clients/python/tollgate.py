@@ -30,6 +30,7 @@ DOCUMENT_BYTES_MAX = 1044480
 OPCODES = {
     "HELLO": 0x01, "WELCOME": 0x02, "PING": 0x03, "PONG": 0x04, "GOAWAY": 0x05, "ERROR": 0x06,
     "CHECK": 0x10, "CONSUME": 0x11, "POST": 0x12, "DECISIONS": 0x13, "CANCEL": 0x14,
+    "RESERVE": 0x15, "SETTLE": 0x16, "RELEASE": 0x17, "EXTEND": 0x18, "REFUND": 0x19,
     "ADMIN": 0x20, "ADMIN_REPLY": 0x21,
     "LINK": 0x30, "LINKED": 0x31, "BATCH": 0x32, "BATCH_REPLY": 0x33, "RECOVER": 0x34,
     "PRESENT_REQUEST": 0x35, "PRESENT": 0x36, "EPOCH": 0x37, "BALANCES": 0x38,
@@ -37,19 +38,25 @@ OPCODES = {
     "QUERY_REPLY": 0x3D,
 }
 OPCODE_NAMES = {number: name for name, number in OPCODES.items()}
+RESERVATION_OPCODES = {"RESERVE", "SETTLE", "RELEASE", "EXTEND", "REFUND"}
 REQUESTS = {"HELLO", "PING", "CHECK", "CONSUME", "POST", "CANCEL", "ADMIN", "LINK", "BATCH",
-            "BALANCES", "CONFIG", "QUERY"}
+            "BALANCES", "CONFIG", "QUERY"} | RESERVATION_OPCODES
 PUSHES = {"GOAWAY", "RECOVER", "PRESENT_REQUEST", "PRESENT", "EPOCH"}
 EITHER = {"ERROR", "WELCOME"}
 FLAGS = {"POST": CLIENT_FALLBACK, "ADMIN_REPLY": MORE, "QUERY_REPLY": MORE,
          "BALANCES_REPLY": MORE, "PRESENT": MORE}
+FEATURE_RESERVATIONS = 1
+FEATURES = FEATURE_RESERVATIONS  # what this client knows of PROTOCOL 7.5
 
 REASONS = {
     0: "ALLOWED", 1: "ALLOWED_SHADOW", 2: "ALLOWED_SOFT", 3: "ALLOWED_FAIL_OPEN",
-    4: "ALLOWED_POSTED", 16: "ACCOUNT_FROZEN", 17: "UNKNOWN_ACCOUNT", 18: "UNKNOWN_FEATURE",
+    4: "ALLOWED_POSTED", 5: "SETTLED", 6: "SETTLED_CLAMPED", 7: "SETTLED_LATE", 8: "RELEASED",
+    9: "EXTENDED", 10: "REFUNDED", 16: "ACCOUNT_FROZEN", 17: "UNKNOWN_ACCOUNT", 18: "UNKNOWN_FEATURE",
     19: "FEATURE_NOT_IN_PLAN", 20: "GATE_CLOSED", 21: "COST_ABOVE_BURST", 22: "QUOTA_EXCEEDED",
     23: "RATE_LIMITED", 24: "OUTBOX_FULL", 25: "DEDUPE_FULL", 26: "STORE_UNAVAILABLE",
-    27: "FALLBACK_EXHAUSTED", 28: "CANCELLED",
+    27: "FALLBACK_EXHAUSTED", 28: "CANCELLED", 29: "CONCURRENCY_EXCEEDED",
+    30: "CREDIT_EXHAUSTED", 31: "SPEND_CAP_REACHED", 32: "PRICE_UNKNOWN", 33: "HOLDS_EXCEEDED",
+    34: "PAST_DUE",
 }
 REASON_NUMBERS = {name: number for number, name in REASONS.items()}
 SOURCES = ["redis", "lease", "policy", "client_fallback"]
@@ -61,6 +68,8 @@ ERRORS = {
     17: "ID_FROM_FUTURE", 18: "INVALID_NAME", 19: "AMOUNT_OUT_OF_RANGE", 20: "TOO_MANY_ITEMS",
     21: "DUPLICATE_ITEM", 22: "NOT_FOUND", 23: "CONFLICT", 24: "INVALID_DOCUMENT",
     25: "IDLE_TIMEOUT", 26: "INTERNAL_ERROR", 27: "DEPLOYMENT_MISMATCH", 28: "NOT_READY",
+    29: "RESERVATION_UNKNOWN", 30: "RESERVATION_ENDED", 31: "OVERRUN_REJECTED",
+    32: "NOTHING_TO_REFUND",
 }
 ERROR_NUMBERS = {name: number for number, name in ERRORS.items()}
 EFFECT_UNKNOWN = {"OUTCOME_UNKNOWN", "ID_TOO_OLD", "INTERNAL_ERROR"}
@@ -77,6 +86,8 @@ ADMIN_METHODS = {
 ROLES = {"check": 1, "admin": 2, "ledger": 3}
 ROLE_NAMES = {number: name for name, number in ROLES.items()}
 POLICIES = ["closed", "open", "stale"]
+OVERRUNS = ["reject", "clamp", "overdraft"]
+TTL_MS_MAX = 86_400_000
 WINDOWS = set("mhdwMQYL")
 WINDOW_SECONDS_MAX = 100 * 366 * 86400
 BATCH_STATUSES = ["ack", "gap", "fenced", "forked"]
@@ -188,7 +199,7 @@ class Reader:
         return only_account(self.subject(length)) if length else None
 
     def window(self):
-        return valid_window(self.text(1, 16))
+        return valid_window(self.text(1, 80))
 
     def op_id(self):
         return self.raw(16).hex()
@@ -259,13 +270,35 @@ def only_account(subject):
 
 
 def valid_window(code):
-    if code in WINDOWS:
+    kind, rest = code[:1], code[1:]
+    if code in ("c", "-") or is_time(code) or kind == "o" and is_time(rest):
         return code
-    digits = code[:-1]
-    if (code.endswith("s") and digits.isascii() and digits.isdigit()
-            and 1 <= int(digits) <= WINDOW_SECONDS_MAX):
-        return code
+    try:
+        if kind == "$":
+            valid_name(rest.encode())
+            return code
+        rate, comma, start = rest.partition(",")
+        if kind == "r" and comma and is_number(start, QUANTITY_MAX):
+            valid_name(rate.encode())
+            return code
+    except WireError:
+        pass
     raise WireError("BAD_REQUEST", f"unknown window code {code!r}")
+
+
+def is_time(code):
+    """A window of time, with `@` where it is anchored; there is one lifetime."""
+    plain = code[:-1] if code.endswith("@") else code
+    if plain in WINDOWS:
+        return code != "L@"
+    return (plain.endswith("s") and plain != "0s"
+            and is_number(plain[:-1], WINDOW_SECONDS_MAX))
+
+
+def is_number(digits, maximum):
+    """Decimal digits, as a number is written once: no sign, no zeros in front."""
+    return (digits.isascii() and digits.isdigit() and str(int(digits)) == digits
+            and int(digits) <= maximum)
 
 
 class Writer:
@@ -470,27 +503,16 @@ def decode_trace(r):
     return r.utf8(r.left())
 
 
-def encode_operations(w, m):
-    w.u16(len(m["records"]))
-    w.u16(0)
-    for record in m["records"]:
-        inner = Writer()
-        inner.op_id(record["id"])
-        inner.subject(record["subject"])
-        inner.u8(len(record["items"]))
-        for item in record["items"]:
-            inner.name(item["feature"])
-            inner.i64(item["amount"])
-        if record.get("attributes"):
-            inner.field(1, encode_attributes(record["attributes"]))
-        if record.get("traceParent"):
-            inner.field(2, record["traceParent"].encode())
-        w.sized(2, inner)
+def encode_items(w, items):
+    w.u8(len(items))
+    for item in items:
+        w.name(item["feature"])
+        w.i64(item["amount"])
 
 
-def decode_operation(r):
-    op_id, subject, count = r.op_id(), r.subject(), r.u8()
-    if count < 1:
+def decode_items(r, least=1):
+    count = r.u8()
+    if count < least:
         raise WireError("BAD_REQUEST", "an operation without items")
     if count > 16:
         raise WireError("TOO_MANY_ITEMS", f"{count} items")
@@ -501,28 +523,160 @@ def decode_operation(r):
             raise WireError("DUPLICATE_ITEM", f"{feature} is named twice")
         seen.add(feature)
         items.append({"feature": feature, "amount": r.amount()})
-    fields = r.fields({1: decode_attributes, 2: decode_trace})
-    return {"id": op_id, "subject": subject, "items": items, "attributes": fields.get(1, {}),
-            "traceParent": fields.get(2, "")}
+    return items
 
 
-def decode_operations(r):
-    """A bad record is `{"error": code}` in its place."""
-    if HEADER.size + r.left() > DATA_FRAME_BYTES_MAX:
-        raise WireError("TOO_MANY_ITEMS", "the batch is too long: split it")
-    count = r.count(2, 1024, 21, "TOO_MANY_ITEMS")
-    if count == 0:
-        raise WireError("BAD_REQUEST", "a batch without records")
-    r.reserved(2)
-    records = []
-    for _ in range(count):
-        inner = Reader(r.raw(r.u16()))
-        try:
-            records.append(decode_operation(inner))
-        except WireError as error:
-            records.append({"error": error.code})
-    r.end()
-    return {"records": records}
+def encode_common_fields(w, record):
+    if record.get("attributes"):
+        w.field(1, encode_attributes(record["attributes"]))
+    if record.get("traceParent"):
+        w.field(2, record["traceParent"].encode())
+
+
+ATTRIBUTES_AND_TRACE = {1: decode_attributes, 2: decode_trace}
+
+
+def common_fields(fields):
+    return {"attributes": fields.get(1, {}), "traceParent": fields.get(2, "")}
+
+
+def encode_operation(w, record):
+    w.op_id(record["id"])
+    w.subject(record["subject"])
+    encode_items(w, record["items"])
+    encode_common_fields(w, record)
+
+
+def decode_operation(r):
+    record = {"id": r.op_id(), "subject": r.subject(), "items": decode_items(r)}
+    return {**record, **common_fields(r.fields(ATTRIBUTES_AND_TRACE))}
+
+
+def valid_ttl(r):
+    ttl = r.u32()
+    if not 1 <= ttl <= TTL_MS_MAX:
+        raise WireError("BAD_REQUEST", f"a ttl of {ttl} ms")
+    return ttl
+
+
+def decode_overrun(r):
+    policy = r.u8()
+    r.reserved(7)
+    bound = r.amount()
+    if policy >= len(OVERRUNS) or (bound and OVERRUNS[policy] != "overdraft"):
+        raise WireError("BAD_REQUEST", "a wrong overrun policy")
+    return {"policy": OVERRUNS[policy], "bound": bound}
+
+
+def encode_reserve(w, record):
+    encode_operation(w, record)
+    if record["ttl"] is not None:
+        w.field(3, struct.pack("<I", record["ttl"]))
+    if record["overrun"] is not None:
+        overrun = record["overrun"]
+        w.field(4, struct.pack("<B7xq", OVERRUNS.index(overrun["policy"]), overrun["bound"]))
+
+
+def decode_reserve(r):
+    record = {"id": r.op_id(), "subject": r.subject(), "items": decode_items(r)}
+    fields = r.fields({**ATTRIBUTES_AND_TRACE, 3: valid_ttl, 4: decode_overrun})
+    return {**record, **common_fields(fields), "ttl": fields.get(3), "overrun": fields.get(4)}
+
+
+def encode_settle(w, record):
+    w.op_id(record["id"])
+    w.subject(record["subject"])
+    w.op_id(record["reservation"])
+    w.u8((1 if record["final"] else 0) | (2 if record["floor"] else 0))
+    encode_items(w, record["items"])
+    encode_common_fields(w, record)
+
+
+def decode_settle(r):
+    record = {"id": r.op_id(), "subject": r.subject(), "reservation": r.op_id()}
+    bits = r.u8()
+    if bits & ~3 or bits == 2:
+        raise WireError("BAD_REQUEST", "wrong bits of a settle")
+    record.update(final=bool(bits & 1), floor=bool(bits & 2), items=decode_items(r))
+    return {**record, **common_fields(r.fields(ATTRIBUTES_AND_TRACE))}
+
+
+def encode_release(w, record):
+    w.op_id(record["id"])
+    w.subject(record["subject"])
+    w.op_id(record["reservation"])
+    if "ttl" in record:  # EXTEND
+        w.u32(record["ttl"])
+    encode_common_fields(w, record)
+
+
+def decode_release(r):
+    record = {"id": r.op_id(), "subject": r.subject(), "reservation": r.op_id()}
+    return {**record, "traceParent": r.fields({2: decode_trace}).get(2, "")}
+
+
+def decode_extend(r):
+    record = {"id": r.op_id(), "subject": r.subject(), "reservation": r.op_id(),
+              "ttl": valid_ttl(r)}
+    return {**record, "traceParent": r.fields({2: decode_trace}).get(2, "")}
+
+
+def decode_reason(r):
+    if r.left() > 256:
+        raise WireError("BAD_REQUEST", "the reason is too long")
+    return r.utf8(r.left())
+
+
+def encode_refund(w, record):
+    w.op_id(record["id"])
+    w.subject(record["subject"])
+    w.op_id(record["corrects"])
+    encode_items(w, record["items"])
+    encode_common_fields(w, record)
+    if record["reason"]:
+        w.field(5, record["reason"].encode())
+
+
+def decode_refund(r):
+    record = {"id": r.op_id(), "subject": r.subject(), "corrects": r.op_id(),
+              "items": decode_items(r, least=0)}
+    fields = r.fields({**ATTRIBUTES_AND_TRACE, 5: decode_reason})
+    return {**record, **common_fields(fields), "reason": fields.get(5, "")}
+
+
+def encode_records(encode):
+    def encode_all(w, m):
+        w.u16(len(m["records"]))
+        w.u16(0)
+        for record in m["records"]:
+            inner = Writer()
+            encode(inner, record)
+            w.sized(2, inner)
+    return encode_all
+
+
+def decode_records(decode, least):
+    """`least`: bytes of the shortest record. A bad record is `{"error": code}` in its place."""
+    def decode_all(r):
+        if HEADER.size + r.left() > DATA_FRAME_BYTES_MAX:
+            raise WireError("TOO_MANY_ITEMS", "the batch is too long: split it")
+        count = r.count(2, 1024, 2 + least, "TOO_MANY_ITEMS")
+        if count == 0:
+            raise WireError("BAD_REQUEST", "a batch without records")
+        r.reserved(2)
+        records = []
+        for _ in range(count):
+            inner = Reader(r.raw(r.u16()))
+            try:
+                records.append(decode(inner))
+            except WireError as error:
+                records.append({"error": error.code})
+        r.end()
+        return {"records": records}
+    return decode_all
+
+
+OPERATIONS = (encode_records(encode_operation), decode_records(decode_operation, 19))
 
 
 def encode_decisions(w, m):
@@ -551,6 +705,59 @@ def encode_decision(w, d):
         w.u8((0 if state["remaining"] is None else 1) | (0 if state["reset"] is None else 2))
         w.i64(state["remaining"] or 0, state["settled"], state["held"], state["reset"] or 0)
         w.name(state["limit"])
+    encode_decision_fields(w, d)
+
+
+def encode_decision_fields(w, d):
+    if d.get("expires") is not None:
+        w.field(1, struct.pack("<q", d["expires"]))
+    for number, key, encode in ((2, "settlements", encode_settlement), (3, "burns", encode_burn),
+                                (4, "derived", Writer.name)):
+        if d.get(key):
+            inner = Writer()
+            inner.u8(len(d[key]))
+            for element in d[key]:
+                encode(inner, element)
+            w.field(number, bytes(inner.out))
+
+
+def encode_settlement(w, s):
+    w.i64(s["actual"], s["charged"], s["absorbed"])
+
+
+def encode_burn(w, burn):
+    w.u8(burn["item"])
+    w.name(burn["grant"])
+    w.i64(burn["amount"])
+
+
+def decode_settlement(r):
+    s = {"actual": r.quantity(), "charged": r.quantity(), "absorbed": r.quantity()}
+    if s["absorbed"] != s["actual"] - s["charged"]:
+        raise WireError("BAD_REQUEST", "what is absorbed is not what was not charged")
+    return s
+
+
+def decode_burn(r):
+    item = r.u8()
+    if item >= 16:
+        raise WireError("BAD_REQUEST", "burnt item")
+    return {"item": item, "grant": r.optional_name(), "amount": r.quantity()}
+
+
+def counted(maximum, each, decode, code="BAD_REQUEST"):
+    return lambda r: [decode(r) for _ in range(r.count(1, maximum, each, code))]
+
+
+DECISION_FIELDS = {1: Reader.time, 2: counted(16, 24, decode_settlement, "TOO_MANY_ITEMS"),
+                   3: counted(64, 10, decode_burn),
+                   4: counted(16, 2, Reader.name, "TOO_MANY_ITEMS")}
+DECISION_KEYS = {1: "expires", 2: "settlements", 3: "burns", 4: "derived"}
+
+
+def named(fields, keys):
+    """What is there and not empty, by its key."""
+    return {key: fields[n] for n, key in keys.items() if fields.get(n) not in (None, [])}
 
 
 def when(present, value):
@@ -585,7 +792,7 @@ def decode_decision(r):
         m["items"].append({
             "remaining": when(bits & 1, remaining), "settled": settled, "held": held,
             "reset": when(bits & 2, reset), "limit": r.optional_name()})
-    r.fields()
+    m.update(named(r.fields(DECISION_FIELDS), DECISION_KEYS))
     return m
 
 
@@ -816,7 +1023,7 @@ def encode_balances_reply(w, m):
     for balance in m["balances"]:
         w.subject(balance["subject"])
         w.name(balance["feature"])
-        w.text(balance["window"], 1, 16)
+        w.text(balance["window"], 1, 80)
         w.period(balance["period"])
         w.i64(balance["settled"], balance["forgiven"])
 
@@ -859,10 +1066,12 @@ CODECS = {
     "HELLO": (encode_hello, decode_hello), "WELCOME": (encode_welcome, decode_welcome),
     "PING": (encode_nonce, decode_nonce), "PONG": (encode_nonce, decode_nonce),
     "GOAWAY": (encode_goaway, decode_goaway), "ERROR": (encode_error, decode_error),
-    "CHECK": (encode_operations, decode_operations),
-    "CONSUME": (encode_operations, decode_operations),
-    "POST": (encode_operations, decode_operations),
-    "CANCEL": (encode_operations, decode_operations),
+    "CHECK": OPERATIONS, "CONSUME": OPERATIONS, "POST": OPERATIONS, "CANCEL": OPERATIONS,
+    "RESERVE": (encode_records(encode_reserve), decode_records(decode_reserve, 19)),
+    "SETTLE": (encode_records(encode_settle), decode_records(decode_settle, 36)),
+    "RELEASE": (encode_records(encode_release), decode_records(decode_release, 34)),
+    "EXTEND": (encode_records(encode_release), decode_records(decode_extend, 38)),
+    "REFUND": (encode_records(encode_refund), decode_records(decode_refund, 35)),
     "DECISIONS": (encode_decisions, decode_decisions),
     "ADMIN": (encode_document, decode_document),
     "ADMIN_REPLY": (encode_document_reply, decode_document_reply),
@@ -900,14 +1109,19 @@ def whole(maximum):
     return read
 
 
-def decode_cells(r):
-    cells = []
-    for _ in range(r.count(1, 64, 19)):
-        level = r.u8()
-        if not 1 <= level <= 5:
-            raise WireError("BAD_REQUEST", "level")
-        cells.append({"level": level, "window": r.window(), "period": r.period()})
-    return cells
+def decode_cell(r):
+    level = r.u8()
+    if not 1 <= level <= 5:
+        raise WireError("BAD_REQUEST", "level")
+    return {"level": level, "window": r.window(), "period": r.period()}
+
+
+def decode_part(r):
+    return {**decode_cell(r), "amount": r.quantity()}
+
+
+def decode_charge(r):
+    return {"rate": r.name(), "from": r.time(), "units": r.quantity(), "charge": r.quantity()}
 
 
 def known_source(r):
@@ -931,8 +1145,9 @@ def known_scope(r):
 
 
 USAGE_FIELDS = {1: lambda r: r.subject(r.left()), 2: whole_name, 3: lambda r: r.period(),
-                4: decode_cells, 5: lambda r: r.ordinal(), 6: known_source, 7: decode_attributes,
-                8: decode_trace}
+                4: counted(64, 19, decode_cell), 5: lambda r: r.ordinal(), 6: known_source,
+                7: decode_attributes, 8: decode_trace, 9: counted(96, 27, decode_part),
+                10: counted(16, 26, decode_charge), 11: Reader.op_id}
 CONFIG_FIELDS = {1: known_scope, 2: whole(384), 3: lambda r: r.ordinal(), 4: whole(384),
                  5: whole(384), 6: whole(1024), 7: whole(786432), 8: whole(786432)}
 
@@ -943,7 +1158,29 @@ def decode_usage_body(raw):
         raise WireError("BAD_REQUEST", "a usage body without subject, feature or period")
     return {"subject": f[1], "feature": f[2], "period": f[3], "cells": f.get(4, []),
             "catalogVersion": f.get(5, 0), "source": f.get(6, "redis"),
-            "attributes": f.get(7, {}), "traceParent": f.get(8, "")}
+            "attributes": f.get(7, {}), "traceParent": f.get(8, ""),
+            **named(f, {9: "parts", 10: "charges", 11: "corrects"})}
+
+
+def encode_cells(elements):
+    w = Writer()
+    w.u8(len(elements))
+    for cell in elements:
+        w.u8(cell["level"])
+        w.text(cell["window"], 1, 80)
+        w.period(cell["period"])
+        if "amount" in cell:
+            w.i64(cell["amount"])
+    return bytes(w.out)
+
+
+def encode_charges(charges):
+    w = Writer()
+    w.u8(len(charges))
+    for charge in charges:
+        w.name(charge["rate"])
+        w.i64(charge["from"], charge["units"], charge["charge"])
+    return bytes(w.out)
 
 
 def encode_usage_body(m):
@@ -951,19 +1188,19 @@ def encode_usage_body(m):
     w.field(1, m["subject"].encode())
     w.field(2, m["feature"].encode())
     w.field(3, struct.pack("<qq", m["period"]["start"], m["period"]["end"]))
-    cells = Writer()
-    cells.u8(len(m["cells"]))
-    for cell in m["cells"]:
-        cells.u8(cell["level"])
-        cells.text(cell["window"], 1, 16)
-        cells.period(cell["period"])
-    w.field(4, bytes(cells.out))
+    w.field(4, encode_cells(m["cells"]))
     w.field(5, struct.pack("<q", m["catalogVersion"]))
     w.field(6, bytes([SOURCES.index(m["source"])]))
     if m["attributes"]:
         w.field(7, encode_attributes(m["attributes"]))
     if m["traceParent"]:
         w.field(8, m["traceParent"].encode())
+    if m.get("parts"):
+        w.field(9, encode_cells(m["parts"]))
+    if m.get("charges"):
+        w.field(10, encode_charges(m["charges"]))
+    if m.get("corrects"):
+        w.field(11, bytes.fromhex(m["corrects"]))
     return bytes(w.out)
 
 
