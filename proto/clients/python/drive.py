@@ -21,8 +21,17 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import tollgate as t  # noqa: E402
 
-HOSTILE = os.path.join(HERE, "..", "..", "vectors", "frames-hostile.json")
-DATA_PATH = {"HELLO", "PING", "CHECK", "CONSUME", "POST", "CANCEL", "ADMIN", "GOAWAY"}
+VECTORS = os.path.join(HERE, "..", "..", "vectors")
+DATA_PATH = {"HELLO", "PING", "CHECK", "CONSUME", "POST", "CANCEL", "ADMIN",
+             "GOAWAY"} | t.RESERVATION_OPCODES
+
+
+def hostile(name):
+    """The vectors that a receiver refuses, in whole or in one of their records."""
+    with open(os.path.join(VECTORS, name), encoding="utf-8") as file:
+        vectors = json.load(file)
+    return [v for v in vectors if "fields" not in v or any(
+        "error" in r for r in v["fields"].get("records", []) if v["direction"] != "server to client")]
 
 
 class Drive:
@@ -71,7 +80,7 @@ class Drive:
         whether the server closed it. A connection that goes on is left after the answer to
         `until`, or, since answers overtake each other, after the pong to a ping sent behind."""
         connection, decoder, messages = self.raw(), t.FrameDecoder(), []
-        greeting = {"versionMin": 1, "versionMax": 1, "role": "check", "features": 0,
+        greeting = {"versionMin": 1, "versionMax": 1, "role": "check", "features": t.FEATURES,
                     "client": "drive", "token": self.options.token}
         last = (1 << 63) + 1
 
@@ -125,11 +134,17 @@ class Drive:
         with_client = [self.basics, self.replays, self.ids, self.cancels, self.posts,
                        self.all_or_nothing, self.pipelining, self.records, self.roles]
         client = self.connect()
+        if client.welcome["features"] & t.FEATURE_RESERVATIONS:
+            with_client += [self.reservations, self.reservation_ends, self.refunds]
+        else:
+            with_client.append(self.no_reservations)
         try:
             for step in with_client:
                 step(client)
             self.hello_faults()
-            self.hostile_frames()
+            self.hostile_frames("frames-hostile.json")
+            if client.welcome["features"] & t.FEATURE_RESERVATIONS:
+                self.hostile_frames("frames-reservations.json")
             self.expect(client.check(self.subject, {self.feature: 0}) is not None,
                         "the good client is still served")
             client.ping(30)
@@ -239,6 +254,89 @@ class Drive:
         admin.check(self.subject, {self.feature: 0})
         admin.close()
 
+    def no_reservations(self, client):
+        frame = t.encode_frame("RELEASE", {"records": [
+            {"id": t.new_id(), "subject": self.subject, "reservation": t.new_id()}]}, 5)
+        messages, closed = self.exchange(frame, until=5)
+        codes = [m.get("code") for h, m in messages if h.correlation == 5]
+        self.expect(not closed and codes == ["UNKNOWN_OPCODE"], f"no reservations: {codes}")
+
+    def held(self, client):
+        decision = client.check(self.subject, {self.feature: 0})
+        return decision.items[0]["held"] if decision.items else None
+
+    def reservations(self, client):
+        count, feature, subject = self.settled(client), self.feature, self.subject
+        free = self.held(client)
+        held = client.reserve(subject, {feature: 10}, ttl=120, attributes={"model": "drive"})
+        self.expect(held.allowed and held.expires, f"reserve: {held}")
+        self.expect(115_000 <= held.expires - held.time <= 120_000, f"expires: {held.expires}")
+        self.expect(self.held(client) == free + 10, "reserve holds")
+        again = client.reserve(subject, {feature: 10}, ttl=120, attributes={"model": "drive"},
+                               id=held.id)
+        self.expect(again.replayed and again.expires == held.expires, f"reserve again: {again}")
+        self.refused("IDEMPOTENCY_MISMATCH", "another ttl", client.reserve, subject, {feature: 10},
+                     ttl=121, attributes={"model": "drive"}, id=held.id)
+        self.refused("IDEMPOTENCY_MISMATCH", "a consume under its id", client.consume, subject,
+                     {feature: 10}, id=held.id)
+        self.refused("IDEMPOTENCY_MISMATCH", "a cancel under its id", client.cancel, subject,
+                     {feature: 10}, id=held.id, attributes={"model": "drive"})
+        part = client.settle(subject, held.id, {feature: 3}, final=False)
+        self.expect(part.reason == "SETTLED", f"draw: {part}")
+        client.settle(subject, held.id, {feature: 3}, final=False, id=part.id)
+        self.counted(client, count + 3, "a draw counts once")
+        self.expect(self.held(client) == free + 7, "a draw leaves the rest")
+        longer = client.extend(subject, held.id, 600)
+        self.expect(longer.reason == "EXTENDED" and longer.expires > held.expires, f"{longer}")
+        shorter = client.extend(subject, held.id, 1)
+        self.expect(shorter.expires == longer.expires, "extend never shortens")
+        last = client.settle(subject, held.id, {feature: 4})
+        self.expect(last.reason == "SETTLED" and last.settlements[0] == {
+            "actual": 4, "charged": 4, "absorbed": 0}, f"settle: {last} {last.settlements}")
+        self.counted(client, count + 7, "settle counts what was used")
+        self.expect(self.held(client) == free, "settle frees the rest")
+
+    def reservation_ends(self, client):
+        count, feature, subject = self.settled(client), self.feature, self.subject
+        free = self.held(client)
+        zero = client.reserve(subject, {feature: 5})
+        self.expect(client.settle(subject, zero.id, {feature: 0}).allowed, "settle of zero")
+        given = client.reserve(subject, {feature: 5})
+        self.expect(client.release(subject, given.id).reason == "RELEASED", "release")
+        for id, state in ((zero.id, "settled"), (given.id, "released")):
+            self.refused("RESERVATION_ENDED", f"settle of a {state} one", client.settle, subject,
+                         id, {feature: 1})
+            self.refused("RESERVATION_ENDED", f"release of a {state} one", client.release, subject,
+                         id)
+            self.refused("RESERVATION_ENDED", f"extend of a {state} one", client.extend, subject,
+                         id, 60)
+        self.refused("RESERVATION_UNKNOWN", "settle of nothing", client.settle, subject, t.new_id(),
+                     {feature: 1})
+        strict = client.reserve(subject, {feature: 5}, overrun="reject")
+        self.refused("OVERRUN_REJECTED", "more than is held", client.settle, subject, strict.id,
+                     {feature: 6})
+        self.refused("RESERVATION_UNKNOWN", "another subject's", client.settle, subject + "/else",
+                     strict.id, {feature: 1})
+        self.expect(self.held(client) == free + 5, "what was refused changed nothing")
+        client.release(subject, strict.id)
+        with client.reservation(subject, {feature: 5}) as held:
+            held.use(feature, 2)
+        self.counted(client, count + 2, "the block settles")
+        self.expect(self.held(client) == free, "nothing is left held")
+
+    def refunds(self, client):
+        count, feature, subject = self.settled(client), self.feature, self.subject
+        used = client.consume(subject, {feature: 9})
+        back = client.refund(subject, used.id, {feature: 4}, reason="drive")
+        self.expect(back.reason == "REFUNDED" and back.settlements[0]["charged"] == -4,
+                    f"refund: {back} {back.settlements}")
+        again = client.refund(subject, used.id, {feature: 4}, id=back.id)
+        self.expect(again.replayed, "refund again")
+        self.counted(client, count + 5, "a refund counts once")
+        client.refund(subject, used.id)
+        self.counted(client, count, "all of it")
+        self.refused("NOTHING_TO_REFUND", "more than all", client.refund, subject, used.id)
+
     def hello_faults(self):
         messages, closed = self.exchange(t.encode_frame("PING", {"nonce": 1}, 1), hello=False)
         codes = [m.get("code") for _, m in messages]
@@ -252,10 +350,8 @@ class Drive:
             codes = [m.get("code") for _, m in messages]
             self.expect(closed and codes == [code], f"hello: {codes}, {code} wanted")
 
-    def hostile_frames(self):
-        with open(HOSTILE, encoding="utf-8") as file:
-            vectors = json.load(file)
-        for vector in vectors:
+    def hostile_frames(self, name):
+        for vector in hostile(name):
             data = bytes.fromhex(vector["hex"])
             if vector.get("incomplete") or "frameBytesMax" in vector:
                 connection = self.raw()

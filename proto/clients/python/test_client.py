@@ -186,6 +186,29 @@ class ClientTests(unittest.TestCase):
             timeout=300, check=False)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
+    def test_the_driver_passes_against_a_model_without_reservations(self):
+        self.server.features = 0
+        done = subprocess.run(
+            [sys.executable, "-B", os.path.join(HERE, "drive.py"), "--unix", self.path, "--token",
+             model.TOKEN], capture_output=True, text=True, timeout=300, check=False)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_the_driver_fails_where_a_settle_counts_twice(self):
+        real = self.server._reservation
+
+        def forgetful(opcode, record):
+            answer = real(opcode, record)
+            if opcode == "SETTLE":
+                self.server.records.pop(record.get("id"), None)
+            return answer
+
+        self.server._reservation = forgetful
+        done = subprocess.run(
+            [sys.executable, "-B", os.path.join(HERE, "drive.py"), "--unix", self.path, "--token",
+             model.TOKEN], capture_output=True, text=True, timeout=300, check=False)
+        self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
+        self.assertIn("a draw counts once", done.stdout)
+
     def test_the_driver_fails_where_a_replay_counts_twice(self):
         self.server._decide = lambda mode, record: (
             {"error": record["error"], "message": ""} if "error" in record

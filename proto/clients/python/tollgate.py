@@ -4,6 +4,10 @@
     decision = client.consume("acme/alice", {"chat.requests": 1})
     if decision.allowed: ...
 
+    with client.reservation("acme/alice", {"tokens.output": 4096}) as held:
+        for chunk in stream if held.allowed else ():
+            held.use("tokens.output", chunk.tokens)
+
 The codec works on plain dictionaries (`encode_payload`, `decode_payload`), so that it can be held
 against the golden vectors. A denial is a result. Failures are three different exceptions:
 `Rejected` (certainly not applied), `NotSent` (no byte left this process), `OutcomeUnknown` (may have
@@ -1328,7 +1332,9 @@ class Decision:
             reason=fields["reason"], source=fields["source"], replayed=fields["replayed"],
             time=fields["time"], retry_after=fields["retryAfter"], binding=fields["binding"],
             binding_item=fields["bindingItem"], global_version=fields["globalVersion"],
-            account_version=fields["accountVersion"], items=fields["items"])
+            account_version=fields["accountVersion"], items=fields["items"],
+            expires=fields.get("expires"), settlements=fields.get("settlements", []),
+            burns=fields.get("burns", []), derived=fields.get("derived", []))
 
     @property
     def allowed(self):
@@ -1342,6 +1348,10 @@ def new_id(now_ms=None):
     """128 bits: 48 of time in milliseconds, 80 random; as 32 hex digits."""
     now_ms = int(_time.time() * 1000) if now_ms is None else now_ms
     return (now_ms.to_bytes(6, "big") + os.urandom(10)).hex()
+
+
+def milliseconds(seconds):
+    return max(1, int(seconds * 1000))
 
 
 def failure(code, message, id=None):
@@ -1360,8 +1370,8 @@ class Client:
         self.welcome = None
         self.decoder = FrameDecoder()
         self.reader = threading.Thread(target=self._read, daemon=True)
-        hello = {"versionMin": 1, "versionMax": 1, "role": role, "features": 0, "client": name,
-                 "token": token}
+        hello = {"versionMin": 1, "versionMax": 1, "role": role, "features": FEATURES,
+                 "client": name, "token": token}
         self.reader.start()
         try:
             self.welcome = self._wait(self._send("HELLO", hello), hello_timeout)
@@ -1403,6 +1413,38 @@ class Client:
     def cancel(self, subject, items, id, **options):
         """Takes back a consume of unknown outcome that will not be repeated: same id and body."""
         return self._one("CANCEL", subject, items, id=id, **options)
+
+    # Reservations: PROTOCOL 5.6 … 5.9. Times are seconds. `reservation` is the id of the reserve.
+
+    def reserve(self, subject, items, ttl=None, overrun=None, bound=0, **options):
+        """Holds an estimate; `decision.id` names the reservation. A decision without `expires`
+        holds nothing. `overrun`: reject, clamp (the default) or overdraft up to `bound`."""
+        terms = {"ttl": None if ttl is None else milliseconds(ttl),
+                 "overrun": overrun and {"policy": overrun, "bound": bound}}
+        return self._one("RESERVE", subject, items, terms=terms, **options)
+
+    def settle(self, subject, reservation, used, final=True, floor=False, **options):
+        """What was used since the settle before. 0 is a statement; not final: draws, and the hold
+        lives on; floor: the stream was cut, and this is what is known."""
+        terms = {"reservation": reservation, "final": final or floor, "floor": floor}
+        return self._one("SETTLE", subject, used, terms=terms, **options)
+
+    def release(self, subject, reservation, **options):
+        """Only where it is certain that nothing more was used."""
+        return self._one("RELEASE", subject, {}, terms={"reservation": reservation}, **options)
+
+    def extend(self, subject, reservation, ttl, **options):
+        terms = {"reservation": reservation, "ttl": milliseconds(ttl)}
+        return self._one("EXTEND", subject, {}, terms=terms, **options)
+
+    def refund(self, subject, corrects, items=None, reason="", **options):
+        """Gives back what a consume, post or settle was charged; without items, all of it."""
+        terms = {"corrects": corrects, "reason": reason}
+        return self._one("REFUND", subject, items or {}, terms=terms, **options)
+
+    def reservation(self, subject, items, **options):
+        """A `Reservation`, for `with`."""
+        return Reservation(self, subject, items, **options)
 
     def batch(self, opcode, records, deadline=0.0):
         """Many records in one frame; a list of Decision or Failure, in order."""
@@ -1453,8 +1495,8 @@ class Client:
                 "items": [{"feature": f, "amount": a} for f, a in items.items()],
                 "traceParent": trace_parent}
 
-    def _one(self, opcode, subject, items, id=None, deadline=0.0, flags=0, **extra):
-        record = self._record(subject, items, id, **extra)
+    def _one(self, opcode, subject, items, id=None, deadline=0.0, flags=0, terms=None, **extra):
+        record = {**self._record(subject, items, id, **extra), **(terms or {})}
         future = self._send(opcode, {"records": [record]}, deadline, flags, record["id"])
         outcome = self._outcomes([record], self._wait(future, self._patience(deadline)))[0]
         if isinstance(outcome, Failure):
@@ -1474,6 +1516,8 @@ class Client:
                 for record, answer in zip(records, reply["records"])]
 
     def _send(self, opcode, message, deadline=0.0, flags=0, id=None):
+        if opcode in RESERVATION_OPCODES and not self.welcome["features"] & FEATURE_RESERVATIONS:
+            raise NotSent("UNKNOWN_OPCODE", "this server has no reservations", id)
         payload = encode_payload(opcode, message)
         future = concurrent.futures.Future()
         with self.lock:
@@ -1563,3 +1607,190 @@ class Client:
             waiting, self.waiting = self.waiting, {}
         for future, id in waiting.values():
             future.set_exception(OutcomeUnknown(code, message, id))
+
+
+class Reservation:
+    """A hold that lasts as long as a `with` block, and is charged with what was used in it.
+
+    It extends itself from a thread. When the block ends, what `use` was told is settled: for good,
+    or as floor where the block raised or did not say for every feature what it used. Where it
+    raised and nothing was told, nothing is known: the hold is left to expire, never released.
+    `release` is for who is certain. A denial is a result: `allowed` is False and nothing is held.
+    What could not be delivered stays here: `finish` sends it again, under the same ids, also by
+    another client. Methods may be called from any thread."""
+
+    def __init__(self, client, subject, items, ttl=60.0, id=None, attributes=None,
+                 trace_parent="", patience=10.0, **terms):
+        self.client, self.subject, self.estimate, self.ttl = client, subject, dict(items), ttl
+        self.id, self.patience, self.terms = id or new_id(), patience, terms
+        self.options = {"attributes": attributes, "trace_parent": trace_parent}
+        self.decision = self.outcome = self.failure = None
+        self.used, self.pending = {}, {}  # told in all; told and not settled yet
+        self.limit_reached = self.lost = False  # should stop; the hold expired under the block
+        self.drawn = self.ended = self.late = False
+        self.unanswered = None  # a settle that may have been applied: it goes first, as it was
+        self.lock, self.over = threading.RLock(), threading.Event()
+        self.thread = None
+
+    @property
+    def allowed(self):
+        return self.decision is not None and self.decision.allowed
+
+    @property
+    def holds(self):
+        """False where a failure policy let it through: there is no hold, use is posted."""
+        return self.allowed and self.decision.expires is not None
+
+    def __enter__(self):
+        sent = _time.monotonic()
+        self.decision = self._insist(lambda: self.client.reserve(
+            self.subject, self.estimate, ttl=self.ttl, id=self.id, **self.terms, **self.options))
+        if self.holds:
+            lives = sent + (self.decision.expires - self.decision.time) / 1000
+            self.thread = threading.Thread(target=self._extend, args=(lives,), daemon=True)
+            self.thread.start()
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.over.set()
+        try:
+            if error is None or self.used:
+                self.finish(floor=error is not None)
+        except Failure as failed:
+            self.failure = failed
+            if error is None:
+                raise
+        finally:
+            if self.thread:
+                self.thread.join()
+        return False
+
+    def use(self, feature, amount):
+        """So much more was used. 0 says that it is known to be nothing."""
+        if feature not in self.estimate or amount < 0:
+            raise ValueError(f"{amount} of {feature} cannot be used of {self.estimate}")
+        with self.lock:
+            if not self.allowed or (self.ended and not self.late):
+                raise ValueError("nothing may be used of a reservation that was denied or is over")
+            for told in (self.used, self.pending):
+                told[feature] = told.get(feature, 0) + amount
+
+    def draw(self):
+        """Settles what was told so far, and keeps the rest of the hold. After it,
+        `limit_reached` says whether the stream should stop."""
+        with self.lock:
+            self._again()
+            if self.holds and self.pending and not (self.ended or self.lost):
+                self._settle(final=False, floor=False)
+            return self.outcome
+
+    def release(self):
+        """For who is certain that nothing was used."""
+        with self.lock:
+            if any(self.used.values()):
+                raise ValueError("what was used is settled, not released")
+            self.over.set()
+            self._again()
+            if self.holds and not self.ended:
+                self.unanswered = {"id": new_id(), "release": True}
+                self._again()
+            self.ended = True
+            return self.outcome
+
+    def finish(self, client=None, floor=False):
+        """Ends the reservation with what was told. Again, where that failed: safe to call."""
+        with self.lock:
+            self.client = client or self.client
+            self.over.set()
+            self._again()
+            if self.late and any(self.pending.values()):
+                self._post(self.pending)  # A late settle ended it, and this came after.
+            if self.ended or not self.allowed:
+                return self.outcome
+            unsaid = self.estimate.keys() - self.used.keys()
+            for feature in self.estimate:
+                self.pending.setdefault(feature, 0)
+            if self.holds:
+                self._settle(final=True, floor=floor or bool(unsaid))
+            else:
+                self._post(self.pending)
+            return self.outcome
+
+    # ---------------------------------------------------------------------------- inside
+
+    def _settle(self, final, floor):
+        self.unanswered = {"id": new_id(), "used": self.pending, "final": final, "floor": floor}
+        self.pending = {}
+        self._again()
+
+    def _post(self, used):
+        if any(used.values()):
+            self.unanswered = {"id": new_id(), "used": used, "post": True, "final": True}
+            self.pending = {}
+            self._again()
+        self.ended = True
+
+    def _again(self):
+        """Sends what is unanswered, with the id it has, until it is answered."""
+        ask = self.unanswered
+        if ask is None:
+            return
+        try:
+            self.outcome = self._insist(lambda: self._ask(ask))
+        except Rejected as rejected:
+            if rejected.retry_same_id:
+                raise  # Not applied, and still to be said.
+            self.unanswered = None
+            if rejected.code == "RESERVATION_UNKNOWN" and not self.drawn and ask.get("final"):
+                return self._post(ask["used"])  # Nobody has counted it.
+            if rejected.code in ("RESERVATION_UNKNOWN", "RESERVATION_ENDED"):
+                self.ended = True
+            for feature, amount in ask.get("used", {}).items():
+                self.pending[feature] = self.pending.get(feature, 0) + amount
+            raise
+        except OutcomeUnknown as unknown:
+            if unknown.code == "ID_TOO_OLD" and ask.get("final") and "post" not in ask:
+                ask["id"] = new_id()  # Only one can end the reservation: a new id is safe.
+            raise
+        self.unanswered = None
+        self.drawn = self.drawn or "post" not in ask
+        self.limit_reached = self.outcome.reason == "SETTLED_CLAMPED"
+        self.late = self.outcome.reason == "SETTLED_LATE"
+        if ask.get("final") or "release" in ask or self.late:
+            self.ended = True
+
+    def _ask(self, ask):
+        if "release" in ask:
+            return self.client.release(self.subject, self.id, id=ask["id"])
+        if "post" in ask:
+            return self.client._one("POST", self.subject, ask["used"], id=ask["id"],
+                                    **self.options)
+        return self.client.settle(self.subject, self.id, ask["used"], final=ask["final"],
+                                  floor=ask["floor"], id=ask["id"], **self.options)
+
+    def _insist(self, call):
+        """Repeats, under the same id, what may be repeated; no longer than `patience`."""
+        end, pause = _time.monotonic() + self.patience, 0.02
+        while True:
+            try:
+                return call()
+            except Failure as failed:
+                hopeless = isinstance(failed, NotSent) and failed.code != "OVERLOADED"
+                if (hopeless or not failed.retry_same_id or self.client.closed
+                        or self.client.going_away or _time.monotonic() + pause > end):
+                    raise
+            _time.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def _extend(self, lives):
+        """Prolongs the hold at half of what is left of it, until the block is over."""
+        while not self.over.wait(max(0.01, (lives - _time.monotonic()) / 2)):
+            sent = _time.monotonic()
+            try:
+                answer = self.client.extend(self.subject, self.id, self.ttl)
+                lives = sent + (answer.expires - answer.time) / 1000
+            except Failure as failed:
+                if failed.code in ("RESERVATION_ENDED", "RESERVATION_UNKNOWN"):
+                    self.lost = True  # A late settle still finds what is used.
+                if self.lost or self.client.closed or lives <= _time.monotonic():
+                    return
