@@ -1,7 +1,7 @@
-// How usage is grouped, in time and by what of it is counted. A window names the grouping; a period
-// is one instance of it, [start, end). Which instants those are depends on the account's calendar
-// (`AccountCalendar`): its zone, and for an anchored window its billing anchor. The code of a window
-// is part of a counter's name, so it never changes its meaning.
+// How usage is grouped, in time and by what of it is counted. A window names the grouping; a
+// period is one instance of it, [start, end). Which instants those are depends on the account's
+// calendar (`AccountCalendar`): its zone, and for an anchored window its billing anchor. The code
+// of a window is part of a counter's name, so it never changes its meaning.
 
 public struct Window: Hashable, Sendable, Codable, CustomStringConvertible {
   public enum Span: Hashable, Sendable {
@@ -72,9 +72,9 @@ public struct Window: Hashable, Sendable, Codable, CustomStringConvertible {
   private static let anchoredWord = "anchored "
 
   /// The short code used in counter fields and deltas: `m h d w M Q Y L` or `<n>s`, followed by
-  /// `@` where the window is anchored. Before it `o` for the overage alone. `$<grant>`, `r<rate>,<ms>`
-  /// for units burnt from a grant or priced by a rate, `c` for what is in flight, `-` for what is
-  /// owed.
+  /// `@` where the window is anchored. Before it `o` for the overage alone. `$<grant>`,
+  /// `r<rate>,<ms>` for units burnt from a grant or priced by a rate, `c` for what is in flight,
+  /// `-` for what is owed.
   public var code: String {
     switch tally {
     case .units: timeCode

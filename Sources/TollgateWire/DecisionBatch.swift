@@ -1,7 +1,7 @@
 // DECISIONS: one answer per record of the request, in the request's order. An answer is a
 // decision (allowed or denied) or an error (no decision was made for this record).
-// What an answer must say always fits a frame; what it may say beside that is left out where a frame
-// full of it would be longer than a client accepts.
+// What an answer must say always fits a frame; what it may say beside that is left out where a
+// frame full of it would be longer than a client accepts.
 
 package import NIOCore
 package import TollgateCore

@@ -1,5 +1,5 @@
-// REFUND: units of an earlier operation are given back, with an id of its own. Never more comes back
-// than that operation was charged, whatever is asked and however often.
+// REFUND: units of an earlier operation are given back, with an id of its own. Never more comes
+// back than that operation was charged, whatever is asked and however often.
 
 package import NIOCore
 package import TollgateCore

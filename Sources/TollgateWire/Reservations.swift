@@ -1,6 +1,6 @@
-// The records of a reservation's life: RESERVE holds an estimate, SETTLE says what was used, EXTEND
-// prolongs, RELEASE gives back. Each is an operation with an id of its own; the id of the RESERVE is
-// the reservation's, and the later ones name it. Their answers are DECISIONS.
+// The records of a reservation's life: RESERVE holds an estimate, SETTLE says what was used,
+// EXTEND prolongs, RELEASE gives back. Each is an operation with an id of its own; the id of the
+// RESERVE is the reservation's, and the later ones name it. Their answers are DECISIONS.
 
 package import NIOCore
 package import TollgateCore
