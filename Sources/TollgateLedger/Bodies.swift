@@ -54,12 +54,19 @@ struct Meaning {
   struct CellChange {
     var key: CellKey
     var end: Int64
+    /// When the sum may be dropped; nil: never.
+    var goes: Int64?
     var change: Int64
   }
   struct Usage {
     var account: String
     var feature: String
     var period: Period
+    var breakdown: Breakdown
+    var charges: [RateCharge]
+    var corrects: OperationID?
+    /// Whether what it charges is a correction, not a price.
+    var isCorrection: Bool
   }
   var usage: Usage?
   var cells: [CellChange] = []
@@ -68,21 +75,25 @@ struct Meaning {
 
 extension DeltaBodies {
   /// A delta adds to at most this many counters: every window of every level of its subject.
-  static let cellsMax = 64
+  static let cellsMax = WireLimits.cellsMax
+  /// And to at most this many with an amount of their own.
+  static let partsMax = WireLimits.partsMax
+  static let chargesMax = WireLimits.chargesMax
 
   func meaning(of entry: OutboxEntry) throws(Poison) -> Meaning {
-    switch entry.kind {
-    case .usage: return try usageMeaning(of: entry, sign: 1)
-    case .reversal: return try usageMeaning(of: entry, sign: -1)
-    case .config: return try configMeaning(of: entry)
-    default: throw Poison(reason: "unknown delta kind \(entry.kind.rawValue)")
+    if entry.kind == .config { return try configMeaning(of: entry) }
+    guard let kind = Breakdown.Kind(entry.kind) else {
+      throw Poison(reason: "unknown delta kind \(entry.kind.rawValue)")
     }
+    return try usageMeaning(of: entry, kind)
   }
 
-  private func usageMeaning(of entry: OutboxEntry, sign: Int64) throws(Poison) -> Meaning {
+  private func usageMeaning(
+    of entry: OutboxEntry, _ kind: Breakdown.Kind
+  ) throws(Poison) -> Meaning {
     for number in [entry.actual, entry.charged, entry.absorbed] {
       guard Quantity.isValid(number) else { throw Poison(reason: "amount \(number) out of range") }
-      guard number.signum() * sign >= 0 else {
+      guard kind.allows(number) else {
         throw Poison(reason: "amount \(number) has the wrong sign for kind \(entry.kind.rawValue)")
       }
     }
@@ -95,27 +106,62 @@ extension DeltaBodies {
     do { body = try usage(entry.body) } catch {
       throw Poison(reason: "undecodable body: \(error)")
     }
-    guard body.cells.count <= Self.cellsMax else {
-      throw Poison(reason: "\(body.cells.count) cells; at most \(Self.cellsMax)")
+    guard body.cells.count <= Self.cellsMax, body.parts.count <= Self.partsMax,
+      body.charges.count <= Self.chargesMax
+    else {
+      throw Poison(
+        reason: "\(body.cells.count) cells, \(body.parts.count) parts, \(body.charges.count)"
+          + " charges; at most \(Self.cellsMax), \(Self.partsMax), \(Self.chargesMax)")
     }
     let account = body.subject.account.path
     var meaning = Meaning()
-    meaning.usage = .init(account: account, feature: body.feature.text, period: body.period)
+    var parts = body.parts
     for cell in body.cells {
-      guard cell.level >= 1, cell.level <= body.subject.depth else {
-        throw Poison(reason: "cell at level \(cell.level) of \(body.subject.path)")
+      // A grant that covered all of it may stand among the counters that got the whole amount.
+      if cell.window.tally == .units {
+        try Self.count(entry.charged, cell, of: body, account, into: &meaning)
+      } else {
+        parts.append(
+          CountedPart(
+            level: cell.level, window: cell.window, period: cell.period, amount: entry.charged))
       }
-      let key = CellKey(
-        account: account, subject: body.subject.prefix(cell.level).path,
-        feature: body.feature.text, window: cell.window.code,
-        start: cell.period.start.milliseconds)
-      guard !meaning.cells.contains(where: { $0.key == key }) else {
-        throw Poison(reason: "cell \(key.subject) \(key.window) named twice")
-      }
-      meaning.cells.append(
-        .init(key: key, end: cell.period.end.milliseconds, change: entry.charged))
     }
+    for part in parts {
+      guard Quantity.isValid(part.amount) else {
+        throw Poison(reason: "\(part.amount) of \(part.window.code) out of range")
+      }
+      try Self.count(
+        part.amount,
+        CellReference(level: part.level, window: part.window, period: part.period), of: body,
+        account, into: &meaning)
+    }
+    if !body.charges.isEmpty { try Breakdown.check(body.charges, of: entry, kind) }
+    meaning.usage = .init(
+      account: account, feature: body.feature.text, period: body.period,
+      breakdown: parts.isEmpty
+        ? Breakdown(plain: entry, kind) : try Breakdown(entry, kind, parts: parts),
+      charges: body.charges, corrects: body.corrects, isCorrection: entry.kind != .usage)
     return meaning
+  }
+
+  private static func count(
+    _ amount: Int64, _ cell: CellReference, of body: UsageBody, _ account: String,
+    into meaning: inout Meaning
+  ) throws(Poison) {
+    guard cell.level >= 1, cell.level <= body.subject.depth else {
+      throw Poison(reason: "cell at level \(cell.level) of \(body.subject.path)")
+    }
+    let key = CellKey(
+      account: account, subject: body.subject.prefix(cell.level).path,
+      feature: body.feature.text, window: cell.window.code,
+      start: cell.period.start.milliseconds)
+    guard !meaning.cells.contains(where: { $0.key == key }) else {
+      throw Poison(reason: "cell \(key.subject) \(key.window) named twice")
+    }
+    meaning.cells.append(
+      .init(
+        key: key, end: cell.period.end.milliseconds,
+        goes: Retention.end(of: cell.window, cell.period), change: amount))
   }
 
   private func configMeaning(of entry: OutboxEntry) throws(Poison) -> Meaning {
@@ -144,8 +190,12 @@ extension DeltaBodies {
     guard entry.charged == 0, entry.actual == entry.absorbed else {
       throw Poison(reason: "a counter change that charges \(entry.charged)")
     }
-    let end =
-      change.end ?? window.period(containing: WallTime(milliseconds: start)).end.milliseconds
+    guard window.tally != .inFlight else {
+      throw Poison(reason: "a reset of what is in flight: nothing settles there")
+    }
+    guard let end = change.end ?? Self.end(of: window, start), Quantity.isValid(end) else {
+      throw Poison(reason: "a reset of \(window.code) that names no end")
+    }
     // What is settled is the bill and does not move: what limits see moves by forgiving units,
     // in a cell of its own beside the counter's.
     meaning.cells = [
@@ -153,9 +203,22 @@ extension DeltaBodies {
         key: CellKey(
           account: change.subject.account.path, subject: change.subject.path,
           feature: change.feature.text, window: window.code + "^", start: start),
-        end: end, change: -entry.actual)
+        end: end,
+        goes: Retention.end(
+          of: window,
+          Period(start: WallTime(milliseconds: start), end: WallTime(milliseconds: end))),
+        change: -entry.actual)
     ]
     return meaning
+  }
+
+  /// Where a period of a calendar window ends, for changes that older releases wrote.
+  private static func end(of window: Window, _ start: Int64) -> Int64? {
+    switch window.tally {
+    case .units, .overage:
+      window.period(containing: WallTime(milliseconds: start)).end.milliseconds
+    case .grant, .priced, .inFlight, .deficit: nil
+    }
   }
 }
 

@@ -1,6 +1,6 @@
 // `tollgate ledger verify`: an audit of the books by reading all of them again. It trusts no sum:
 // every total, balance and counter is recomputed from the deltas, and every stream is walked from
-// its first sequence number to its cursor. Memory: two numbers per counter on record.
+// its first sequence number to its cursor. Memory: a few numbers per counter and account on record.
 
 internal import Foundation
 internal import GRDB
@@ -13,6 +13,9 @@ package struct AuditReport: Hashable, Sendable, Codable {
   package var deltas: Int64 = 0
   package var postings: Int64 = 0
   package var cells: Int64 = 0
+  /// Sums of what rates charged, and how many of them were held against a price on record.
+  package var charges: Int64 = 0
+  package var priced: Int64 = 0
   package var streams: Int64 = 0
   package var lostSequences: Int64 = 0
   package var duplicates: Int64 = 0
@@ -37,10 +40,12 @@ extension LedgerStore {
   func verify(_ db: Database) throws -> AuditReport {
     var report = AuditReport()
     try checkFile(db, &report)
-    try checkPostings(db, &report)
-    try checkSums(db, &report)
+    try checkDeltas(db, &report)
+    try checkTotals(db, &report)
     try checkStreams(db, &report)
     try checkConfig(db, &report)
+    // A file that an older release wrote is read as it is.
+    if try Schema.hasParts(db) { try checkTerms(db, &report) }
     return report
   }
 
@@ -51,113 +56,94 @@ extension LedgerStore {
     }
   }
 
-  private func checkPostings(_ db: Database, _ report: inout AuditReport) throws {
-    report.postings = try Int64.fetchOne(db, sql: "SELECT count(*) FROM postings") ?? 0
-    let unbalanced = try Row.fetchAll(
-      db,
-      sql: """
-        SELECT lower(hex(op)), idx, sum(amount) FROM postings GROUP BY op, idx, bucket
-        HAVING sum(amount) <> 0 LIMIT 1000
-        """)
-    for row in unbalanced {
-      report.find("postings of \(row[0] as String).\(row[1] as Int64) sum to \(row[2] as Int64)")
-    }
-    let wrong = try Row.fetchAll(
-      db,
-      sql: """
-        SELECT lower(hex(d.op)), d.idx FROM deltas AS d WHERE d.series IS NOT NULL AND (
-          d.charged <> coalesce((SELECT sum(p.amount) FROM postings AS p
-            JOIN accounts AS a ON a.id = p.account
-            WHERE p.op = d.op AND p.idx = d.idx AND p.bucket = d.bucket
-              AND a.name LIKE 'usage:%'), 0)
-          OR d.absorbed <> coalesce((SELECT sum(p.amount) FROM postings AS p
-            JOIN accounts AS a ON a.id = p.account
-            WHERE p.op = d.op AND p.idx = d.idx AND p.bucket = d.bucket
-              AND a.name LIKE 'absorbed:%'), 0)
-          OR d.actual <> d.charged + d.absorbed) LIMIT 1000
-        """)
-    for row in wrong {
-      report.find("postings of \(row[0] as String).\(row[1] as Int64) are not its numbers")
-    }
-    let orphans =
-      try Int64.fetchOne(
-        db,
-        sql: """
-          SELECT count(*) FROM postings AS p WHERE NOT EXISTS (
-            SELECT 1 FROM deltas AS d WHERE d.op = p.op AND d.idx = p.idx
-              AND d.bucket = p.bucket AND d.series IS NOT NULL)
-          """) ?? 0
-    if orphans > 0 { report.find("\(orphans) postings without a delta") }
-    try checkBalances(db, &report)
-  }
-
-  /// One pass over the postings and one over the accounts, in step: joined, the postings would be
-  /// read again for each account, because they are kept by delta.
-  private func checkBalances(_ db: Database, _ report: inout AuditReport) throws {
-    let sums = try Row.fetchCursor(
-      db, sql: "SELECT account, sum(amount) FROM postings GROUP BY account ORDER BY account")
-    func next() throws -> (account: Int64, total: Int64)? {
-      try sums.next().map { (account: $0[0], total: $0[1]) }
-    }
-    let accounts = try Row.fetchCursor(
-      db, sql: "SELECT id, name, balance FROM accounts ORDER BY id")
-    var sum = try next()
-    while let row = try accounts.next() {
-      let id: Int64 = row[0]
-      var total: Int64 = 0
-      while let found = sum, found.account <= id {
-        if found.account == id {
-          total = found.total
-        } else {
-          report.find("postings of account \(found.account), which is not on record")
-        }
-        sum = try next()
-      }
-      let balance: Int64 = row[2]
-      if balance != total {
-        report.find("account \(row[1] as String) has balance \(balance), postings \(total)")
-      }
-    }
-    while let found = sum {
-      report.find("postings of account \(found.account), which is not on record")
-      sum = try next()
-    }
-  }
-
-  /// Totals and counters against what the deltas' own bodies say.
-  private func checkSums(_ db: Database, _ report: inout AuditReport) throws {
-    let prunedBefore =
-      try Int64.fetchOne(db, sql: "SELECT cells_ended_before FROM pruned") ?? Int64.min
-    var cells: [CellKey: (sum: Int64, end: Int64)] = [:]
+  /// Each delta's double entry, and every sum of the file, against what the deltas' own bodies say.
+  private func checkDeltas(_ db: Database, _ report: inout AuditReport) throws {
+    let hasParts = try Schema.hasParts(db)
+    var cells: [CellKey: AuditReading.Cell] = [:]
+    var charges: [AuditReading.ChargeKey: AuditedCharge] = [:]
+    var corrections: Int64 = 0
+    var postings = try AuditedPostings(db)
     let rows = try Row.fetchCursor(
       db,
       sql: """
         SELECT d.*, p.op IS NOT NULL AND p.replayed IS NULL AS is_parked FROM deltas AS d
         LEFT JOIN parked AS p ON p.op = d.op AND p.idx = d.idx AND p.bucket = d.bucket
+        ORDER BY d.op, d.idx, d.bucket
         """)
     while let row = try rows.next() {
       report.deltas += 1
-      if row["is_parked"] {
-        report.parked += 1
-        continue
-      }
       guard let entry = Self.entry(of: row) else {
         report.find("a delta of bucket \(row["bucket"] as Int64) has a malformed row")
         continue
       }
+      let posted = try postings.rows(of: entry.id, bucket: row["bucket"])
+      if row["is_parked"] {
+        report.parked += 1
+        if !posted.isEmpty { report.find("\(entry.id) is parked and has postings") }
+        continue
+      }
+      let series: Int64? = row["series"]
       do {
-        for change in try bodies.meaning(of: entry).cells {
-          // The end is what deltas say: of a day in a zone, or of an anchored window, the start
-          // does not tell it.
-          var counted = cells[change.key] ?? (0, change.end)
-          counted.sum &+= change.change
-          counted.end = max(counted.end, change.end)
-          cells[change.key] = counted
+        let reading =
+          entry.kind == .config
+          ? try AuditReading(config: entry, bodies) : try AuditReading(usage: entry, bodies)
+        let sum = posted.values.reduce(0, &+)
+        if sum != 0 { report.find("postings of \(entry.id) sum to \(sum)") }
+        if posted.filter({ $0.value != 0 }) != reading.rows
+          || entry.actual != entry.charged + entry.absorbed || (series == nil) != posted.isEmpty
+        {
+          report.find("postings of \(entry.id) are not its numbers")
+        }
+        for (key, cell) in reading.cells {
+          // A period that was ended early has another end in later deltas.
+          var counted = cells[key] ?? .init(amount: 0, end: cell.end, goes: cell.goes)
+          counted.amount &+= cell.amount
+          counted.end = max(counted.end, cell.end)
+          counted.goes = cell.goes.map { max($0, counted.goes ?? $0) }
+          cells[key] = counted
+        }
+        for charge in reading.charges {
+          let key = AuditReading.ChargeKey(
+            series: series ?? 0, rate: charge.rate.text, from: charge.from.milliseconds)
+          charges[key, default: .init()].add(charge, isCorrection: entry.kind != .usage)
+        }
+        if let corrects = reading.corrects, hasParts {
+          corrections += 1
+          try checkCorrection(db, of: entry, corrects, bucket: row["bucket"], &report)
         }
       } catch {
         report.find("delta \(entry.id) was posted but is poison: \(error)")
       }
     }
+    try postings.finish(db, &report)
+    try checkCells(db, cells, &report)
+    guard hasParts else { return }
+    try checkCharges(db, charges, &report)
+    let recorded = try Int64.fetchOne(db, sql: "SELECT count(*) FROM corrections") ?? 0
+    if recorded != corrections {
+      report.find("\(recorded) corrections on record, \(corrections) by the deltas")
+    }
+  }
+
+  private func checkCorrection(
+    _ db: Database, of entry: OutboxEntry, _ corrected: OperationID, bucket: Int64,
+    _ report: inout AuditReport
+  ) throws {
+    let statement = try db.cachedStatement(
+      sql: "SELECT 1 FROM corrections WHERE corrected = ? AND bucket = ? AND op = ? AND idx = ?")
+    let found = try Row.fetchOne(
+      statement,
+      arguments: [
+        corrected.blob, bucket, entry.id.operation.blob, Int64(entry.id.index),
+      ])
+    if found == nil { report.find("\(entry.id) corrects \(corrected.hex), which is not on record") }
+  }
+
+  private func checkCells(
+    _ db: Database, _ expected: [CellKey: AuditReading.Cell], _ report: inout AuditReport
+  ) throws {
+    let pruned = try Pruned(db)
+    var cells = expected
     let recorded = try Row.fetchCursor(db, sql: "SELECT * FROM cells")
     while let row = try recorded.next() {
       report.cells += 1
@@ -165,16 +151,24 @@ extension LedgerStore {
         account: row["account"], subject: row["subject"], feature: row["feature"],
         window: row["window"], start: row["period_start"])
       let settled: Int64 = row["settled"]
-      let sum = cells.removeValue(forKey: key)?.sum ?? 0
+      let cell = cells.removeValue(forKey: key)
+      let sum = cell?.amount ?? 0
       let end: Int64 = row["period_end"]
-      if settled != sum && end >= prunedBefore {
+      let goes = AuditReading.goes(key.window, start: key.start, end: end)
+      if settled != sum && !pruned.mayMiss(end: end, goes: goes) {
         report.find("cell \(Self.text(key)) holds \(settled), its deltas \(sum)")
       }
+      if row.hasColumn("goes"), row["goes"] as Int64? != goes {
+        report.find("cell \(Self.text(key)) may be dropped at the wrong time")
+      }
     }
-    for (key, counted) in cells where counted.sum != 0 {
-      if Schema.isShort(window: key.window), counted.end < prunedBefore { continue }
-      report.find("cell \(Self.text(key)) is missing, its deltas sum to \(counted.sum)")
+    for (key, cell) in cells where cell.amount != 0 {
+      guard !pruned.mayMiss(end: cell.end, goes: cell.goes) else { continue }
+      report.find("cell \(Self.text(key)) is missing, its deltas sum to \(cell.amount)")
     }
+  }
+
+  private func checkTotals(_ db: Database, _ report: inout AuditReport) throws {
     let totals = try Row.fetchAll(
       db,
       sql: """
@@ -260,5 +254,102 @@ extension LedgerStore {
 
   private static func text(_ key: CellKey) -> String {
     "\(key.subject) \(key.feature) \(key.window) from \(key.start)"
+  }
+}
+
+/// Which sums may be gone: by the rule of this release, or by that of an older one, which dropped
+/// sums of windows shorter than a month by the end of their period.
+private struct Pruned {
+  private var endedBefore = Int64.min
+  private var goneBy = Int64.min
+
+  init(_ db: Database) throws {
+    guard let row = try Row.fetchOne(db, sql: "SELECT * FROM pruned") else { return }
+    endedBefore = row["cells_ended_before"]
+    if row.hasColumn("cells_gone_by") { goneBy = row["cells_gone_by"] ?? Int64.min }
+  }
+
+  func mayMiss(end: Int64, goes: Int64?) -> Bool {
+    guard let goes else { return false }
+    return goes <= goneBy || end < endedBefore
+  }
+}
+
+/// The postings in the order of their deltas, so that both are read once, side by side; and the
+/// balance of every account on the way.
+private struct AuditedPostings {
+  private struct Place: Comparable {
+    var id: DeltaID
+    var bucket: Int64
+
+    static func < (a: Self, b: Self) -> Bool {
+      a.id != b.id ? a.id < b.id : a.bucket < b.bucket
+    }
+  }
+
+  private let cursor: RowCursor
+  private var next: (place: Place, account: Int64, amount: Int64)?
+  private var names: [Int64: String] = [:]
+  private var balances: [Int64: Int64] = [:]
+  private var count: Int64 = 0
+  private var orphans: Int64 = 0
+
+  init(_ db: Database) throws {
+    let rows = try Row.fetchCursor(db, sql: "SELECT id, name FROM accounts")
+    while let row = try rows.next() { names[row[0]] = row[1] }
+    cursor = try Row.fetchCursor(
+      db, sql: "SELECT op, idx, bucket, account, amount FROM postings ORDER BY op, idx, bucket")
+    try advance()
+  }
+
+  private mutating func advance() throws {
+    next = nil
+    while let row = try cursor.next() {
+      count += 1
+      balances[row[3], default: 0] &+= row[4]
+      let index: Int64 = row[1]
+      guard let op = OperationID(blob: row[0]), let index = UInt16(exactly: index) else {
+        orphans += 1
+        continue
+      }
+      let place = Place(id: DeltaID(operation: op, index: index), bucket: row[2])
+      next = (place, row[3], row[4])
+      return
+    }
+  }
+
+  /// By the names of their accounts.
+  mutating func rows(of id: DeltaID, bucket: Int64) throws -> [String: Int64] {
+    let place = Place(id: id, bucket: bucket)
+    var rows: [String: Int64] = [:]
+    while let one = next, one.place <= place {
+      if one.place == place {
+        rows[names[one.account] ?? "account \(one.account)", default: 0] &+= one.amount
+      } else {
+        orphans += 1
+      }
+      try advance()
+    }
+    return rows
+  }
+
+  mutating func finish(_ db: Database, _ report: inout AuditReport) throws {
+    while next != nil {
+      orphans += 1
+      try advance()
+    }
+    report.postings = count
+    if orphans > 0 { report.find("\(orphans) postings without a delta") }
+    let rows = try Row.fetchCursor(db, sql: "SELECT id, name, balance FROM accounts")
+    while let row = try rows.next() {
+      let total = balances.removeValue(forKey: row[0]) ?? 0
+      if total != row[2] {
+        report.find(
+          "account \(row[1] as String) has balance \(row[2] as Int64), postings \(total)")
+      }
+    }
+    for (account, total) in balances where total != 0 {
+      report.find("account \(account) is missing, its postings sum to \(total)")
+    }
   }
 }

@@ -28,20 +28,33 @@ struct ExportLine: Codable {
   var epoch: Int64
   var sequence: Int64
   var attributes: [String: String]
+  var included: Int64
+  /// Of each grant, by its id.
+  var grants: [String: Int64]
+  var overage: Int64
+  var deficit: Int64
+  /// `<rate>@<from, milliseconds>`: what it charged.
+  var charges: [String: Int64]
+  /// The operation that it corrects, or whose reservation it settles.
+  var corrects: String
 
   static let columns = [
     "id", "kind", "time", "time_milliseconds", "account", "subject", "feature", "period_start",
     "period_end", "actual", "charged", "absorbed", "adjustment", "catalog_version", "source",
-    "bucket", "epoch", "sequence", "attributes",
+    "bucket", "epoch", "sequence", "attributes", "included", "grants", "overage", "deficit",
+    "charges", "corrects",
   ]
 
   var csv: String {
-    let pairs = attributes.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }
+    func pairs(_ values: [String: some CustomStringConvertible]) -> String {
+      values.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }.joined(separator: ";")
+    }
     return [
       id, kind, time, "\(timeMilliseconds)", account, subject, feature, periodStart, periodEnd,
       "\(actual)", "\(charged)", "\(absorbed)", adjustment ? "true" : "false",
       "\(catalogVersion)", source, "\(bucket)", "\(epoch)", "\(sequence)",
-      pairs.joined(separator: ";"),
+      pairs(attributes), "\(included)", pairs(grants), "\(overage)", "\(deficit)", pairs(charges),
+      corrects,
     ].map(Self.field).joined(separator: ",")
   }
 
@@ -56,8 +69,8 @@ struct ExportLine: Codable {
 }
 
 extension LedgerStore {
-  /// Writes usage and reversals, of one account or of all, of periods that start in
-  /// `from ..< until`. Answers the number of deltas written.
+  /// Writes every delta but changes of configuration, of one account or of all, of periods that
+  /// start in `from ..< until`. Answers the number of deltas written.
   package func export(
     format: ExportFormat, account: String? = nil, from: Int64 = .min, until: Int64 = .max,
     write: (String) throws -> Void
@@ -94,6 +107,8 @@ extension LedgerStore {
     case .usage: "usage"
     case .reversal: "reversal"
     case .config: "config"
+    case .refund: "refund"
+    case .adjustment: "adjustment"
     default: "kind-\(kind.rawValue)"
     }
   }
@@ -102,6 +117,20 @@ extension LedgerStore {
     guard let entry = Self.entry(of: row) else { return nil }
     // The body was decodable when it was posted; should it not be now, the line still appears.
     let body = try? bodies.usage(entry.body)
+    let usage = (try? bodies.meaning(of: entry))?.usage
+    var included: Int64 = usage == nil ? entry.charged : 0
+    var grants: [String: Int64] = [:]
+    var (overage, deficit): (Int64, Int64) = (0, 0)
+    for row in usage?.breakdown.rows ?? [] {
+      switch row.line.part {
+      case .included: included = row.amount
+      case .grant(let id): grants[id] = row.amount
+      case .overage: overage = row.amount
+      case .deficit: deficit = row.amount
+      case .absorbed: break
+      }
+    }
+    let charges = (body?.charges ?? []).map { ("\($0.rate)@\($0.from.milliseconds)", $0.charge) }
     func text(_ milliseconds: Int64) -> String {
       CivilDate.text(WallTime(milliseconds: milliseconds))
     }
@@ -113,6 +142,8 @@ extension LedgerStore {
       charged: entry.charged, absorbed: entry.absorbed, adjustment: row["adjustment"],
       catalogVersion: body?.catalogVersion ?? 0, source: body?.source.name ?? "",
       bucket: row["bucket"], epoch: row["epoch"], sequence: entry.sequence,
-      attributes: body?.attributes ?? [:])
+      attributes: body?.attributes ?? [:], included: included, grants: grants, overage: overage,
+      deficit: deficit, charges: Dictionary(charges, uniquingKeysWith: +),
+      corrects: body?.corrects?.hex ?? "")
   }
 }

@@ -226,44 +226,6 @@ extension LedgerStore {
       ?? BucketPosition(bucket: bucket, epoch: 0, cursor: 0)
   }
 
-  /// What one account used in its billing period of the month that starts at `start`, in UTC or by
-  /// the account's own calendar.
-  package func statement(account: String, start: Int64) throws -> Statement {
-    let month = BillingMonth.month(ofStart: start)
-    let starts = BillingMonth.starts(in: month)
-    let (rows, found) = try read { db in
-      (
-        try Row.fetchAll(
-          db,
-          sql: """
-            SELECT s.feature,
-              coalesce(sum(CASE WHEN d.kind = 1 THEN d.actual END), 0),
-              coalesce(sum(CASE WHEN d.kind = 2 THEN -d.actual END), 0),
-              sum(d.charged), sum(d.absorbed),
-              coalesce(sum(CASE WHEN s.adjustment = 1 THEN d.charged END), 0), count(*)
-            FROM series AS s JOIN deltas AS d ON d.series = s.id
-            WHERE s.account = ? AND s.period_start >= ? AND s.period_start < ?
-            GROUP BY s.feature ORDER BY s.feature
-            """, arguments: [account, starts.lowerBound, starts.upperBound]),
-        try Row.fetchOne(
-          db,
-          sql: """
-            SELECT min(period_start), max(period_end) FROM series
-            WHERE account = ? AND period_start >= ? AND period_start < ?
-            """, arguments: [account, starts.lowerBound, starts.upperBound])
-      )
-    }
-    let place: (start: Int64?, end: Int64?) = (found?[0], found?[1])
-    return Statement(
-      deployment: deployment?.id.text ?? "", account: account,
-      start: place.start ?? month.start.milliseconds, end: place.end ?? month.end.milliseconds,
-      lines: rows.map {
-        .init(
-          feature: $0[0], used: $0[1], reversed: $0[2], charged: $0[3], absorbed: $0[4],
-          adjustments: $0[5], deltas: $0[6])
-      })
-  }
-
   /// The start of the billing period that runs for an account, where it used anything in it; else
   /// that of the month of UTC.
   package func runningMonth(of account: String, now: WallTime) throws -> Int64 {

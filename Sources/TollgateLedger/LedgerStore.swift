@@ -12,8 +12,12 @@ package import TollgateWire
 package final class LedgerStore: Sendable {
   /// How long a write waits for another process that has the file (an export, a backup).
   package static let busySecondsMax = 5.0
-  /// Sums of counters whose window is shorter than a month are kept this long after their period.
+  /// Sums of counters whose window is shorter than a month are kept this long after the period
+  /// that follows theirs.
   package static let lateHorizonMilliseconds: Int64 = 24 * 3_600_000
+  /// Sums of units that a rate priced are kept this long after their month: the month that
+  /// follows, the longest hold and the late horizon.
+  package static let pricedHorizonMilliseconds: Int64 = 35 * 86_400_000
 
   let pool: DatabasePool
   let bodies: DeltaBodies
@@ -155,9 +159,9 @@ package final class LedgerStore: Sendable {
   /// Sums dropped in one transaction: a batch that comes meanwhile waits for no more than these.
   package static let pruneRowsMax = 2000
 
-  /// Drops sums of counters that no seed can need any more: windows of fixed length whose period
-  /// ended more than the late horizon before `now`. The deltas stay. One transaction, of at most
-  /// `limit` sums; as many as the limit means that there may be more.
+  /// Drops sums of counters that no seed and no late delta can need any more (`Retention`). The
+  /// deltas stay. One transaction, of at most `limit` sums; as many as the limit means that there
+  /// may be more.
   package func prune(now: WallTime, limit: Int = pruneRowsMax) throws -> Int {
     try transaction(now: now) { try $0.prune(limit: limit) }
   }

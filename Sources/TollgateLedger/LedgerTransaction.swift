@@ -187,19 +187,20 @@ struct LedgerTransaction {
 
   /// Drops at most `limit` sums; answers how many there were.
   func prune(limit: Int) throws -> Int {
-    let before = now.milliseconds - LedgerStore.lateHorizonMilliseconds
     try db.execute(
       sql: """
         DELETE FROM cells WHERE (account, subject, feature, window, period_start) IN (
           SELECT account, subject, feature, window, period_start FROM cells
-          WHERE period_end < ? AND \(Schema.isShort) LIMIT ?)
-        """, arguments: [before, limit])
+          WHERE goes <= ? LIMIT ?)
+        """, arguments: [now.milliseconds, limit])
     let dropped = db.changesCount
     try db.execute(
       sql: """
-        INSERT INTO pruned VALUES (1, ?) ON CONFLICT DO UPDATE
-        SET cells_ended_before = max(cells_ended_before, excluded.cells_ended_before)
-        """, arguments: [before])
+        INSERT INTO pruned (only, cells_ended_before, cells_gone_by) VALUES (1, ?, ?)
+        ON CONFLICT DO UPDATE
+        SET cells_gone_by = max(coalesce(cells_gone_by, excluded.cells_gone_by),
+          excluded.cells_gone_by)
+        """, arguments: [Int64.min, now.milliseconds])
     return dropped
   }
 

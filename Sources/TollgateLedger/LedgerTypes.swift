@@ -116,24 +116,6 @@ package struct UsageTotal: Hashable, Sendable, Codable {
   package var deltas: Int64
 }
 
-/// A statement: what one account used in one billing period, per feature.
-package struct Statement: Hashable, Sendable, Codable {
-  package struct Line: Hashable, Sendable, Codable {
-    package var feature: String
-    package var used: Int64
-    package var reversed: Int64
-    package var charged: Int64
-    package var absorbed: Int64
-    package var adjustments: Int64
-    package var deltas: Int64
-  }
-  package var deployment: String
-  package var account: String
-  package var start: Int64
-  package var end: Int64
-  package var lines: [Line]
-}
-
 /// One delta as it is on record.
 package struct DeltaRecord: Hashable, Sendable, Codable {
   package var id: String

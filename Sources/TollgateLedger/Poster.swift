@@ -1,9 +1,9 @@
 // One transaction of the ledger. A `Poster` lives as long as the transaction does: it holds the
-// sums it has touched and writes each of them once, at the end, so that a thousand deltas of one
-// counter cost one update. It never survives the transaction, so it can never be stale.
+// sums it has touched and writes each of them once, at the end.
 //
-// Each delta becomes a double entry: usage:<account>:<feature> gets what is billed,
-// absorbed:<account>:<feature> what is not, and consumed:<feature> the negative of both.
+// Each delta becomes a double entry: usage:<account>:<feature> gets what is billed and no grant
+// covers, grant:… overage:… deficit:… and absorbed:… what each name says (`Breakdown`), and
+// consumed:<feature> the negative of all.
 
 internal import Foundation
 internal import GRDB
@@ -12,41 +12,15 @@ internal import TollgateCore
 struct Poster {
   enum Posted { case posted, parked, known }
 
-  private struct Sum {
-    var value: Int64
-    var end: Int64
-    var isDirty: Bool
-  }
-  private struct SeriesKey: Hashable {
-    var account: String
-    var feature: String
-    var start: Int64
-    var adjustment: Bool
-  }
-  private struct Series {
-    var id: Int64
-    var actual: Int64
-    var charged: Int64
-    var absorbed: Int64
-    var deltas: Int64
-    var isDirty: Bool
-  }
-  private struct BookAccount {
-    var id: Int64
-    var balance: Int64
-    var isDirty: Bool
-  }
-
   private let db: Database
   private let bodies: DeltaBodies
   private let now: WallTime
   private let closed: [ClosedMonth]
-  private var cells: [CellKey: Sum] = [:]
-  private var series: [SeriesKey: Series] = [:]
-  private var accounts: [String: BookAccount] = [:]
+  private var sums: Sums
 
   init(_ db: Database, bodies: DeltaBodies, now: WallTime) throws {
     self.db = db
+    sums = Sums(db)
     self.bodies = bodies
     self.now = now
     let rows = try Row.fetchAll(
@@ -122,42 +96,18 @@ struct Poster {
   }
 
   /// Writes every sum that moved. Must be the last act of the transaction.
-  mutating func flush() throws {
-    let cell = try db.cachedStatement(
-      sql: """
-        INSERT INTO cells (account, subject, feature, window, period_start, period_end, settled)
-        VALUES (?, ?, ?, ?, ?, ?, ?)
-        ON CONFLICT DO UPDATE SET settled = excluded.settled
-        """)
-    for (key, sum) in cells where sum.isDirty {
-      try cell.execute(arguments: [
-        key.account, key.subject, key.feature, key.window, key.start, sum.end, sum.value,
-      ])
-    }
-    let line = try db.cachedStatement(
-      sql: """
-        UPDATE series SET actual = ?, charged = ?, absorbed = ?, deltas = ? WHERE id = ?
-        """)
-    for one in series.values where one.isDirty {
-      try line.execute(arguments: [one.actual, one.charged, one.absorbed, one.deltas, one.id])
-    }
-    let account = try db.cachedStatement(sql: "UPDATE accounts SET balance = ? WHERE id = ?")
-    for one in accounts.values where one.isDirty {
-      try account.execute(arguments: [one.balance, one.id])
-    }
-    cells = [:]
-    series = [:]
-    accounts = [:]
-  }
+  mutating func flush() throws { try sums.flush() }
 }
 
 // What one entry will change, computed and checked before anything is written for it: an entry
 // that would overflow a sum is poison, and poison must leave no trace in any sum.
 extension Poster {
   private struct Plan {
-    var cells: [(key: CellKey, sum: Sum)] = []
-    var series: (key: SeriesKey, value: Series)?
-    var accounts: [(name: String, value: BookAccount, amount: Int64)] = []
+    var cells: [(key: CellKey, sum: Sums.Cell)] = []
+    var series: (key: Sums.SeriesKey, value: Sums.Series)?
+    var accounts: [(key: Sums.BookKey, value: Sums.BookAccount, amount: Int64)] = []
+    var charges: [(key: Sums.ChargeKey, sum: Sums.Charge)] = []
+    var corrects: OperationID?
     var config: ConfigDelta?
 
     var seriesID: Int64? { series?.value.id }
@@ -168,38 +118,49 @@ extension Poster {
     var plan = Plan()
     plan.config = meaning.config
     for change in meaning.cells {
-      var sum = try loadCell(change.key, end: change.end)
+      var sum = try sums.cell(change)
       sum.value = try Self.add(sum.value, change.change, "cell \(change.key.window)")
       sum.isDirty = true
       plan.cells.append((change.key, sum))
     }
     guard let usage = meaning.usage else { return plan }
-    let key = SeriesKey(
+    let key = Sums.SeriesKey(
       account: usage.account, feature: usage.feature, start: usage.period.start.milliseconds,
       adjustment: closed.contains { $0.holds(usage.period, at: now) })
-    var line = try loadSeries(key, end: usage.period.end.milliseconds)
+    var line = try sums.series(key, end: usage.period.end.milliseconds)
     line.actual = try Self.add(line.actual, entry.actual, "total")
     line.charged = try Self.add(line.charged, entry.charged, "total")
     line.absorbed = try Self.add(line.absorbed, entry.absorbed, "total")
     line.deltas += 1
     line.isDirty = true
     plan.series = (key, line)
-    var amounts = [
-      ("usage:\(usage.account):\(usage.feature)", entry.charged),
-      ("consumed:\(usage.feature)", -entry.actual),
-    ]
-    if entry.absorbed != 0 {
-      amounts.append(("absorbed:\(usage.account):\(usage.feature)", entry.absorbed))
+    for row in usage.breakdown.rows {
+      try book(
+        .init(line: row.line, account: usage.account, feature: usage.feature), row.amount, &plan)
     }
-    for (name, amount) in amounts {
-      var account = try loadAccount(name)
-      let (balance, overflow) = account.balance.addingReportingOverflow(amount)
-      guard !overflow else { throw Poison(reason: "the balance of \(name) would overflow") }
-      account.balance = balance
-      account.isDirty = true
-      plan.accounts.append((name, account, amount))
+    try book(.init(line: nil, account: "", feature: usage.feature), -entry.actual, &plan)
+    for charge in usage.charges {
+      let key = Sums.ChargeKey(
+        series: line.id, rate: charge.rate.text, from: charge.from.milliseconds)
+      var sum = try sums.charge(key)
+      sum.units = try Self.add(sum.units, charge.units, "units of rate \(key.rate)")
+      sum.charge = try Self.add(sum.charge, charge.charge, "charge of rate \(key.rate)")
+      sum.deltas += 1
+      if usage.isCorrection { sum.corrections += 1 }
+      sum.isDirty = true
+      plan.charges.append((key, sum))
     }
+    plan.corrects = usage.corrects
     return plan
+  }
+
+  private mutating func book(_ key: Sums.BookKey, _ amount: Int64, _ plan: inout Plan) throws {
+    var account = try sums.account(key)
+    let (balance, overflow) = account.balance.addingReportingOverflow(amount)
+    guard !overflow else { throw Poison(reason: "the balance of \(key.name) would overflow") }
+    account.balance = balance
+    account.isDirty = true
+    plan.accounts.append((key, account, amount))
   }
 
   private static func add(_ a: Int64, _ b: Int64, _ what: String) throws(Poison) -> Int64 {
@@ -212,17 +173,23 @@ extension Poster {
   private mutating func carryOut(
     _ plan: Plan, for entry: OutboxEntry, bucket: Int
   ) throws {
-    for (key, sum) in plan.cells { cells[key] = sum }
-    if let (key, line) = plan.series { series[key] = line }
+    for (key, sum) in plan.cells { sums.cells[key] = sum }
+    if let (key, line) = plan.series { sums.series[key] = line }
+    for (key, sum) in plan.charges { sums.charges[key] = sum }
     let op = entry.id.operation.blob
     let index = Int64(entry.id.index)
     if !plan.accounts.isEmpty {
       let posting = try db.cachedStatement(
         sql: "INSERT INTO postings (op, idx, bucket, account, amount) VALUES (?, ?, ?, ?, ?)")
-      for (name, account, amount) in plan.accounts {
-        accounts[name] = account
+      for (key, account, amount) in plan.accounts {
+        sums.accounts[key] = account
         try posting.execute(arguments: [op, index, bucket, account.id, amount])
       }
+    }
+    if let corrects = plan.corrects {
+      try db.cachedStatement(
+        sql: "INSERT INTO corrections (corrected, bucket, op, idx) VALUES (?, ?, ?, ?)"
+      ).execute(arguments: [corrects.blob, bucket, op, index])
     }
     if let config = plan.config {
       let record = try db.cachedStatement(
@@ -236,6 +203,7 @@ extension Poster {
           config.scope.rawValue, config.key, config.version, op, index, entry.time.milliseconds,
           config.action, config.actor, config.reason, config.before, config.after,
         ])
+      try Terms.note(config, in: db)
     }
   }
 
@@ -275,65 +243,5 @@ extension Poster {
         entry.id.operation.blob, Int64(entry.id.index), bucket, String(reason.prefix(500)),
         now.milliseconds,
       ])
-  }
-
-  private mutating func loadCell(_ key: CellKey, end: Int64) throws -> Sum {
-    if let found = cells[key] { return found }
-    let statement = try db.cachedStatement(
-      sql: """
-        SELECT settled, period_end FROM cells WHERE account = ? AND subject = ? AND feature = ?
-          AND window = ? AND period_start = ?
-        """)
-    let row = try Row.fetchOne(
-      statement,
-      arguments: [key.account, key.subject, key.feature, key.window, key.start])
-    let sum =
-      row.map { Sum(value: $0[0], end: $0[1], isDirty: false) }
-      ?? Sum(value: 0, end: end, isDirty: false)
-    cells[key] = sum
-    return sum
-  }
-
-  private mutating func loadSeries(_ key: SeriesKey, end: Int64) throws -> Series {
-    if let found = series[key] { return found }
-    let select = try db.cachedStatement(
-      sql: """
-        SELECT id, actual, charged, absorbed, deltas FROM series
-        WHERE account = ? AND feature = ? AND period_start = ? AND adjustment = ?
-        """)
-    let found: Series
-    if let row = try Row.fetchOne(
-      select, arguments: [key.account, key.feature, key.start, key.adjustment ? 1 : 0])
-    {
-      found = Series(
-        id: row[0], actual: row[1], charged: row[2], absorbed: row[3], deltas: row[4],
-        isDirty: false)
-    } else {
-      try db.cachedStatement(
-        sql: """
-          INSERT INTO series (account, feature, period_start, period_end, adjustment, actual,
-            charged, absorbed, deltas) VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0)
-          """
-      ).execute(arguments: [key.account, key.feature, key.start, end, key.adjustment ? 1 : 0])
-      found = Series(
-        id: db.lastInsertedRowID, actual: 0, charged: 0, absorbed: 0, deltas: 0, isDirty: false)
-    }
-    series[key] = found
-    return found
-  }
-
-  private mutating func loadAccount(_ name: String) throws -> BookAccount {
-    if let found = accounts[name] { return found }
-    let select = try db.cachedStatement(sql: "SELECT id, balance FROM accounts WHERE name = ?")
-    let found: BookAccount
-    if let row = try Row.fetchOne(select, arguments: [name]) {
-      found = BookAccount(id: row[0], balance: row[1], isDirty: false)
-    } else {
-      try db.cachedStatement(sql: "INSERT INTO accounts (name, balance) VALUES (?, 0)")
-        .execute(arguments: [name])
-      found = BookAccount(id: db.lastInsertedRowID, balance: 0, isDirty: false)
-    }
-    accounts[name] = found
-    return found
   }
 }

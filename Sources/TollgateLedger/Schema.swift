@@ -44,18 +44,15 @@ enum Schema {
           CREATE INDEX cells_by_end ON cells (period_end) WHERE \(isShort)
           """)
     }
+    migrator.registerMigration("6-parts") { db in
+      try db.execute(sql: parts)
+      try Terms.noteAll(db)
+    }
     return migrator
   }
 
-  /// Counters that are dropped after their period. Those of the long windows stay with the books.
-  static let isShort = "rtrim(window, '^@') NOT IN ('M', 'Q', 'Y', 'L')"
-
-  /// The same of a window as it stands in `cells`.
-  static func isShort(window: String) -> Bool {
-    var code = window[...]
-    while let last = code.last, last == "^" || last == "@" { code.removeLast() }
-    return !["M", "Q", "Y", "L"].contains(code)
-  }
+  /// Counters that earlier releases dropped after their period, by their code.
+  private static let isShort = "rtrim(window, '^@') NOT IN ('M', 'Q', 'Y', 'L')"
 
   private static let idsByBucket = """
     CREATE TABLE new_deltas (
@@ -91,6 +88,44 @@ enum Schema {
     """
 
   static let acknowledged = "loss_acknowledged"
+
+  /// What rates charged, what corrects what, the grants and prices on record, and, beside each
+  /// counter, when its sum may be dropped. Counters that an older release dropped by its own rule
+  /// are still covered by `cells_ended_before`.
+  private static let parts = """
+    CREATE TABLE charges (
+      series INTEGER NOT NULL, rate TEXT NOT NULL, rate_from INTEGER NOT NULL,
+      units INTEGER NOT NULL, charge INTEGER NOT NULL,
+      deltas INTEGER NOT NULL, corrections INTEGER NOT NULL,
+      PRIMARY KEY (series, rate, rate_from)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE corrections (
+      corrected BLOB NOT NULL, bucket INTEGER NOT NULL, op BLOB NOT NULL, idx INTEGER NOT NULL,
+      PRIMARY KEY (corrected, bucket, op, idx)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE grants (
+      account TEXT NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL, feature TEXT NOT NULL,
+      kind TEXT NOT NULL, amount INTEGER NOT NULL, priority INTEGER NOT NULL,
+      effective INTEGER NOT NULL, expires INTEGER, created INTEGER NOT NULL, every TEXT,
+      rollover_min INTEGER NOT NULL, rollover_max INTEGER NOT NULL, voided INTEGER,
+      reason TEXT NOT NULL, author TEXT NOT NULL,
+      PRIMARY KEY (account, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE prices (
+      rate TEXT NOT NULL, rate_from INTEGER NOT NULL, amount INTEGER NOT NULL,
+      per INTEGER NOT NULL, changed INTEGER NOT NULL,
+      PRIMARY KEY (rate, rate_from)
+    ) STRICT, WITHOUT ROWID;
+    ALTER TABLE cells ADD COLUMN goes INTEGER;
+    ALTER TABLE pruned ADD COLUMN cells_gone_by INTEGER;
+    DROP INDEX cells_by_end;
+    UPDATE cells SET goes = 2 * period_end - period_start + \(LedgerStore.lateHorizonMilliseconds)
+      WHERE \(isShort);
+    CREATE INDEX cells_by_end ON cells (goes) WHERE goes IS NOT NULL;
+    """
+
+  /// Whether the file has these tables: one that an older release wrote is read as it is.
+  static func hasParts(_ db: Database) throws -> Bool { try db.tableExists("charges") }
 
   /// Who this ledger belongs to, and how far each stream has been read.
   private static let positions = """

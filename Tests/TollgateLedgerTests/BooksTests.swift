@@ -282,7 +282,7 @@ import TollgateWire
     let lines = text.split(separator: "\r\n")
     #expect(count == 2)
     #expect(lines.count == 3)
-    #expect(lines[1].hasSuffix(",\"model=a,\"\"b\"\"\""))
+    #expect(lines[1].hasSuffix(",\"model=a,\"\"b\"\"\",5,,0,0,,"))
     #expect(lines[2].contains(",-5,-5,0,false,"))
     #expect(ExportLine.field("=1+1") == "'=1+1")
     #expect(ExportLine.field("-5") == "-5")

@@ -120,11 +120,12 @@ func change(
 
 /// An operator's change of what limits see of one counter of `acme`, by `amount` units.
 func reset(
-  _ sequence: Int64, op: Int, subject: String, window: Window, by amount: Int64
+  _ sequence: Int64, op: Int, subject: String, window: Window, by amount: Int64,
+  feature: String = "tokens"
 ) -> OutboxEntry {
   let period = window.period(containing: start)
   let after =
-    "{\"subject\":\"\(subject)\",\"feature\":\"tokens\",\"window\":\"\(window.code)\","
+    "{\"subject\":\"\(subject)\",\"feature\":\"\(feature)\",\"window\":\"\(window.code)\","
     + "\"start\":\(period.start.milliseconds),\"end\":\(period.end.milliseconds)}"
   var entry = change(
     sequence, op: op, scope: .counter, key: subject, version: 0, after: after, action: "reset")

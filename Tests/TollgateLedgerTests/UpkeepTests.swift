@@ -185,7 +185,7 @@ struct Lines: LogHandler {
       let entries = try (first..<first + 10).map { sequence in
         var entry = try usage(sequence, op: Int(sequence), amount: 3)
         switch Int.random(in: 0...7, using: &random) {
-        case 0: entry.kind = DeltaKind(rawValue: UInt8.random(in: 4...255, using: &random))
+        case 0: entry.kind = DeltaKind(rawValue: UInt8.random(in: 6...255, using: &random))
         case 1: entry.kind = DeltaKind(rawValue: 0)
         case 2: entry.body = []
         case 3: entry.charged = -1

@@ -110,53 +110,6 @@ struct LedgerExport: AsyncParsableCommand {
   }
 }
 
-struct LedgerStatement: AsyncParsableCommand {
-  static let configuration = CommandConfiguration(
-    commandName: "statement", abstract: "Print what an account used in one month.",
-    discussion: """
-      The month is that of the account's zone: the period on record that begins closest to the \
-      first of the month.
-      """)
-
-  @OptionGroup var file: LedgerFileOptions
-
-  @Argument(help: "The account.")
-  var account: String
-
-  @Option(help: ArgumentHelp("The month, e.g. 2026-11; without it, this one.", valueName: "month"))
-  var month: String?
-
-  func validate() throws { _ = try NamedMonth.checked(month) }
-
-  func run() async throws {
-    try await LedgerCommandFailure.reported {
-      let now = WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000))
-      let store = try file.open()
-      let start =
-        try NamedMonth.checked(month)?.start.milliseconds
-        ?? store.runningMonth(of: account, now: now)
-      let statement = try store.statement(account: account, start: start)
-      if file.json { return try file.printJSON(statement) }
-      print("deployment \(statement.deployment)")
-      print("account    \(statement.account)")
-      let ends = [statement.start, statement.end].map {
-        CivilDate.text(WallTime(milliseconds: $0))
-      }
-      print("period     \(ends.joined(separator: " to "))")
-      var table = LedgerTable([
-        "feature", "used", "reversed", "charged", "absorbed", "adjustments", "deltas",
-      ])
-      for line in statement.lines {
-        table.add([
-          line.feature, "\(line.used)", "\(line.reversed)", "\(line.charged)",
-          "\(line.absorbed)", "\(line.adjustments)", "\(line.deltas)",
-        ])
-      }
-      table.write()
-    }
-  }
-}
-
 struct LedgerBalances: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "balances", abstract: "Print the totals of the books, or an account's counters.")
@@ -250,6 +203,7 @@ struct LedgerVerify: AsyncParsableCommand {
         }
         print(
           "\(report.deltas) deltas, \(report.postings) postings, \(report.cells) counters,",
+          "\(report.charges) sums of rates (\(report.priced) held against a price),",
           "\(report.streams) streams; \(report.duplicates) duplicates, \(report.parked) parked,",
           "\(report.lostSequences) lost: \(report.isSound ? "sound" : "NOT SOUND")")
       }
