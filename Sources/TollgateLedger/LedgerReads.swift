@@ -105,6 +105,19 @@ struct LedgerReads: Sendable {
   private struct StatementQuery: Decodable {
     var account: String
     var from: Int64
+    var now: Int64?
+  }
+  private struct OperationQuery: Decodable {
+    var bucket: Int
+    var operation: String
+    var cursor: String?
+    var count: Int?
+  }
+  private struct OperationPage: Encodable {
+    var deltas: [OperationDelta]
+    var corrections: [OperationDelta]
+    var left: [OperationLeft]
+    var next: String?
   }
   private struct HistoryQuery: Decodable {
     var scope: String?
@@ -163,6 +176,7 @@ struct LedgerReads: Sendable {
       case .deltaIDs: try deltas(decode(DeltasQuery.self, body))
       case .status: try encode(status())
       case .configCurrent: try encode(current(decode(CurrentQuery.self, body)))
+      case .operation: try encode(operation(decode(OperationQuery.self, body)))
       }
     // One frame holds almost a mebibyte; a longer document goes on in the next.
     var rest = document[...]
@@ -194,7 +208,28 @@ struct LedgerReads: Sendable {
   }
 
   private func statement(_ query: StatementQuery) throws -> Statement {
-    try store.statement(account: query.account, start: query.from)
+    try store.statement(
+      account: query.account, start: query.from,
+      now: query.now.map { WallTime(milliseconds: $0) })
+  }
+
+  private func operation(_ query: OperationQuery) throws -> OperationPage {
+    guard let operation = OperationID(hex: query.operation) else {
+      throw WireError.refused(.invalidDocument, "operation \"\(query.operation)\"")
+    }
+    let key = try query.cursor.map { text in
+      let parts = text.split(separator: "|")
+      guard parts.count == 2, ["0", "1"].contains(parts[0]), let id = Self.deltaID(parts[1]) else {
+        throw Self.badCursor(text)
+      }
+      return LedgerStore.OperationPageKey(isCorrection: parts[0] == "1", id: id)
+    }
+    let (answer, next) = try store.operation(
+      operation, bucket: query.bucket, after: key,
+      limit: query.count ?? LedgerStore.operationPageMax)
+    return OperationPage(
+      deltas: answer.deltas, corrections: answer.corrections, left: answer.left,
+      next: next.map { "\($0.isCorrection ? 1 : 0)|\($0.id)" })
   }
 
   private func history(_ query: HistoryQuery) throws -> HistoryAnswer {

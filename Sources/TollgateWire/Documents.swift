@@ -78,6 +78,8 @@ package enum QueryMethod: UInt16, Sendable, Hashable, CaseIterable {
   case status = 5
   /// The newest configuration of some accounts, or the global one, with its latest changes.
   case configCurrent = 6
+  /// The deltas of one operation with all they counted, and those that correct it, paged.
+  case operation = 7
 
   package var name: String {
     switch self {
@@ -87,6 +89,7 @@ package enum QueryMethod: UInt16, Sendable, Hashable, CaseIterable {
     case .deltaIDs: "delta.ids"
     case .status: "status"
     case .configCurrent: "config.current"
+    case .operation: "operation"
     }
   }
 }
