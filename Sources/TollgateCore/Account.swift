@@ -35,6 +35,7 @@ public struct Override: Hashable, Sendable {
 
 public struct AccountConfig: Hashable, Sendable {
   public static let overridesMax = 256
+  public static let grantsMax = 64
   /// Changes of zone or anchor that are remembered, so that a period begun under an old one ends
   /// where it should.
   public static let calendarSettingsMax = 16
@@ -47,6 +48,8 @@ public struct AccountConfig: Hashable, Sendable {
   public var overrides: [Override]
   /// Ascending by `since`; empty: UTC.
   public var calendar: [CalendarSetting]
+  /// Ids are unique.
+  public var grants: [Grant]
   /// The last event of an outside system that was applied here, and its version, so that a late,
   /// out-of-order one cannot set the account back.
   public var sourceID: String?
@@ -54,13 +57,15 @@ public struct AccountConfig: Hashable, Sendable {
 
   public init(
     version: Int64 = 0, plan: Name? = nil, frozen: Bool = false, overrides: [Override] = [],
-    calendar: [CalendarSetting] = [], sourceID: String? = nil, sourceVersion: Int64 = 0
+    calendar: [CalendarSetting] = [], grants: [Grant] = [], sourceID: String? = nil,
+    sourceVersion: Int64 = 0
   ) {
     self.version = version
     self.plan = plan
     self.frozen = frozen
     self.overrides = overrides
     self.calendar = calendar
+    self.grants = grants
     self.sourceID = sourceID
     self.sourceVersion = sourceVersion
   }

@@ -59,16 +59,62 @@ public enum LimitKind: Hashable, Sendable {
   case quota(amount: Int64, window: Window)
   /// GCRA: `amount` units per `periodMilliseconds` on average, `burst` at once.
   case rate(amount: Int64, periodMilliseconds: Int64, burst: Int64)
+  /// At most `amount` units in any span of this length: the period that runs, and of the one
+  /// before it the share that the span still reaches, as if its units had come evenly.
+  case sliding(amount: Int64, lengthMilliseconds: Int64)
+  /// At most `amount` units held at one moment.
+  case concurrency(amount: Int64)
+  /// Burns the account's grants of the feature.
+  case credit(Credit)
+  /// At most `amount` units beyond every grant in each period; nil: no cap.
+  case spendCap(amount: Int64?, window: Window)
   /// Counts, never denies.
   case unlimited
+
+  /// The longest window of a sliding limit: its weights are exact up to here.
+  public static let slidingMillisecondsMax: Int64 = 7 * 86_400_000
 
   public var name: String {
     switch self {
     case .gate: "gate"
     case .quota: "quota"
     case .rate: "rate"
+    case .sliding: "sliding"
+    case .concurrency: "concurrency"
+    case .credit: "credit"
+    case .spendCap: "spend_cap"
     case .unlimited: "unlimited"
     }
+  }
+}
+
+public struct Credit: Hashable, Sendable {
+  /// What the plan gives in each period, as a paid grant with the limit's id.
+  public struct Included: Hashable, Sendable {
+    public var amount: Int64
+    public var every: Window
+    public var priority: Int64
+    public var rollover: Rollover
+
+    public init(
+      amount: Int64, every: Window, priority: Int64 = Grant.priorityDefault,
+      rollover: Rollover = .none
+    ) {
+      self.amount = amount
+      self.every = every
+      self.priority = priority
+      self.rollover = rollover
+    }
+  }
+
+  /// nil: only grants of the account's own.
+  public var included: Included?
+  /// What no grant covers is let through, to be charged or capped by other rules.
+  public var allowsOverage: Bool
+
+  public init(included: Included?, allowsOverage: Bool) {
+    self.included = included
+    self.allowsOverage = allowsOverage
   }
 }
 
@@ -118,14 +164,17 @@ public struct Catalog: Hashable, Sendable {
   public var levels: [Name]
   public var unknownAccount: UnknownAccount
   public var features: [Name: Feature]
+  public var rates: RateCard
   public var plans: [Name: Plan]
 
   public init(
-    levels: [Name], unknownAccount: UnknownAccount, features: [Name: Feature], plans: [Name: Plan]
+    levels: [Name], unknownAccount: UnknownAccount, features: [Name: Feature],
+    rates: RateCard = RateCard(), plans: [Name: Plan]
   ) {
     self.levels = levels
     self.unknownAccount = unknownAccount
     self.features = features
+    self.rates = rates
     self.plans = plans
   }
 }

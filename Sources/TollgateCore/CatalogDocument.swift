@@ -10,16 +10,17 @@ extension Catalog {
   }
 
   package var document: Document {
-    [
+    .fields([
       "levels": .strings(levels.map(\.text)),
       "unknown_account": unknownAccount.document,
       "features": .object(
         features.values.sorted { $0.name < $1.name }
           .map { Document.Member($0.name.text, $0.document) }),
+      "rates": rates.rates.isEmpty ? nil : .list(rates.rates.map(\.document)),
       "plans": .object(
         plans.values.sorted { $0.name < $1.name }
           .map { Document.Member($0.name.text, document(of: $0)) }),
-    ]
+    ])
   }
 
   private func document(of plan: Plan) -> Document {
@@ -76,6 +77,16 @@ extension Limit {
       members.append(.init("rate", .integer(amount)))
       members.append(.init("per", .string(Window(fixedMilliseconds: period).word)))
       members.append(.init("burst", .integer(burst)))
+    case .sliding(let amount, let length):
+      members.append(.init("sliding", .integer(amount)))
+      members.append(.init("per", .string(Window(fixedMilliseconds: length).word)))
+    case .concurrency(let amount): members.append(.init("concurrency", .integer(amount)))
+    case .credit(let credit):
+      members.append(.init("credit", credit.included?.document ?? true))
+      members.append(.init("overage", credit.allowsOverage ? "allow" : "deny"))
+    case .spendCap(let amount, let window):
+      members.append(.init("spend_cap", amount.map { .integer($0) } ?? "none"))
+      members.append(.init("per", .string(window.word)))
     }
     // A level that is not in the catalog is a bug of whoever made this value; its number still
     // says more than a trap.
@@ -84,5 +95,16 @@ extension Limit {
     members.append(.init("enforcement", .string(enforcement.rawValue)))
     members.append(.init("on_failure", failurePolicy.document))
     return .object(members)
+  }
+}
+
+extension Credit.Included {
+  var document: Document {
+    .fields([
+      "amount": .integer(amount),
+      "every": .string(every.word),
+      "priority": .integer(priority),
+      "rollover": rollover == .none ? nil : rollover.document,
+    ])
   }
 }

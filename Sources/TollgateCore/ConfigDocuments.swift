@@ -144,7 +144,8 @@ extension AccountConfig {
     let node = DocumentNode(document, problems: problems)
     let fields = node.object(
       [
-        "version", "plan", "frozen", "overrides", "calendar", "source_id", "source_version",
+        "version", "plan", "frozen", "overrides", "calendar", "grants", "source_id",
+        "source_version",
       ],
       required: ["version"])
     let version = fields?["version"]?.integer(0...Quantity.maximum)
@@ -154,6 +155,7 @@ extension AccountConfig {
     let calendar = fields?["calendar"]?.list(max: Self.calendarSettingsMax)?.map {
       CalendarSetting(node: $0)
     }
+    let grants = fields?["grants"]?.list(max: Self.grantsMax)?.map { Grant(node: $0) }
     let sourceID = fields?["source_id"]?.string(bytesMax: Self.sourceBytesMax)
     let sourceVersion = fields?["source_version"]?.integer(0...Quantity.maximum)
     guard problems.isEmpty, let version else {
@@ -162,7 +164,8 @@ extension AccountConfig {
     self.init(
       version: version, plan: plan, frozen: frozen ?? false,
       overrides: (overrides ?? []).compactMap { $0 },
-      calendar: (calendar ?? []).compactMap { $0 }, sourceID: sourceID,
+      calendar: (calendar ?? []).compactMap { $0 },
+      grants: (grants ?? []).compactMap { $0 }, sourceID: sourceID,
       sourceVersion: sourceVersion ?? 0)
   }
 
@@ -173,6 +176,7 @@ extension AccountConfig {
       "frozen": .bool(frozen),
       "overrides": .list(overrides.map(\.document)),
       "calendar": calendar.isEmpty ? nil : .list(calendar.map(\.document)),
+      "grants": grants.isEmpty ? nil : .list(grants.map(\.document)),
       "source_id": sourceID.map { .string($0) },
       "source_version": .integer(sourceVersion),
     ])

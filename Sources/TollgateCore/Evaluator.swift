@@ -137,7 +137,7 @@ package struct Evaluator: Hashable, Sendable {
       reason: verdict.reason, source: .redis, binding: verdict.limit?.id,
       bindingItem: verdict.limit?.item, retryAfter: verdict.retryAfter, time: now,
       globalVersion: current.global, accountVersion: current.account,
-      items: request.items.indices.map { after.itemState($0) })
+      items: resolution.items.indices.map { after.itemState($0) })
     // A refusal that is not about what was asked passes by itself: the same id may come again.
     if mode != .check, verdict.reason != .unknownAccount,
       mode != .post || verdict.reason.isAllowed
@@ -145,8 +145,8 @@ package struct Evaluator: Hashable, Sendable {
       state.latest = micros
       state.records[request.id] = EvaluatorRecord(
         subject: request.subject, items: request.items, decision: decision,
-        effect: verdict.reason.isAllowed ? .applied : .none, cells: resolution.cells,
-        metered: resolution.metered)
+        effect: verdict.reason.isAllowed ? .applied : .none, counted: view.counted,
+        billed: view.billed)
     }
     return .decided(decision, births)
   }
@@ -184,16 +184,18 @@ package struct Evaluator: Hashable, Sendable {
     _ request: Request, _ resolution: Resolution, _ view: View, now: WallTime, rates: Bool
   ) -> Applied {
     var next = state
-    for cell in resolution.cells {
-      let amount = request.items[cell.item].amount
+    if let item = view.measure.overflow { return .failure(item: item) }
+    for count in view.counts(view.measure) {
+      let cell = resolution.cells[count.cell]
       let key = view.key(of: cell)
       var counter = state.reading(key, in: cell.period.start).counter
-      guard let settled = Quantity.adding(counter.settled, amount) else {
+      guard let settled = Quantity.adding(counter.settled, count.amount) else {
         return .failure(item: cell.item)
       }
       counter.settled = settled
       next.counters[key] = counter
     }
+    view.carryOver(into: &next)
     if rates {
       for limit in resolution.limits {
         if let arrival = view.nextArrival(limit), view.judge(limit).reason == nil {
@@ -203,11 +205,12 @@ package struct Evaluator: Hashable, Sendable {
     }
     state = next
     return .success(
-      request.items.enumerated().compactMap { index, item in
+      resolution.items.indices.compactMap { index in
         guard resolution.metered[index] else { return nil }
+        let amount = view.measure.amounts[index]
         return Birth(
           id: DeltaID(operation: request.id, index: UInt16(index)), kind: .usage, time: now,
-          item: index, actual: item.amount, charged: item.amount, absorbed: 0)
+          item: index, actual: amount, charged: amount, absorbed: 0)
       })
   }
 }
@@ -237,20 +240,22 @@ extension Evaluator {
     guard var record = state.records[id] else {
       state.records[id] = EvaluatorRecord(
         subject: nil, items: [], decision: Decision(reason: .cancelled, source: .redis, time: now),
-        effect: .none, cells: [], metered: [])
+        effect: .none)
       return .cancelled([])
     }
     guard record.effect == .applied, let subject = record.subject else { return .cancelled([]) }
-    for cell in record.cells {
+    for counted in record.counted {
+      let cell = counted.cell
       let key = CounterKey(
-        subject: subject.prefix(cell.level), feature: record.items[cell.item].feature,
-        window: cell.window)
-      state.counters[key]?.add(-record.items[cell.item].amount, in: cell.period.start)
+        subject: subject.prefix(cell.level), feature: counted.feature, window: cell.window)
+      state.counters[key]?.add(-counted.amount, in: cell.period.start)
+      // What came over into a grant's instance is no reset.
+      if case .grant = cell.window.tally { continue }
       // Units that a reset had forgiven are forgiven no more: limits see what they saw.
       if let offset = state.offsets[key], offset.units != 0, offset.start == cell.period.start,
         state.counters[key]?.start == offset.start, record.decision.time <= offset.time
       {
-        state.offsets[key]?.units -= record.items[cell.item].amount
+        state.offsets[key]?.units -= counted.amount
       }
     }
     record.effect = .annulled
@@ -260,12 +265,11 @@ extension Evaluator {
     record.decision.retryAfter = nil
     state.records[id] = record
     return .cancelled(
-      record.items.enumerated().compactMap { index, item in
-        guard record.metered[index] else { return nil }
+      record.billed.enumerated().compactMap { index, amount in
+        guard let amount else { return nil }
         return Birth(
           id: DeltaID(operation: id, index: DeltaID.reversalOffset + UInt16(index)),
-          kind: .reversal, time: now, item: index, actual: -item.amount, charged: -item.amount,
-          absorbed: 0)
+          kind: .reversal, time: now, item: index, actual: -amount, charged: -amount, absorbed: 0)
       })
   }
 

@@ -104,13 +104,21 @@ package struct EvaluatorRecord: Hashable, Sendable {
     case annulled
   }
 
+  /// What was added to one counter.
+  package struct Counted: Hashable, Sendable {
+    package var feature: Name
+    package var cell: Cell
+    package var amount: Int64
+  }
+
   /// nil: a tombstone, made by a cancel that came before the operation.
   package var subject: Subject?
   package var items: [Item]
   package var decision: Decision
   package var effect: Effect
-  package var cells: [Cell]
-  package var metered: [Bool]
+  package var counted: [Counted] = []
+  /// What became of each item, those included that others were charged to; nil: not metered.
+  package var billed: [Int64?] = []
 }
 
 package struct EvaluatorState: Hashable, Sendable {

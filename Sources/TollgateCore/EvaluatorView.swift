@@ -27,16 +27,29 @@ extension Evaluator {
     let resolution: Resolution
     /// Microseconds.
     let now: Int64
+    /// What the operation adds to which counter.
+    private(set) var measure = Measure(amounts: [], overage: [])
+
+    init(
+      state: EvaluatorState, request: Request, resolution: Resolution, now: Int64,
+      isHold: Bool = false
+    ) {
+      self.state = state
+      self.request = request
+      self.resolution = resolution
+      self.now = now
+      measure = measure(isHold: isHold)
+    }
 
     func key(of cell: Cell) -> CounterKey {
       CounterKey(
-        subject: request.subject.prefix(cell.level), feature: request.items[cell.item].feature,
+        subject: request.subject.prefix(cell.level), feature: resolution.items[cell.item].feature,
         window: cell.window)
     }
 
     func rateKey(of limit: AppliedLimit) -> RateKey {
       RateKey(
-        subject: request.subject.prefix(limit.level), feature: request.items[limit.item].feature,
+        subject: request.subject.prefix(limit.level), feature: resolution.items[limit.item].feature,
         limit: limit.id)
     }
 
@@ -55,14 +68,29 @@ extension Evaluator {
       case .deny(let reason): return Judgement(reason: reason, remaining: 0)
       case .unlimited: return Judgement(reason: nil, remaining: Quantity.maximum)
       case .quota(let index, let amount):
-        let cell = resolution.cells[index]
-        let (counter, offset) = state.reading(key(of: cell), in: cell.period.start)
-        let used = counter.settled - offset + counter.held
-        let exceeded = used + request.items[limit.item].amount > amount
+        return judge(
+          measure.amounts[limit.item], against: amount, used: used(index), at: index,
+          .quotaExceeded)
+      case .sliding(let index, let amount, let length):
+        return judgeSliding(measure.amounts[limit.item], against: amount, at: index, length)
+      case .concurrency(let index, let amount):
+        let room = amount - used(index)
         return Judgement(
-          reason: exceeded ? .quotaExceeded : nil, remaining: max(0, amount - used),
-          retryAfter: exceeded && request.items[limit.item].amount <= amount && !cell.isForever
-            ? cell.period.end.milliseconds - now / 1000 : nil)
+          reason: measure.amounts[limit.item] > room ? .concurrencyExceeded : nil,
+          remaining: max(0, room))
+      case .credit(let allowsOverage):
+        guard !allowsOverage else { return Judgement(reason: nil, remaining: Quantity.maximum) }
+        let denies = measure.overage[limit.item] > 0
+        return Judgement(
+          reason: denies ? .creditExhausted : nil, remaining: credit(limit.item),
+          retryAfter: denies ? nextCredit(limit.item) : nil)
+      case .spendCap(let index, let amount):
+        guard let amount else { return Judgement(reason: nil, remaining: Quantity.maximum) }
+        var judgement = judge(
+          measure.overage[limit.item], against: amount, used: used(index), at: index,
+          .spendCapReached)
+        judgement.remaining += credit(limit.item)
+        return judgement
       case .rate(let cost, let tolerance, let interval):
         let arrival = arrival(limit)
         let wait = arrival + cost - now - tolerance
@@ -71,6 +99,54 @@ extension Evaluator {
           remaining: max(0, (tolerance - (arrival - now)) / interval),
           retryAfter: wait > 0 ? (wait + 999) / 1000 : nil)
       }
+    }
+
+    private func judge(
+      _ units: Int64, against amount: Int64, used: Int64, at index: Int, _ reason: Reason
+    ) -> Judgement {
+      let cell = resolution.cells[index]
+      let exceeded = used + units > amount
+      return Judgement(
+        reason: exceeded ? reason : nil, remaining: max(0, amount - used),
+        // No time helps where one request asks for more than a whole period has.
+        retryAfter: exceeded && units <= amount && !cell.isForever
+          ? cell.period.end.milliseconds - now / 1000 : nil)
+    }
+
+    /// Units of the period before count by the share of it that a span of this length still
+    /// reaches, in 2^20ths, rounded up twice: never too few.
+    private func judgeSliding(
+      _ units: Int64, against amount: Int64, at index: Int, _ length: Int64
+    ) -> Judgement {
+      let cell = resolution.cells[index]
+      let (counter, _) = reading(index)
+      var before: Int64 = 0
+      if counter.previousStart.milliseconds == cell.period.start.milliseconds - length {
+        before = counter.previousSettled + counter.previousHeld
+      }
+      let elapsed = now / 1000 - cell.period.start.milliseconds
+      let weight = Sliding.weight(elapsed: elapsed, length: length)
+      let current = used(index)
+      let room = amount - current - Sliding.share(of: before, weight)
+      return Judgement(
+        reason: units > room ? .quotaExceeded : nil, remaining: max(0, room),
+        retryAfter: units > room && units <= amount
+          ? Sliding.wait(
+            elapsed: elapsed, length: length, before: before, room: amount - current - units)
+          : nil)
+    }
+
+    /// What the grants of an item still have beyond what is owed.
+    func credit(_ item: Int) -> Int64 {
+      let left = (resolution.draws[item] ?? []).reduce(0) { $0 + self.left($1) }
+      return max(0, left - (owed[item] ?? 0))
+    }
+
+    /// When the first grant that is enough for this request by itself comes again.
+    private func nextCredit(_ item: Int) -> Int64? {
+      (resolution.draws[item] ?? [])
+        .filter { $0.recurs && !$0.isVoided && $0.amount >= measure.amounts[item] }
+        .map { resolution.cells[$0.cell].period.end.milliseconds - now / 1000 }.min()
     }
 
     /// What was let through elsewhere counts, whatever limits say; only a feature that the catalog
@@ -118,15 +194,27 @@ extension Evaluator {
         let remaining = judge(limit).remaining
         guard least.map({ remaining < $0.remaining }) ?? true else { continue }
         switch limit.rule {
-        case .deny, .unlimited: continue
-        case .quota(let index, _):
+        case .deny, .unlimited, .credit(allowsOverage: true), .spendCap(_, nil): continue
+        case .quota(let index, _), .sliding(let index, _, _), .concurrency(let index, _),
+          .spendCap(let index, .some):
           let cell = resolution.cells[index]
-          let (counter, offset) = state.reading(key(of: cell), in: cell.period.start)
+          let (counter, offset) = reading(index)
           least = (
             remaining,
             Decision.ItemState(
               limit: limit.id, remaining: remaining, settled: counter.settled - offset,
               held: counter.held, reset: cell.isForever ? nil : cell.period.end)
+          )
+        case .credit:
+          let draws = resolution.draws[item] ?? []
+          let ends = draws.map { resolution.cells[$0.cell].period.end }.min()
+          least = (
+            remaining,
+            Decision.ItemState(
+              limit: limit.id, remaining: remaining,
+              settled: draws.reduce(0) { $0 + reading($1.cell).counter.settled },
+              held: draws.reduce(0) { $0 + reading($1.cell).counter.held },
+              reset: ends.flatMap { $0.milliseconds < Quantity.maximum ? $0 : nil })
           )
         case .rate:
           least = (

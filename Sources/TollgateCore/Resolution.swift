@@ -30,6 +30,13 @@ public struct AppliedLimit: Hashable, Sendable {
     /// Cost and tolerance in microseconds: GCRA's increment for this request, and burst.
     /// `intervalMicroseconds` is the cost of one unit rounded up, for `remaining`.
     case rate(costMicroseconds: Int64, toleranceMicroseconds: Int64, intervalMicroseconds: Int64)
+    /// Of the period before the cell's, what a span of this length still reaches counts too.
+    case sliding(cell: Int, amount: Int64, lengthMilliseconds: Int64)
+    case concurrency(cell: Int, amount: Int64)
+    /// What no grant covers is let through, or is not.
+    case credit(allowsOverage: Bool)
+    /// nil: counted, but never denied.
+    case spendCap(cell: Int, amount: Int64?)
     case unlimited
   }
 
@@ -53,6 +60,33 @@ public struct AppliedLimit: Hashable, Sendable {
   }
 }
 
+/// A grant that an item's units are burnt from.
+public struct Draw: Hashable, Sendable {
+  /// Index into `Resolution.cells`: what was burnt from this instance so far.
+  public var cell: Int
+  public var grant: Name
+  /// What the instance has, without what came over into it. A voided one has nothing to give.
+  public var amount: Int64
+  public var isVoided: Bool
+  /// More comes where the cell's period ends.
+  public var recurs: Bool
+  public var rollover: Rollover
+  /// The start of the instance directly before; nil: there was none.
+  public var before: WallTime?
+}
+
+/// Units of one item charged to another.
+public struct Pricing: Hashable, Sendable {
+  public var rate: Name
+  public var from: WallTime
+  public var source: Int
+  public var target: Int
+  public var portion: RateCard.Portion
+  public var price: Price
+  /// Index into `Resolution.cells`: the units that this rate has charged in this month.
+  public var cell: Int
+}
+
 public struct Resolution: Hashable, Sendable {
   public static let itemsMax = 16
   /// Limits of one request. One feature never has more (`Catalog.limitsPerFeatureMax`), so every
@@ -65,13 +99,26 @@ public struct Resolution: Hashable, Sendable {
 
   /// Why it is not decided; nil where it is. TOO_MANY_ITEMS, because fewer features help.
   package var refusal: String? {
+    guard items.count <= Self.itemsMax else {
+      return "the features named, and those they are charged to, are \(items.count); at most "
+        + "\(Self.itemsMax) are decided in one request"
+    }
     guard limits.count > Self.limitsMax else { return nil }
     return "the features named have \(limits.count) limits together; at most \(Self.limitsMax) are "
       + "decided in one request: name fewer features"
   }
 
+  /// Those of the request, then the features that these are charged to, with the amount that the
+  /// request names itself.
+  public var items: [Item] = []
   public var limits: [AppliedLimit]
   public var cells: [Cell]
+  /// In the order of burning, by item; an item without an entry has no `credit` limit.
+  public var draws: [Int: [Draw]] = [:]
+  /// The cell of what is owed, by item; those with `draws` have one.
+  public var deficits: [Int: Int] = [:]
+  /// Sources before what is charged by them.
+  public var pricings: [Pricing] = []
   /// Per item: whether its units become deltas.
   public var metered: [Bool]
   /// `money` as soon as one item is.
@@ -83,13 +130,28 @@ public struct Resolution: Hashable, Sendable {
   /// Resolves a request at `now` (Redis time). Never fails: what configuration forbids comes out
   /// as a `.deny` rule, so that the denial, too, is checked against current versions and recorded.
   public static func resolve(
-    subject: Subject, items: [Item], global: GlobalConfig, account: AccountConfig, now: WallTime,
-    zones: ZoneBook
+    subject: Subject, items: [Item], attributes: [String: String] = [:], global: GlobalConfig,
+    account: AccountConfig, now: WallTime, zones: ZoneBook
   ) -> Resolution {
     var resolver = Resolver(
       subject: subject, global: global, account: account, now: now, zones: zones)
-    for (index, item) in items.enumerated() { resolver.add(item, at: index) }
+    resolver.resolution.items = items
+    let charges = resolver.charges(attributes)
+    let count = resolver.resolution.items.count
+    for index in 0..<count { resolver.add(resolver.resolution.items[index], at: index) }
+    for charge in charges { resolver.add(charge) }
     return resolver.resolution
+  }
+
+  /// More than gates, quotas and rates: who decides this needs grants, prices or holds.
+  package var isRich: Bool {
+    !draws.isEmpty || !pricings.isEmpty
+      || limits.contains {
+        switch $0.rule {
+        case .concurrency, .credit, .spendCap: true
+        case .deny, .quota, .rate, .sliding, .unlimited: false
+        }
+      }
   }
 }
 
@@ -102,6 +164,8 @@ private struct Resolver {
   let plan: Plan?
   /// What is wrong with the account as a whole, whatever the feature.
   let denial: Reason?
+  /// Items that rates charge, but none for these attributes.
+  var unpriced: Set<Int> = []
   var resolution = Resolution(
     limits: [], cells: [], metered: [], importance: .volume,
     validUntil: WallTime(milliseconds: Quantity.maximum))
@@ -134,6 +198,52 @@ private struct Resolver {
       account.frozen ? .accountFrozen : account.plan == nil && plan == nil ? .unknownAccount : nil
   }
 
+  struct Charge {
+    var rate: RateCard.Rate
+    var source: Int
+    var target: Int
+  }
+
+  /// Appends the features that items are charged to, and says which.
+  mutating func charges(_ attributes: [String: String]) -> [Charge] {
+    let card = global.catalog.rates
+    guard !card.rates.isEmpty else { return [] }
+    var charges: [Charge] = []
+    for source in resolution.items.indices {
+      let feature = resolution.items[source].feature
+      let selection = card.select(feature, attributes: attributes, at: now)
+      if let until = selection.validUntil {
+        resolution.validUntil = min(resolution.validUntil, until)
+      }
+      if selection.isUnknown { unpriced.insert(source) }
+      for rate in selection.rates {
+        let target: Int
+        if let found = resolution.items.firstIndex(where: { $0.feature == rate.into }) {
+          target = found
+        } else {
+          target = resolution.items.count
+          resolution.items.append(Item(feature: rate.into, amount: 0))
+        }
+        charges.append(Charge(rate: rate, source: source, target: target))
+      }
+    }
+    return charges
+  }
+
+  mutating func add(_ charge: Charge) {
+    let month = calendar.period(of: .month, containing: now)
+    resolution.cells.append(
+      Cell(
+        item: charge.source, level: 1, window: .priced(by: charge.rate.id, from: charge.rate.from),
+        period: month))
+    resolution.validUntil = min(resolution.validUntil, month.end)
+    resolution.pricings.append(
+      Pricing(
+        rate: charge.rate.id, from: charge.rate.from, source: charge.source,
+        target: charge.target, portion: charge.rate.portion, price: charge.rate.price,
+        cell: resolution.cells.count - 1))
+  }
+
   mutating func add(_ item: Item, at index: Int) {
     let feature = global.catalog.features[item.feature]
     resolution.metered.append(feature?.metered ?? false)
@@ -151,6 +261,7 @@ private struct Resolver {
     guard let limits = plan?.entitlements[item.feature] else {
       return deny(.featureNotInPlan, index, item.feature)
     }
+    if unpriced.contains(index) { deny(.priceUnknown, index, item.feature) }
     let bypassed = isBypassed(item.feature)
     for limit in limits where limit.level <= subject.depth {
       apply(limit, to: item, at: index, bypassed: bypassed)
@@ -177,17 +288,21 @@ private struct Resolver {
       }
     }
     if bypassed { enforcement = .shadow }
-    var counter: Int?
-    if case .quota(_, let window) = limit.kind {
-      // Counted even while an override lifts it, so that its end finds the true usage.
+    // Counted even while an override lifts it, so that its end finds the true usage.
+    var counter = 0
+    if let window = limit.kind.window {
       counter = cell(item: index, level: limit.level, window: window)
     }
+    if case .credit(let credit) = limit.kind { draw(credit, of: limit, for: index, item.feature) }
     let rule: AppliedLimit.Rule
     switch kind {
     case .gate(let enabled): rule = enabled ? .unlimited : .deny(.gateClosed)
-    case .quota(let amount, let window):
-      rule = .quota(
-        cell: counter ?? cell(item: index, level: limit.level, window: window), amount: amount)
+    case .quota(let amount, _): rule = .quota(cell: counter, amount: amount)
+    case .sliding(let amount, let length):
+      rule = .sliding(cell: counter, amount: amount, lengthMilliseconds: length)
+    case .concurrency(let amount): rule = .concurrency(cell: counter, amount: amount)
+    case .credit(let credit): rule = .credit(allowsOverage: credit.allowsOverage)
+    case .spendCap(let amount, _): rule = .spendCap(cell: counter, amount: amount)
     case .rate(let amount, let period, let burst):
       rule = Self.rate(cost: item.amount, amount: amount, period: period, burst: burst)
     case .unlimited: rule = .unlimited
@@ -196,6 +311,56 @@ private struct Resolver {
       AppliedLimit(
         id: limit.id, item: index, level: limit.level, rule: rule, enforcement: enforcement,
         failurePolicy: limit.failurePolicy))
+  }
+
+  /// The grants that are effective now, in the order of burning; with the plan's own, which is a
+  /// paid one as old as time.
+  private mutating func draw(
+    _ credit: Credit, of limit: Limit, for item: Int, _ feature: Name
+  ) {
+    var instances: [GrantInstance] = []
+    var grants = account.grants.filter { $0.feature == feature }
+    if let included = credit.included {
+      let amount = overriddenAmount(of: limit) ?? included.amount
+      let beginning = WallTime(milliseconds: 0)
+      grants.append(
+        Grant(
+          id: limit.id, feature: feature, amount: amount, priority: included.priority,
+          effective: beginning, created: beginning, every: included.every,
+          rollover: included.rollover))
+    }
+    for grant in grants {
+      guard let instance = grant.instance(at: now, calendar) else {
+        if now < grant.effective {
+          resolution.validUntil = min(resolution.validUntil, grant.effective)
+        }
+        continue
+      }
+      resolution.validUntil = min(resolution.validUntil, instance.period.end)
+      instances.append(instance)
+    }
+    instances.sort(by: GrantInstance.burnsBefore)
+    var draws: [Draw] = []
+    for instance in instances {
+      resolution.cells.append(
+        Cell(item: item, level: 1, window: .grant(instance.grant.id), period: instance.period))
+      draws.append(
+        Draw(
+          cell: resolution.cells.count - 1, grant: instance.grant.id,
+          amount: instance.grant.amount, isVoided: instance.grant.voided.map { $0 <= now } ?? false,
+          recurs: instance.grant.every != nil && instance.grant.expires != instance.period.end,
+          rollover: instance.grant.rollover, before: instance.before?.start))
+    }
+    resolution.draws[item] = draws
+    resolution.deficits[item] = cell(item: item, level: 1, window: .deficit)
+  }
+
+  private mutating func overriddenAmount(of limit: Limit) -> Int64? {
+    var amount: Int64?
+    for override in effectiveOverrides(of: limit) {
+      if case .amount(let changed) = override.change { amount = changed }
+    }
+    return amount
   }
 
   /// GCRA in whole microseconds; a cost above the burst is a permanent denial.
@@ -262,7 +427,23 @@ extension LimitKind {
       let scaled = Int128(burst) * Int128(changed) / Int128(max(amount, 1))
       let bounded = max(1, min(scaled, Int128(Quantity.maximum)))
       return .rate(amount: changed, periodMilliseconds: period, burst: Int64(bounded))
-    case .gate, .unlimited: return self
+    case .sliding(_, let length): return .sliding(amount: changed, lengthMilliseconds: length)
+    case .concurrency: return .concurrency(amount: changed)
+    case .spendCap(_, let window): return .spendCap(amount: changed, window: window)
+    // What a plan gives is changed where its grant is made.
+    case .gate, .unlimited, .credit: return self
+    }
+  }
+
+  /// Of the counter that the limit is held against; nil: it has none of its own.
+  package var window: Window? {
+    switch self {
+    case .quota(_, let window): window
+    // By length, whatever the zone: a day that a clock makes longer is no longer span.
+    case .sliding(_, let length): .seconds(length / 1000)
+    case .concurrency: .inFlight
+    case .spendCap(_, let window): .overage(window)
+    case .gate, .rate, .credit, .unlimited: nil
     }
   }
 }

@@ -286,7 +286,7 @@ struct OracleRound {
       let wanted = born.map { birth in
         CountedItem(
           item: birth.item,
-          cells: record.cells.filter { $0.item == birth.item }
+          cells: record.counted.map(\.cell).filter { $0.item == birth.item }
             .map { CellReference(level: $0.level, window: $0.window, period: $0.period) })
       }
       let ask = cancel

@@ -52,6 +52,14 @@ enum RandomCatalog {
   private static func limit(_ id: String, _ random: inout SeededRandom) -> Limit {
     let kind: LimitKind
     switch random.unit() {
+    case ..<0.15:
+      let amount: Int64 =
+        random.chance(0.06) ? Quantity.maximum : Int64.random(in: 0...200, using: &random)
+      let lengths: [Int64] = [
+        1000, 7000, 90_000, 60_000, 3_600_000, 86_400_000, LimitKind.slidingMillisecondsMax,
+      ]
+      let length = lengths.randomElement(using: &random) ?? 1000
+      kind = .sliding(amount: amount, lengthMilliseconds: length)
     case ..<0.55:
       let amount: Int64 =
         random.chance(0.06)

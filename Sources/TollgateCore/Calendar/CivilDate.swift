@@ -55,4 +55,29 @@ public enum CivilDate {
     return "\(yearText)-\(two(Int64(month)))-\(two(Int64(dayOfMonth)))"
       + "T\(two(rest / 3600)):\(two(rest / 60 % 60)):\(two(rest % 60))Z"
   }
+
+  /// `2026-12-01T00:00:00Z`, exactly so; nil: anything else.
+  public static func instant(_ text: String) -> WallTime? {
+    let bytes = Array(text.utf8)
+    guard bytes.count == 20 else { return nil }
+    let marks: [Int: UInt8] = [4: 0x2D, 7: 0x2D, 10: 0x54, 13: 0x3A, 16: 0x3A, 19: 0x5A]
+    guard marks.allSatisfy({ bytes[$0.key] == $0.value }) else { return nil }
+    func number(_ range: Range<Int>) -> Int? {
+      var value = 0
+      for byte in bytes[range] {
+        guard (0x30...0x39).contains(byte) else { return nil }
+        value = value * 10 + Int(byte - 0x30)
+      }
+      return value
+    }
+    guard let year = number(0..<4), let month = number(5..<7), let day = number(8..<10),
+      let hour = number(11..<13), let minute = number(14..<16), let second = number(17..<19),
+      (1...12).contains(month), day >= 1, day <= daysIn(month: month, year: Int64(year)),
+      hour < 24, minute < 60, second < 60
+    else { return nil }
+    let seconds =
+      days(year: Int64(year), month: month, day: day) * 86_400
+      + Int64(hour * 3600 + minute * 60 + second)
+    return WallTime(milliseconds: seconds * 1000)
+  }
 }

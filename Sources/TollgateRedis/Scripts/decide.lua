@@ -238,8 +238,8 @@ for i = 1, count do
       break
     end
 
-    -- What each limit says. T: rates.
-    local T, unknown = {nil, nil, nil, nil}, false
+    -- What each limit says. T: rates; `reach`: what sliding ones still see of the period before.
+    local T, unknown, reach = {nil, nil, nil, nil}, false, nil
     local hardReason, hardLeft, hardLimit, hardRetry
     local softReason, softLeft, softLimit
     for l = 1, limits do
@@ -278,6 +278,8 @@ for i = 1, count do
       elseif kind == 0 then
         reason = P[b + 4]
         unknown = unknown or reason == 18
+      elseif kind == 4 then
+        -- include: sliding
       end
       if reason then
         local enforcement = P[b + 2]
@@ -343,8 +345,7 @@ for i = 1, count do
       end
       for c = 1, cells do
         local b = cellsAt + (c - 1) * 5
-        local k, cell = P[b], C[c]
-        local row = R[k]
+        local k, cell, row = P[b], C[c], R[P[b]]
         cell[2] = cell[2] + P[itemsAt + (P[b + 4] - 1) * 3]
         if not cell[10] then
           cell[10] = true
@@ -389,10 +390,10 @@ for i = 1, count do
         local b = limitsAt + (l - 1) * 9
         if P[b + 1] == item then
           local kind = P[b]
-          if kind == 1 then
+          if kind == 1 or kind == 4 then
             local cell = C[P[b + 4]]
             local used = cell[2] - cell[4]
-            local left = max(0, P[b + 5] - used - cell[3])
+            local left = max(0, P[b + 5] - used - cell[3] - (kind == 4 and reach[l] or 0))
             if not least or left < least then
               least, limit, settled, held = left, P[b + 3], used, cell[3]
               reset = P[cellsAt + (P[b + 4] - 1) * 5 + 3]

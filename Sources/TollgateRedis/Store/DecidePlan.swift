@@ -8,7 +8,7 @@
 //   per cell: hash, position of its field's name in this run, start, end, item
 //   per limit (9 values): kind, item, enforcement, id, a, b, c, d, e
 //     0 deny: reason · 1 quota: cell, amount · 2 rate: hash, position of its name, cost, tolerance,
-//     interval · 3 unlimited
+//     interval · 3 unlimited · 4 sliding: cell, amount, length
 //   per item: amount, metered, billing cell (0: none)
 //   one string, kept with the record of what was counted: a run of its own of the number of cells
 //   and per cell: item, level, window code, start, end (what a cancel takes back, whatever the
@@ -87,10 +87,9 @@ package final class DecidePlan: Sendable {
     }
     for (index, limit) in resolution.limits.enumerated() {
       var values: [Int64] = [0, 0, 0, 0, 0]
-      let kind: Int
+      var kind = 0
       switch limit.rule {
       case .deny(let reason):
-        kind = 0
         values[0] = Int64(reason.rawValue)
       case .quota(let cell, let amount):
         kind = 1
@@ -102,6 +101,15 @@ package final class DecidePlan: Sendable {
         let name = namesFrom[at.hash] + at.position
         values = [Int64(at.hash + 1), Int64(name), cost, tolerance, interval]
       case .unlimited: kind = 3
+      case .sliding(let cell, let amount, let length):
+        kind = 4
+        values[0] = Int64(cell + 1)
+        values[1] = amount
+        values[2] = length
+      // Not this script's to decide (`Resolution.isRich`); put to it all the same, they deny.
+      case .concurrency: values[0] = Int64(Reason.concurrencyExceeded.rawValue)
+      case .credit: values[0] = Int64(Reason.creditExhausted.rawValue)
+      case .spendCap: values[0] = Int64(Reason.spendCapReached.rawValue)
       }
       writer.append(kind)
       writer.append(limit.item + 1)

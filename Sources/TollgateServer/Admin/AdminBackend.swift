@@ -268,15 +268,33 @@ package struct CounterState: Hashable, Sendable {
   package var held: Int64
   /// Units of this period forgiven by a reset; limits see settled − forgiven.
   package var forgiven: Int64
+  package var previousStart: WallTime
+  package var previousSettled: Int64
+  package var previousHeld: Int64
 
-  package init(start: WallTime, settled: Int64, held: Int64 = 0, forgiven: Int64 = 0) {
+  package init(
+    start: WallTime, settled: Int64, held: Int64 = 0, forgiven: Int64 = 0,
+    previousStart: WallTime = WallTime(milliseconds: 0), previousSettled: Int64 = 0,
+    previousHeld: Int64 = 0
+  ) {
     self.start = start
     self.settled = settled
     self.held = held
     self.forgiven = forgiven
+    self.previousStart = previousStart
+    self.previousSettled = previousSettled
+    self.previousHeld = previousHeld
   }
 
   package static let empty = CounterState(start: WallTime(milliseconds: 0), settled: 0)
+
+  package var reading: StoredCounter {
+    StoredCounter(
+      value: CounterValue(
+        start: start, settled: settled, held: held, previousStart: previousStart,
+        previousSettled: previousSettled, previousHeld: previousHeld),
+      forgiven: forgiven)
+  }
 }
 
 package struct CountersSnapshot: Hashable, Sendable {

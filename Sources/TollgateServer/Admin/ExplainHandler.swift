@@ -110,8 +110,12 @@ extension AdminService {
       overrides = inForce.overrides
       kind = LimitText.of(inForce.kind)
     }
-    if case .quota(let cell, _) = limit.rule {
+    switch limit.rule {
+    case .quota(let cell, _), .sliding(let cell, _, _), .concurrency(let cell, _),
+      .spendCap(let cell, _):
       window = judged.resolution.cells[cell].window.word
+    case .credit: window = "grants"
+    case .deny, .rate, .unlimited: break
     }
     return ExplainReply.Step(
       order: index + 1, feature: feature, limit: limit.id, kind: kind, level: limit.level,
@@ -120,13 +124,14 @@ extension AdminService {
       period: state.period, settled: state.settled, held: state.held, forgiven: state.forgiven,
       remaining: state.remaining, reset: state.reset, verdict: state.denial?.name ?? "passes",
       binding: judged.outcome.binding == index,
-      why: why(limit, state, cost: judged.items[limit.item].amount, owner),
+      why: why(limit, judged, state, owner),
       overrides: overrides.map { OverrideReport($0) })
   }
 
   private func why(
-    _ limit: AppliedLimit, _ state: LimitJudge.State, cost: Int64, _ owner: Subject
+    _ limit: AppliedLimit, _ judged: LimitJudge, _ state: LimitJudge.State, _ owner: Subject
   ) -> String {
+    let cost = judged.reading.amounts[limit.item]
     let softened = limit.enforcement == .hard ? "" : " (\(limit.enforcement.rawValue): allows)"
     switch limit.rule {
     case .deny(let reason): return Self.words(for: reason, owner) + softened
@@ -138,6 +143,28 @@ extension AdminService {
       if let forgiven = state.forgiven, forgiven > 0 { text += ", \(forgiven) forgiven by a reset" }
       text += "; \(cost) asked, \(state.remaining ?? 0) left"
       return text + (state.denial == nil ? "" : softened)
+    case .sliding(_, let amount, let length):
+      let reached = amount - (state.remaining ?? 0)
+      let text = "\(reached) of \(amount) used in the last \(LimitText.span(length))"
+      return text + "; \(cost) asked, \(state.remaining ?? 0) left"
+        + (state.denial == nil ? "" : softened)
+    case .concurrency(_, let amount):
+      return "\(state.held ?? 0) of \(amount) held; \(cost) asked, \(state.remaining ?? 0) left"
+        + (state.denial == nil ? "" : softened)
+    case .credit:
+      let burns = (judged.reading.burns[limit.item] ?? []).map {
+        "\($0.burnt) of \($0.left) from \($0.grant)"
+      }
+      let rest = judged.reading.overage[limit.item]
+      let owed = judged.reading.owed[limit.item] ?? 0
+      return "\(cost) asked: " + (burns.isEmpty ? "no grant is there" : burns.joined(separator: ", "))
+        + (rest > 0 ? ", \(rest) beyond every grant" : "") + (owed > 0 ? "; \(owed) owed" : "")
+        + (state.denial == nil ? "" : softened)
+    case .spendCap(_, let amount):
+      let rest = judged.reading.overage[limit.item]
+      let text = "\(state.settled ?? 0) used beyond grants, \(state.held ?? 0) held; \(rest) asked"
+      return text + (amount.map { ", \($0) at most" } ?? ", no cap")
+        + (state.denial == nil ? "" : softened)
     case .rate:
       let text = "\(cost) asked, \(state.remaining ?? 0) available now"
       guard let wait = state.retryAfter else { return text }
@@ -153,6 +180,7 @@ extension AdminService {
     case .featureNotInPlan: "the plan does not include this feature"
     case .gateClosed: "the gate is off"
     case .costAboveBurst: "more is asked than the burst ever allows; waiting does not help"
+    case .priceUnknown: "no rate is for these attributes, and none is for all others"
     default: reason.name
     }
   }

@@ -47,10 +47,12 @@ extension AdminService {
     for (limit, state) in zip(judge.resolution.limits, judge.states) {
       var window = "-"
       switch limit.rule {
-      case .quota(let cell, _):
+      case .quota(let cell, _), .sliding(let cell, _, _), .concurrency(let cell, _),
+        .spendCap(let cell, _):
         shown.insert(cell)
         window = judge.resolution.cells[cell].window.word
       case .rate: window = "rate"
+      case .credit: window = "grants"
       case .deny, .unlimited: continue
       }
       rows.append(
@@ -111,7 +113,17 @@ extension AdminService {
     switch use.limit.kind {
     case .gate, .unlimited:
       throw .badRequest("limit", "limit \(request.limit) is a \(use.limit.kind.name): no counter")
-    case .quota(_, let window):
+    case .concurrency:
+      throw .badRequest(
+        "limit", "limit \(request.limit) counts what is held: it is freed by ending the holds")
+    case .credit:
+      throw .badRequest(
+        "limit", "limit \(request.limit) burns grants: what is burnt is given back by a refund, and"
+          + " more is given by a grant")
+    case .quota, .sliding, .spendCap:
+      guard let window = use.limit.kind.window else {
+        throw AdminFailure(.internalError, "limit \(request.limit) has no counter")
+      }
       let reference = CounterReference(subject: owner, feature: use.feature, window: window)
       let snapshot = try await backend.counters(
         account: owner.account, quotas: [reference], rates: [])
@@ -143,7 +155,7 @@ extension AdminService {
   /// Other limits of the plan that share the counter.
   private static func sharing(_ window: Window, _ use: Catalog.LimitUse, _ plan: Plan?) -> [Name] {
     (plan?.entitlements[use.feature] ?? []).filter { other in
-      guard case .quota(_, window) = other.kind else { return false }
+      guard other.kind.window == window else { return false }
       return other.id != use.limit.id && other.level == use.limit.level
     }.map(\.id)
   }

@@ -10,6 +10,13 @@ package enum LimitText {
       return window == .lifetime ? "\(amount) in all" : "\(amount) per \(window.word)"
     case .rate(let amount, let period, let burst):
       return "\(amount) per \(span(period)), burst \(burst)"
+    case .sliding(let amount, let length): return "\(amount) in any \(span(length))"
+    case .concurrency(let amount): return "\(amount) at one moment"
+    case .credit(let credit):
+      let included = credit.included.map { "\($0.amount) per \($0.every.word), then " } ?? ""
+      return included + "grants" + (credit.allowsOverage ? ", then overage" : "")
+    case .spendCap(let amount, let window):
+      return (amount.map { "\($0)" } ?? "no cap") + " beyond grants per \(window.word)"
     case .unlimited: return "unlimited"
     }
   }

@@ -47,7 +47,9 @@ extension LiveBackend {
           let cell = current(quota.subject)?.cell(feature: quota.feature, window: quota.window)
         else { return .empty }
         return CounterState(
-          start: cell.start, settled: cell.settled, held: cell.held, forgiven: cell.forgiven)
+          start: cell.start, settled: cell.settled, held: cell.held, forgiven: cell.forgiven,
+          previousStart: cell.previousStart, previousSettled: cell.previousSettled,
+          previousHeld: cell.previousHeld)
       },
       rates: rates.map { rate in
         current(rate.subject)?.rates[KeySpace.field(feature: rate.feature, rate: rate.limit)] ?? 0
