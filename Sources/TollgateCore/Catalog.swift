@@ -13,12 +13,17 @@ public struct Feature: Hashable, Sendable {
   public var importance: Importance
   /// What one unit is, for people: `request`, `token`, `micro-USD`.
   public var unit: String
+  /// Whether amounts of it may be held (RESERVE).
+  public var reservable: Bool
 
-  public init(name: Name, metered: Bool, importance: Importance, unit: String) {
+  public init(
+    name: Name, metered: Bool, importance: Importance, unit: String, reservable: Bool = false
+  ) {
     self.name = name
     self.metered = metered
     self.importance = importance
     self.unit = unit
+    self.reservable = reservable
   }
 }
 

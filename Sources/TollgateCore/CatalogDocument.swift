@@ -48,9 +48,10 @@ extension UnknownAccount {
 
 extension Feature {
   package var document: Document {
-    [
+    .fields([
       "metered": .bool(metered), "importance": .string(importance.rawValue), "unit": .string(unit),
-    ]
+      "reservable": reservable ? true : nil,
+    ])
   }
 }
 

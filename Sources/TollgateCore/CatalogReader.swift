@@ -20,13 +20,14 @@
 //         - {id: chat.cap, spend_cap: 1000, per: month}          # or: none
 //   rates: ...                           # optional, see RateReader
 //
-// The kind of a limit is the one key of `kindKeys` that it has; exactly one must be there. Defaults: `importance: money` (the dearer one is the safe one), `unit: unit`,
-// `burst` = the rate, `level` = the account, `enforcement: hard`, `on_failure: closed`.
+// The kind of a limit is the one key of `kindKeys` that it has; exactly one must be there.
+// Defaults: `importance: money` (the dearer one is the safe one), `unit: unit`,
+// `reservable: false`, `burst` = the rate, `level` = the account, `enforcement: hard`, `on_failure: closed`.
 // deploy/catalog.schema.json publishes the same form; a test holds the two together.
 
 package enum CatalogReader {
   package static let rootKeys = ["levels", "unknown_account", "features", "rates", "plans"]
-  package static let featureKeys = ["metered", "importance", "unit"]
+  package static let featureKeys = ["metered", "importance", "unit", "reservable"]
   package static let kindKeys = [
     "gate", "quota", "rate", "sliding", "concurrency", "credit", "spend_cap", "unlimited",
   ]
@@ -86,11 +87,12 @@ package enum CatalogReader {
       if let field = fields["importance"] { importance = field.choice(Feature.Importance.self) }
       var unit: String? = "unit"
       if let field = fields["unit"] { unit = field.string(bytesMax: unitBytesMax) }
+      let reservable = fields["reservable"].map { $0.bool() } ?? false
       guard let name else { continue }
       // A feature with a problem is kept with stand-ins, so that plans do not report it again.
       features[name] = Feature(
         name: name, metered: metered ?? false, importance: importance ?? .money,
-        unit: unit ?? "unit")
+        unit: unit ?? "unit", reservable: reservable ?? false)
     }
     return features
   }

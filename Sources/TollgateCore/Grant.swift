@@ -132,7 +132,8 @@ extension Grant {
     let feature = fields["feature"]?.name()
     let amount = fields["amount"]?.integer(0...Quantity.maximum)
     let kind = fields["kind"].map { $0.choice(Kind.self) } ?? .paid
-    let priority = fields["priority"].map { $0.integer(0...Self.priorityMax) } ?? Self.priorityDefault
+    let priority =
+      fields["priority"].map { $0.integer(0...Self.priorityMax) } ?? Self.priorityDefault
     let every = fields["every"].map { LimitReader.window($0) }
     let rollover = fields["rollover"].map { Rollover(node: $0) } ?? Rollover.none
     let reason = fields["reason"].map { $0.string(bytesMax: Self.textBytesMax) } ?? ""

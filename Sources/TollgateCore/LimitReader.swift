@@ -115,7 +115,9 @@ final class LimitReader {
     case "credit": return readCredit(node, fields)
     case "spend_cap":
       var amount: Int64??
-      if node.value == "none" { amount = .some(nil) } else {
+      if node.value == "none" {
+        amount = .some(nil)
+      } else {
         amount = node.integer(0...Quantity.maximum).map { .some($0) }
       }
       guard let window = readWindow(fields), let amount else { return nil }
@@ -222,9 +224,9 @@ extension Rollover {
   var document: Document { ["min": .integer(min), "max": .integer(max)] }
 }
 
-
 extension LimitKind {
-  /// What must not change under one limit id: the kind, and the window where that names the counter. A rate's period may change: its state is an instant, whatever the period.
+  /// What must not change under one limit id: the kind, and the window where it names the counter.
+  /// A rate's period may change: its state is an instant, whatever the period.
   package var shape: String {
     switch self {
     case .gate: "gate"

@@ -11,8 +11,8 @@
 // Defaults: `when` none (the ceiling, for what no other rate is for), `of: all`, `per: 1`, `from`
 // the beginning of time. Rates of one id are versions of one rate: they differ in price and `from`.
 
-enum RateReader {
-  static let keys = ["id", "feature", "into", "of", "when", "price", "per", "from"]
+package enum RateReader {
+  package static let keys = ["id", "feature", "into", "of", "when", "price", "per", "from"]
 
   static func read(_ node: DocumentNode, features: [Name: Feature]) -> RateCard? {
     guard let nodes = node.list(max: RateCard.ratesMax) else { return nil }

@@ -25,6 +25,7 @@ struct SchemaTests {
     let definitions = schema["$defs"]
     #expect(Set(keys(definitions?["feature"]?["properties"])) == Set(CatalogReader.featureKeys))
     #expect(Set(keys(definitions?["limit"]?["properties"])) == Set(CatalogReader.limitKeys))
+    #expect(Set(keys(definitions?["charge"]?["properties"])) == Set(RateReader.keys))
   }
 
   @Test func theChoicesAndBoundsAreThoseOfTheReader() throws {
@@ -72,6 +73,21 @@ struct SchemaTests {
     (#"{"id": "x", "rate": 1}"#, false),
     (#"{"id": "x", "quota": 1, "per": "day", "burst": 2}"#, false),
     (#"{"id": "x", "gate": true, "per": "day"}"#, false),
+    (#"{"id": "x", "sliding": 5, "per": "hour"}"#, true),
+    (#"{"id": "x", "sliding": 5}"#, false),
+    (#"{"id": "x", "concurrency": 200}"#, true),
+    (#"{"id": "x", "concurrency": 200, "per": "day"}"#, false),
+    (#"{"id": "x", "credit": true, "overage": "allow"}"#, true),
+    (#"{"id": "x", "credit": {"amount": 5, "every": "anchored month"}}"#, true),
+    (#"{"id": "x", "credit": {"amount": 5, "every": "month", "rollover": {"max": 2}}}"#, true),
+    (#"{"id": "x", "credit": {"amount": 5}}"#, false),
+    (#"{"id": "x", "credit": false}"#, false),
+    (#"{"id": "x", "credit": true, "overage": "some"}"#, false),
+    (#"{"id": "x", "quota": 1, "per": "day", "overage": "allow"}"#, false),
+    (#"{"id": "x", "spend_cap": 0, "per": "anchored month"}"#, true),
+    (#"{"id": "x", "spend_cap": "none", "per": "month"}"#, true),
+    (#"{"id": "x", "spend_cap": "all", "per": "month"}"#, false),
+    (#"{"id": "x", "spend_cap": 5}"#, false),
     (#"{"id": "x", "unlimited": false}"#, false),
     (#"{"id": "x", "gate": true, "unlimited": true}"#, false),
     (#"{"id": "x", "gate": "on"}"#, false),

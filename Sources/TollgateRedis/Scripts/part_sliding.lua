@@ -3,7 +3,8 @@
 -- reaches, in 2^20ths, rounded up twice. Exact: every product stays within 2^53.
 local cell, amount, length = C[P[b + 4]], P[itemsAt + (P[b + 1] - 1) * 3], P[b + 6]
 local start = P[cellsAt + (P[b + 4] - 1) * 5 + 2]
-local before = cell[5] == start - length and cell[6] + cell[7] or 0
+-- More may have been taken back of it than was counted.
+local before = cell[5] == start - length and max(0, cell[6] + cell[7]) or 0
 local elapsed = ms - start
 local function share(weight)
   return floor(before / 1048576) * weight + floor((before % 1048576 * weight + 1048575) / 1048576)

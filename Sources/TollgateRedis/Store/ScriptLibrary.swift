@@ -21,7 +21,7 @@ package enum ScriptName: String, Sendable, Hashable, CaseIterable {
 
 /// What scripts share.
 private enum ScriptPart: String {
-  case base, journal, append, hashes, header, changes, fence, announce
+  case base, journal, append, hashes, header, changes, fence, announce, sliding
 
   static let mark = "-- include: "
 
@@ -35,6 +35,7 @@ private enum ScriptPart: String {
     case .changes: PackageResources.part_changes_lua
     case .fence: PackageResources.part_fence_lua
     case .announce: PackageResources.part_announce_lua
+    case .sliding: PackageResources.part_sliding_lua
     }
   }
 }

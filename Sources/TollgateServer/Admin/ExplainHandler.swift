@@ -157,7 +157,8 @@ extension AdminService {
       }
       let rest = judged.reading.overage[limit.item]
       let owed = judged.reading.owed[limit.item] ?? 0
-      return "\(cost) asked: " + (burns.isEmpty ? "no grant is there" : burns.joined(separator: ", "))
+      return "\(cost) asked: "
+        + (burns.isEmpty ? "no grant is there" : burns.joined(separator: ", "))
         + (rest > 0 ? ", \(rest) beyond every grant" : "") + (owed > 0 ? "; \(owed) owed" : "")
         + (state.denial == nil ? "" : softened)
     case .spendCap(_, let amount):

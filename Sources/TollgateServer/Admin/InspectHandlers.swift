@@ -118,8 +118,9 @@ extension AdminService {
         "limit", "limit \(request.limit) counts what is held: it is freed by ending the holds")
     case .credit:
       throw .badRequest(
-        "limit", "limit \(request.limit) burns grants: what is burnt is given back by a refund, and"
-          + " more is given by a grant")
+        "limit",
+        "limit \(request.limit) burns grants: what is burnt is given back by a refund, and more is"
+          + " given by a grant")
     case .quota, .sliding, .spendCap:
       guard let window = use.limit.kind.window else {
         throw AdminFailure(.internalError, "limit \(request.limit) has no counter")

@@ -72,7 +72,9 @@ struct UnknownAccountPolicy {
         switch limit.kind {
         case .gate(enabled: false): return nil
         case .rate(_, _, let burst): opening.amountMax = min(opening.amountMax, burst)
-        case .gate, .quota, .unlimited: break
+        // What these leave depends on grants and on what is held, which nobody says here.
+        case .credit, .spendCap, .concurrency: return nil
+        case .gate, .quota, .sliding, .unlimited: break
         }
         let smallest = opening.allowances[limit.level]
         if smallest.map({ (units, limit.id) < ($0.units, $0.limit) }) ?? true {

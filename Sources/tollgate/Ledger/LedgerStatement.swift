@@ -37,7 +37,7 @@ struct LedgerStatement: AsyncParsableCommand {
   }
 
   func run() async throws {
-    try await LedgerCommandFailure.reported(json: file.json) {
+    try await LedgerCommandFailure.reported {
       let now = WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000))
       let store = try file.open()
       let start =
