@@ -22,7 +22,8 @@
 //
 // The kind of a limit is the one key of `kindKeys` that it has; exactly one must be there.
 // Defaults: `importance: money` (the dearer one is the safe one), `unit: unit`,
-// `reservable: false`, `burst` = the rate, `level` = the account, `enforcement: hard`, `on_failure: closed`.
+// `reservable: false`, `burst` = the rate, `level` = the account, `enforcement: hard`,
+// `on_failure: closed`.
 // deploy/catalog.schema.json publishes the same form; a test holds the two together.
 
 package enum CatalogReader {
