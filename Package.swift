@@ -106,8 +106,8 @@ let package = Package(
     .testTarget(
       name: "TollgateRedisTests",
       dependencies: [
-        "TollgateRedis", "TollgateCore", "TollgateTesting", "CHiredis", nioCore, nioPosix, nioLocks,
-        nioEmbedded, logging,
+        "TollgateRedis", "TollgateWire", "TollgateCore", "TollgateTesting", "CHiredis", nioCore,
+        nioPosix, nioLocks, nioEmbedded, logging,
       ],
       swiftSettings: settings),
     .testTarget(

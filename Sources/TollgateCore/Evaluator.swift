@@ -71,10 +71,13 @@ package struct Evaluator: Hashable, Sendable {
     package var actual: Int64
     package var charged: Int64
     package var absorbed: Int64
+    /// What was added where, and what rates made of the units.
+    package var counted: [EvaluatorRecord.Counted]
+    package var charges: [RateCharge]
 
     package init(
       id: DeltaID, kind: DeltaKind, time: WallTime, item: Int, actual: Int64, charged: Int64,
-      absorbed: Int64
+      absorbed: Int64, counted: [EvaluatorRecord.Counted] = [], charges: [RateCharge] = []
     ) {
       self.id = id
       self.kind = kind
@@ -83,6 +86,21 @@ package struct Evaluator: Hashable, Sendable {
       self.actual = actual
       self.charged = charged
       self.absorbed = absorbed
+      self.counted = counted
+      self.charges = charges
+    }
+  }
+
+  /// What a reservation is made with.
+  package struct Terms: Hashable, Sendable {
+    package var ttlMilliseconds: Int64
+    package var overrun: OverrunPolicy
+    package var holdsMax: Int
+
+    package init(ttlMilliseconds: Int64, overrun: OverrunPolicy, holdsMax: Int) {
+      self.ttlMilliseconds = ttlMilliseconds
+      self.overrun = overrun
+      self.holdsMax = holdsMax
     }
   }
 
@@ -100,6 +118,11 @@ package struct Evaluator: Hashable, Sendable {
     case periodPassed(now: WallTime)
     /// Adding this item would leave the quantity range.
     case amountOutOfRange(item: Int)
+    /// Reservations of the account are over time (`expire`).
+    case holdsDue
+    /// More was used than is held, or it comes late: resolve these features at that instant.
+    case planWanted(created: WallTime, features: [Name])
+    case notHeld(HoldRefusal)
   }
 
   package var settings: Settings
@@ -107,10 +130,10 @@ package struct Evaluator: Hashable, Sendable {
 
   package init(settings: Settings = Settings()) { self.settings = settings }
 
-  /// `now` in microseconds since 1970, as Redis `TIME` has it.
+  /// `now` in microseconds since 1970, as Redis `TIME` has it. With `terms` a consume is a reserve.
   package mutating func decide(
     _ request: Request, resolution: Resolution, versions: Versions, nowMicroseconds: Int64,
-    mode: Mode
+    mode: Mode, terms: Terms? = nil
   ) -> Outcome {
     let micros = max(nowMicroseconds, state.latest)
     let now = WallTime(milliseconds: micros / 1000)
@@ -119,14 +142,25 @@ package struct Evaluator: Hashable, Sendable {
     let current = Versions(
       global: state.globalVersion, account: state.accountVersions[request.subject.account] ?? 0)
     guard versions == current else { return .stale(current) }
+    if resolution.isRich, !due(request.subject.account, at: now).isEmpty { return .holdsDue }
     for cell in resolution.cells where !cell.period.contains(now) {
       return .periodPassed(now: now)
     }
 
-    let view = View(state: state, request: request, resolution: resolution, now: micros)
-    let verdict = mode == .post ? view.posted() : view.verdict()
+    let view = View(
+      state: state, request: request, resolution: resolution, now: micros, isHold: terms != nil)
+    var verdict = mode == .post ? view.posted() : view.verdict()
+    if let terms, verdict.reason.isAllowed,
+      live(request.subject.account).count >= terms.holdsMax
+    {
+      verdict = Verdict(reason: .holdsExceeded)
+    }
     var births: [Birth] = []
-    if verdict.reason.isAllowed, mode != .check {
+    if verdict.reason.isAllowed, let terms {
+      if let item = hold(request, resolution, view, now: now, terms) {
+        return .amountOutOfRange(item: item)
+      }
+    } else if verdict.reason.isAllowed, mode != .check {
       switch apply(request, resolution, view, now: now, rates: mode == .consume) {
       case .failure(let item): return .amountOutOfRange(item: item)
       case .success(let born): births = born
@@ -137,22 +171,25 @@ package struct Evaluator: Hashable, Sendable {
       reason: verdict.reason, source: .redis, binding: verdict.limit?.id,
       bindingItem: verdict.limit?.item, retryAfter: verdict.retryAfter, time: now,
       globalVersion: current.global, accountVersion: current.account,
-      items: resolution.items.indices.map { after.itemState($0) })
+      items: resolution.items.indices.map { after.itemState($0) },
+      expires: terms.flatMap { verdict.reason.isAllowed ? now + $0.ttlMilliseconds : nil },
+      burns: verdict.reason.isAllowed ? view.burns : [],
+      derived: resolution.items.dropFirst(request.items.count).map(\.feature))
     // A refusal that is not about what was asked passes by itself: the same id may come again.
-    if mode != .check, verdict.reason != .unknownAccount,
+    if mode != .check, verdict.reason != .unknownAccount, verdict.reason != .holdsExceeded,
       mode != .post || verdict.reason.isAllowed
     {
       state.latest = micros
       state.records[request.id] = EvaluatorRecord(
         subject: request.subject, items: request.items, decision: decision,
-        effect: verdict.reason.isAllowed ? .applied : .none, counted: view.counted,
-        billed: view.billed)
+        effect: verdict.reason.isAllowed ? .applied : .none,
+        counted: terms == nil ? view.counted : [], billed: terms == nil ? view.billed : [])
     }
     return .decided(decision, births)
   }
 
   /// What is answered from the id alone; nil: decide.
-  private func recorded(_ request: Request, now: WallTime, mode: Mode) -> Outcome? {
+  func recorded(_ request: Request, now: WallTime, mode: Mode) -> Outcome? {
     if let refusal = judgeAge(of: request.id, now: now) { return refusal }
     guard let record = state.records[request.id] else { return nil }
     if let subject = record.subject {
@@ -210,7 +247,9 @@ package struct Evaluator: Hashable, Sendable {
         let amount = view.measure.amounts[index]
         return Birth(
           id: DeltaID(operation: request.id, index: UInt16(index)), kind: .usage, time: now,
-          item: index, actual: amount, charged: amount, absorbed: 0)
+          item: index, actual: amount, charged: amount, absorbed: 0,
+          counted: view.counted.filter { $0.cell.item == index },
+          charges: view.measure.charges(to: index))
       })
   }
 }
@@ -263,6 +302,7 @@ extension Evaluator {
     record.decision.binding = nil
     record.decision.bindingItem = nil
     record.decision.retryAfter = nil
+    record.decision.burns = []
     state.records[id] = record
     return .cancelled(
       record.billed.enumerated().compactMap { index, amount in

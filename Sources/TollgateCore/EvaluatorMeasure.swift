@@ -9,7 +9,7 @@ extension Evaluator {
     var amount: Int64
   }
 
-  struct Measure: Hashable {
+  struct Measure {
     /// Per item of the resolution.
     var amounts: [Int64]
     /// Per item: what no grant covers, of an item that grants or caps are about.
@@ -17,10 +17,14 @@ extension Evaluator {
     /// Burnt from grants, in the order of burning. With them what was owed is paid.
     var burns: [Count] = []
     var cures: [Count] = []
-    /// Units that were charged, by pricing, and what for.
-    var charges: [RateCharge] = []
+    /// What rates made of units, with the item that is charged.
+    var charges: [(target: Int, charge: RateCharge)] = []
     /// The first item whose amount leaves the quantity range.
     var overflow: Int?
+
+    func charges(to item: Int) -> [RateCharge] {
+      charges.filter { $0.target == item }.map(\.charge)
+    }
   }
 }
 
@@ -120,7 +124,10 @@ extension Evaluator.View {
     }
     measure.amounts[pricing.target] = sum
     measure.charges.append(
-      RateCharge(rate: pricing.rate, from: pricing.from, units: units, charge: charge))
+      (
+        pricing.target,
+        RateCharge(rate: pricing.rate, from: pricing.from, units: units, charge: charge)
+      ))
   }
 
   /// Every counter's share, in the order of the cells.
@@ -169,6 +176,18 @@ extension Evaluator.View {
 }
 
 extension Evaluator.View {
+  /// What covered the units, as an answer tells it.
+  var burns: [Decision.Burn] {
+    measure.burns.map { count in
+      let cell = resolution.cells[count.cell]
+      var grant: Name?
+      if case .grant(let id) = cell.window.tally { grant = id }
+      return Decision.Burn(item: cell.item, grant: grant, amount: count.amount)
+    }
+      + resolution.items.indices.filter { resolution.draws[$0] != nil && measure.overage[$0] > 0 }
+      .map { Decision.Burn(item: $0, grant: nil, amount: measure.overage[$0]) }
+  }
+
   /// For the record: what was added where.
   var counted: [EvaluatorRecord.Counted] {
     counts(measure).map { count in

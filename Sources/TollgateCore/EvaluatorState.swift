@@ -127,6 +127,7 @@ package struct EvaluatorState: Hashable, Sendable {
   /// Theoretical arrival times in microseconds since 1970.
   package var arrivals: [RateKey: Int64] = [:]
   package var records: [OperationID: EvaluatorRecord] = [:]
+  package var holds: [OperationID: EvaluatorHold] = [:]
   /// Deltas whose counter effect was taken back after the ledger answered DUPLICATE.
   package var reversed: Set<DeltaID> = []
   package var globalVersion: Int64 = 0

@@ -78,7 +78,7 @@ package struct LimitReading: Hashable, Sendable {
     amounts = view.measure.amounts
     overage = view.measure.overage
     owed = view.owed
-    charges = view.measure.charges
+    charges = view.measure.charges.map(\.charge)
     burns = resolution.draws.mapValues { draws in
       draws.map { draw in
         let end = resolution.cells[draw.cell].period.end

@@ -42,6 +42,14 @@ public enum Reason: UInt16, Sendable, Hashable, CaseIterable {
 
   public var isAllowed: Bool { rawValue < 16 }
 
+  /// The answer says per item what was used and what of it is billed.
+  package var isSettlement: Bool {
+    switch self {
+    case .settled, .settledClamped, .settledLate, .refunded: true
+    default: false
+    }
+  }
+
   /// The name used in documents, metrics, JSON and on the command line.
   public var name: String {
     switch self {

@@ -119,6 +119,8 @@ public struct Resolution: Hashable, Sendable {
   public var deficits: [Int: Int] = [:]
   /// Sources before what is charged by them.
   public var pricings: [Pricing] = []
+  /// Some item's feature may be held.
+  package var isReservable = false
   /// Per item: whether its units become deltas.
   public var metered: [Bool]
   /// `money` as soon as one item is.
@@ -129,14 +131,17 @@ public struct Resolution: Hashable, Sendable {
 
   /// Resolves a request at `now` (Redis time). Never fails: what configuration forbids comes out
   /// as a `.deny` rule, so that the denial, too, is checked against current versions and recorded.
+  ///
+  /// - Parameter priced: false where it is known already what units are charged to what: by the
+  ///   rates that admitted them.
   public static func resolve(
-    subject: Subject, items: [Item], attributes: [String: String] = [:], global: GlobalConfig,
-    account: AccountConfig, now: WallTime, zones: ZoneBook
+    subject: Subject, items: [Item], attributes: [String: String] = [:], priced: Bool = true,
+    global: GlobalConfig, account: AccountConfig, now: WallTime, zones: ZoneBook
   ) -> Resolution {
     var resolver = Resolver(
       subject: subject, global: global, account: account, now: now, zones: zones)
     resolver.resolution.items = items
-    let charges = resolver.charges(attributes)
+    let charges = priced ? resolver.charges(attributes) : []
     let count = resolver.resolution.items.count
     for index in 0..<count { resolver.add(resolver.resolution.items[index], at: index) }
     for charge in charges { resolver.add(charge) }
@@ -145,7 +150,7 @@ public struct Resolution: Hashable, Sendable {
 
   /// More than gates, quotas and rates: who decides this needs grants, prices or holds.
   package var isRich: Bool {
-    !draws.isEmpty || !pricings.isEmpty
+    isReservable || !draws.isEmpty || !pricings.isEmpty
       || limits.contains {
         switch $0.rule {
         case .concurrency, .credit, .spendCap: true
@@ -248,6 +253,7 @@ private struct Resolver {
     let feature = global.catalog.features[item.feature]
     resolution.metered.append(feature?.metered ?? false)
     if feature?.importance == .money { resolution.importance = .money }
+    if feature?.reservable == true { resolution.isReservable = true }
     if feature?.metered == true {
       // The billing cell: every metered unit is counted per account, feature and month,
       // whatever the limits are. Reconciliation compares this one with the ledger. It is named

@@ -422,6 +422,9 @@ struct OracleRound {
     case .stale(let versions): return .other("stale \(versions.global) \(versions.account)")
     case .periodPassed(let now): return .other("period \(now.milliseconds)")
     case .amountOutOfRange: return .other("QUANTITY_OVERFLOW")
+    case .holdsDue: return .other("holds due")
+    case .planWanted(let created, let features): return .other("plan \(created) \(features)")
+    case .notHeld(let refusal): return .other("not held \(refusal.rawValue)")
     }
   }
 
@@ -437,7 +440,10 @@ struct OracleRound {
     case .stale(let global, let account, _): .other("stale \(global) \(account ?? -1)")
     case .period(let now): .other("period \(now.milliseconds)")
     case .error(let text): .other(text)
-    case .rebuild, .fenced: .other("\(reply)")
+    case .rebuild, .fenced, .young, .holdsElsewhere: .other("\(reply)")
+    case .holdsDue: .other("holds due")
+    case .planWanted(let created, let features): .other("plan \(created) \(features)")
+    case .notHeld(let problem): .other("not held \(problem.rawValue)")
     }
   }
 
@@ -452,6 +458,9 @@ struct OracleRound {
     case .stale: "stale"
     case .periodPassed: "period"
     case .amountOutOfRange: "overflow"
+    case .holdsDue: "holdsDue"
+    case .planWanted: "planWanted"
+    case .notHeld: "notHeld"
     }
   }
 

@@ -47,8 +47,12 @@ if not record then
 end
 local bytesField = sub(field, 1, 1) == 'm' and 'om' or 'ov'
 
--- What it added: per cell item, level, code, start, end from `counted` on.
+-- What it added, {item from 0, level, field, start, amount} each; what of each item was billed.
 local births, answer, O, counted = 0, nil, nil, nil
+local added, billed = {}, {}
+for item = 0, items - 1 do
+  billed[item] = A[9 + item * 2]
+end
 if record then
   for word = 0, 3 do
     local at = word * 4
@@ -75,29 +79,52 @@ if record then
   -- Reason, epoch and first sequence of the reversals, their index offset, no binding, no retry.
   answer = print .. encode(28, O[2], O[3], O[4], epoch, births > 0 and seq + 1 or 0, O[7], 64, 0, '',
     -1, unpack(O, 12, counted))
+  if O[counted + 1] == -1 then
+    -- As `transact` recorded it (DecideReply.swift).
+    items = O[counted + 4]
+    local at, names = counted + 5, {}
+    answer = answer .. encode(-1, 0, O[counted + 3], items)
+    for item = 0, items - 1 do
+      names[item], billed[item] = O[at], O[at + 2]
+      answer = answer .. encode(O[at], 0, 0)
+      at = at + 3
+    end
+    answer = answer .. encode(0, 0, 0)
+    at = at + 1 + O[at] * 3
+    for c = 1, O[at] do
+      local b = at + c * 6 - 5
+      added[c] = {O[b], O[b + 1], names[O[b]] .. '|' .. O[b + 2], O[b + 3], O[b + 5],
+        sub(O[b + 2], 1, 1) == '$'}
+    end
+  else
+    for c = 1, O[counted + 1] do
+      local b = counted + c * 5 - 3
+      added[c] = {O[b], O[b + 1], A[8 + O[b] * 2] .. '|' .. O[b + 2], O[b + 3], billed[O[b]]}
+    end
+  end
 else
   answer = print .. encode(28, ms, 0, 0, epoch, 0, 0, 0, 0, '', -1, 0)
 end
 
 -- Look first: cells by hash and field, as they will be.
 local changes = {}
-for c = 1, O and O[counted + 1] or 0 do
-  local at = counted + c * 5 - 3
-  local item, start = O[at], O[at + 3]
-  local key, name = KEYS[4 + O[at + 1]], A[8 + item * 2] .. '|' .. O[at + 2]
+for c = 1, #added do
+  local _, level, name, start, amount, isGrant = unpack(added[c], 1, 6)
+  local key = KEYS[4 + level]
   local row = call('HMGET', key, 'e', name)
   if row[1] == e and row[2] then
     local cell = {decode(row[2])}
     if cell[1] == start then
-      cell[2] = cell[2] - A[9 + item * 2]
-      -- Units that a reset had forgiven are forgiven no more: limits see what they saw.
-      if cell[4] ~= 0 and (not cell[8] or O[2] <= cell[8]) then
-        cell[4] = cell[4] - A[9 + item * 2]
+      cell[2] = cell[2] - amount
+      -- Units that a reset had forgiven are forgiven no more: limits see what they saw. What came
+      -- over into a grant's instance is no reset.
+      if not isGrant and cell[4] ~= 0 and (not cell[8] or O[2] <= cell[8]) then
+        cell[4] = cell[4] - amount
       end
     elseif cell[5] == start then
-      cell[6] = cell[6] - A[9 + item * 2]
+      cell[6] = cell[6] - amount
     end
-    if cell[2] < -LARGEST or cell[6] < -LARGEST then
+    if cell[2] < -LARGEST or cell[6] < -LARGEST or cell[2] > LARGEST or cell[6] > LARGEST then
       return {10}
     end
     changes[#changes + 1] = {key, {name, encode(unpack(cell, 1, cell[8] and 8 or 7))}, {row[2]}}
@@ -117,7 +144,7 @@ set(KEYS[1], {'seq', int(seq + births), 't', int(now), bytesField,
 local appended = 0
 for i = 0, births > 0 and items - 1 or -1 do
   if floor(O[7] / 2 ^ i) % 2 == 1 then
-    local amount = -A[9 + i * 2]
+    local amount = -billed[i]
     local r = try('XADD', KEYS[2], e .. '-' .. format('%.0f', seq + appended + 1), 'd',
       id .. encode(2, 64 + i, ms, amount, amount, 0), 'b', ARGV[5 + appended])
     if type(r) == 'table' then

@@ -23,8 +23,7 @@
 -- Invariants: a hard limit is never exceeded by `consume`; a denial moves no counter and no
 --   arrival time; every metered item of an allowed operation bears exactly one delta; meta.seq is
 --   the last sequence in the outbox; of an id at most one record exists.
--- Complexity: O(cells + limits + items) over all operations; one call per hash or slice read, one
---   per hash or slice written, one per delta.
+-- Complexity: O(cells + limits + items); one call per hash or slice read or written and per delta.
 -- include: base
 --
 -- This runs for every operation there is, so it spares Lua's allocator, which costs more than Redis's
@@ -279,6 +278,9 @@ for i = 1, count do
         reason = P[b + 4]
         unknown = unknown or reason == 18
       elseif kind == 4 then
+        local cell, amount, start = C[P[b + 4]], P[itemsAt + (P[b + 1] - 1) * 3],
+          P[cellsAt + (P[b + 4] - 1) * 5 + 2]
+        local length = P[b + 6]
         -- include: sliding
       end
       if reason then
@@ -463,11 +465,9 @@ for i = 1, count do
   until true
   replies[i] = reply
 end
-
 if not changed then
   return replies
 end
-
 -- Commit. The commands as they will be sent, in `steps`; all text of numbers is made before the
 -- first write, because `int` may refuse.
 local steps, n, fresh = {nil, nil, nil, nil}, 0, false

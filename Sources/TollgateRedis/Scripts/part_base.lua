@@ -14,7 +14,9 @@
 --   0 done · 1 done before · 2 fenced · 3 mismatch · 4 id too old · 5 id from the future
 --   6 expired · 7 stale · 8 rebuild · 9 period passed · 10 overflow · 11 conflict
 --   12 counted: the bodies of what was counted are wanted
---   13 outbox full
+--   13 outbox full · 14 the reservation is not there, has ended, or does not allow this
+--   15 the epoch is young · 16 holds are to be brought into the epoch first · 17 holds are due
+--   18 a plan is wanted
 local call, try = redis.call, redis.pcall
 local encode, decode = cmsgpack.pack, cmsgpack.unpack
 local floor, max, format, sub = math.floor, math.max, string.format, string.sub

@@ -16,6 +16,21 @@ package struct DecidedOperation: Hashable, Sendable {
   package var entries: [Entry]
   /// When the deltas were born: the decision's time, or that of its annulment.
   package var bornAt: WallTime
+  /// What was used and billed, per item, derived ones last; empty where it is what was asked for.
+  package var billed: [Decision.Settlement] = []
+}
+
+/// Why a step of a reservation cannot be made.
+package enum HoldProblem: Int64, Hashable, Sendable {
+  /// There never was one of this id for this subject, or it is forgotten.
+  case unknown = 0
+  case committed = 1
+  case released = 2
+  case expired = 3
+  /// A feature was named that the reservation does not hold.
+  case otherItem = 4
+  /// More was used than is held, and its policy refuses that.
+  case overrun = 5
 }
 
 package enum DecideReply: Hashable, Sendable {
@@ -36,6 +51,15 @@ package enum DecideReply: Hashable, Sendable {
   /// A period in the plan is not the current one at `now`.
   case period(now: WallTime)
   case fenced(FenceState)
+  /// Reservations of the account are over time: expire them, then ask again.
+  case holdsDue
+  /// The epoch has just begun, and sidecars are bringing the holds they made: ask again.
+  case young
+  /// Holds of the account are not counted in this epoch yet: bring them, then ask again.
+  case holdsElsewhere
+  /// Call again with the plan of these features as of that instant.
+  case planWanted(created: WallTime, features: [Name])
+  case notHeld(HoldProblem)
   case error(String)
 
   package init(_ reply: RESPReply) {
@@ -79,6 +103,15 @@ package enum DecideReply: Hashable, Sendable {
       else { return problem }
       decided.bornAt = WallTime(milliseconds: now)
       return .decided(decided)
+    case .holdsDue?: return .holdsDue
+    case .young?: return .young
+    case .holdsElsewhere?: return .holdsElsewhere
+    case .planWanted?:
+      guard let created = reply[1].number else { return problem }
+      let names = reply.array?.dropFirst(2).compactMap { $0.text.flatMap { try? Name($0) } }
+      return .planWanted(created: WallTime(milliseconds: created), features: names ?? [])
+    case .notHeld?:
+      return reply[1].integer.flatMap { HoldProblem(rawValue: $0) }.map { .notHeld($0) } ?? problem
     case .conflict?, .counted?, .outboxFull?, nil: return problem
     }
   }
@@ -89,7 +122,10 @@ package enum DecideReply: Hashable, Sendable {
 /// index offset of the deltas (64 for reversals), binding item (0: none), binding limit, retry
 /// after (−1: none), items, and per item: limit, remaining (−1: none), settled, held, reset (−1).
 /// An allowed operation's goes on with what it was counted in: the number of cells, and per cell:
-/// item, level, window code, start, end.
+/// item, level, window code, start, end. One of `transact` or `settle` goes on with −1 instead and
+/// then: when it expires (0: nothing is held), items asked for, items, per item feature, used and
+/// billed; burns, each item (from 1), grant (or nothing), amount; counts, each item, level, window
+/// code, start, end, amount; charges, each item, rate, from, units, charge.
 enum OperationRecord {
   static func decode(_ bytes: [UInt8], replayed: Bool) -> DecidedOperation? {
     guard bytes.count > 16 else { return nil }
@@ -114,6 +150,7 @@ enum OperationRecord {
           limit: name(limit), remaining: remaining < 0 ? nil : remaining, settled: settled,
           held: held, reset: reset < 0 ? nil : WallTime(milliseconds: reset)))
     }
+    let tail = RecordTail(&reader)
     var entries: [DecidedOperation.Entry] = []
     var sequence = first
     for item in 0..<64 where mask & (1 << Int64(item)) != 0 {
@@ -126,11 +163,14 @@ enum OperationRecord {
         bindingItem: bindingItem > 0 ? Int(bindingItem) - 1 : nil,
         retryAfter: retry < 0 ? nil : retry, time: WallTime(milliseconds: time),
         globalVersion: globalVersion, accountVersion: accountVersion, replayed: replayed,
-        items: items),
-      epoch: epoch, entries: entries, bornAt: WallTime(milliseconds: time))
+        items: items, expires: tail?.expires,
+        settlements: reason.isSettlement ? tail?.billed ?? [] : [], burns: tail?.burns ?? [],
+        derived: tail.map { Array($0.features.dropFirst($0.asked)) } ?? []),
+      epoch: epoch, entries: entries, bornAt: WallTime(milliseconds: time),
+      billed: tail?.billed ?? [])
   }
 
-  /// The metered items of a record and their cells.
+  /// The metered items of a record and what was counted of them.
   static func counted(_ bytes: [UInt8]) -> [CountedItem]? {
     guard bytes.count > 16 else { return nil }
     var reader = MessagePackReader(bytes, from: 16)
@@ -142,6 +182,9 @@ enum OperationRecord {
     for _ in 0..<count {
       guard reader.text() != nil else { return nil }
       for _ in 0..<4 { guard reader.integer() != nil else { return nil } }
+    }
+    if let tail = RecordTail(&reader) {
+      return tail.items.indices.filter { mask & (1 << Int64($0)) != 0 }.map { tail.items[$0] }
     }
     guard let cells = reader.integer(), (0...Int64(cellsMax)).contains(cells) else { return nil }
     var items: [Int: [CellReference]] = [:]
@@ -163,5 +206,5 @@ enum OperationRecord {
   /// Each item has at most a cell per limit and one for the bill.
   private static let cellsMax = Resolution.itemsMax + Resolution.limitsMax * Resolution.itemsMax
 
-  private static func name(_ text: String) -> Name? { text.isEmpty ? nil : try? Name(text) }
+  static func name(_ text: String) -> Name? { text.isEmpty ? nil : try? Name(text) }
 }

@@ -79,6 +79,21 @@ package struct KeySpace: Sendable {
     prefixes[bucket] + "idx:" + account.path
   }
 
+  /// HASH of an account's live reservations: id → hold.
+  package func holds(_ bucket: Int, account: Subject) -> String {
+    prefixes[bucket] + "h:" + account.path
+  }
+  /// ZSET of the same: id → when it ends by itself, grace included, ms.
+  package func holdEnds(_ bucket: Int, account: Subject) -> String {
+    prefixes[bucket] + "hx:" + account.path
+  }
+  /// ZSET of the bucket's accounts with live reservations: path → the first end of one.
+  package func holdsDue(_ bucket: Int) -> String { prefixes[bucket] + "hb" }
+  /// HASH of reservations that have ended, by the hour of their ids.
+  package func endedHolds(_ bucket: Int, of id: OperationID) -> String {
+    prefixes[bucket] + "he:" + String(max(0, id.time.milliseconds) / 3_600_000)
+  }
+
   package var global: String { prefixes[map.control] + "global" }
   package var catalogs: String { prefixes[map.control] + "catalogs" }
 

@@ -45,6 +45,11 @@ enum ReplyCode: Int64, Sendable {
   case conflict = 11
   case counted = 12
   case outboxFull = 13
+  case notHeld = 14
+  case young = 15
+  case holdsElsewhere = 16
+  case holdsDue = 17
+  case planWanted = 18
 }
 
 /// How a call other than `decide` came out. `error` changed nothing: either Redis refused the

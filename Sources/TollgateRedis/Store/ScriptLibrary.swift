@@ -17,11 +17,15 @@ package enum ScriptName: String, Sendable, Hashable, CaseIterable {
   case restoreGlobal = "restore_global"
   case readAccount = "read_account"
   case moveLate = "move_late"
+  case transact
+  case transactCheck = "transact_check"
+  case settle, expire, represent
 }
 
 /// What scripts share.
 private enum ScriptPart: String {
   case base, journal, append, hashes, header, changes, fence, announce, sliding
+  case rows, measure, price, bodies, record, hold
 
   static let mark = "-- include: "
 
@@ -36,6 +40,12 @@ private enum ScriptPart: String {
     case .fence: PackageResources.part_fence_lua
     case .announce: PackageResources.part_announce_lua
     case .sliding: PackageResources.part_sliding_lua
+    case .rows: PackageResources.part_rows_lua
+    case .measure: PackageResources.part_measure_lua
+    case .price: PackageResources.part_price_lua
+    case .bodies: PackageResources.part_bodies_lua
+    case .record: PackageResources.part_record_lua
+    case .hold: PackageResources.part_hold_lua
     }
   }
 }
@@ -73,7 +83,8 @@ package struct ScriptLibrary: Sendable {
   private static func assemble(_ name: ScriptName) -> String {
     let text = String(decoding: body(name), as: UTF8.self)
     let end = text.firstIndex(of: "\n") ?? text.endIndex
-    let shebang = name == .check ? "#!lua flags=no-writes" : String(text[..<end])
+    let asksOnly = name == .check || name == .transactCheck
+    let shebang = asksOnly ? "#!lua flags=no-writes" : String(text[..<end])
     return shebang + "\n" + expand(String(text[end...]))
   }
 
@@ -124,6 +135,10 @@ package struct ScriptLibrary: Sendable {
     case .restoreGlobal: PackageResources.restore_global_lua
     case .readAccount: PackageResources.read_account_lua
     case .moveLate: PackageResources.move_late_lua
+    case .transact, .transactCheck: PackageResources.transact_lua
+    case .settle: PackageResources.settle_lua
+    case .expire: PackageResources.expire_lua
+    case .represent: PackageResources.represent_lua
     }
   }
 }

@@ -27,6 +27,8 @@ package struct CancelCall: ScriptCall {
   package var dedupeWindowMilliseconds: Int64
   /// One for each item that `bodiesWanted` named, in that order.
   package var bodies: [(item: Int, body: [UInt8])] = []
+  /// The same items, as they were named.
+  package var counted: [CountedItem] = []
 
   package init(
     keySpace: KeySpace, fence: Fence, operation: OperationID, fingerprint: OperationFingerprint,
@@ -84,9 +86,11 @@ package struct CancelCall: ScriptCall {
   package func entries(_ decided: DecidedOperation) -> [OutboxEntry] {
     decided.entries.compactMap { born in
       let item = Int(born.index) - Int(DeltaID.reversalOffset)
-      guard items.indices.contains(item), let body = bodies.first(where: { $0.item == item })?.body
+      let billed = counted.first { $0.item == item }?.billed?.amount
+      guard let body = bodies.first(where: { $0.item == item })?.body,
+        let units = billed ?? (items.indices.contains(item) ? items[item].amount : nil)
       else { return nil }
-      let amount = -items[item].amount
+      let amount = -units
       return OutboxEntry(
         sequence: born.sequence, kind: .reversal,
         id: DeltaID(operation: operation, index: born.index), time: decided.bornAt,
@@ -99,6 +103,22 @@ package struct CancelCall: ScriptCall {
 package struct CountedItem: Hashable, Sendable {
   package var item: Int
   package var cells: [CellReference]
+  /// Of an operation of `transact`: what it was, what of it was billed, and what was counted beside
+  /// units. nil: what was asked for.
+  package var billed: Billed?
+
+  package struct Billed: Hashable, Sendable {
+    package var feature: Name
+    package var amount: Int64
+    package var parts: [CountedPart]
+    package var charges: [RateCharge]
+  }
+
+  package init(item: Int, cells: [CellReference], billed: Billed? = nil) {
+    self.item = item
+    self.cells = cells
+    self.billed = billed
+  }
 }
 
 /// Takes the counter effect of one duplicate delta back, once per stream position. The position's

@@ -1,0 +1,62 @@
+#!lua flags=allow-oom
+-- Brings a hold into an epoch: one that lies here from an older one, or one that was lost, as a
+-- sidecar that made it remembers it.
+--
+-- KEYS  as for `expire`, with one reservation
+-- ARGV  1 fence text · 2 seen sequence · 3 epoch · 4 depth of the subject · 5 subject
+--       6 id of the reservation · 7 the hold (part_hold.lua). Without an id: all are brought that are
+--       known of, and the account's header says so (`hr`)
+-- Reply {0} it is back · {1} it is there, or has ended · {2, f, seq} · {8} not seeded in this
+--       epoch · {10}
+--
+-- Invariants: a reservation is held once, however many bring it; what was settled of it is in the
+--   ledger's sums, only what it still holds is added. Complexity: O(counts of the hold).
+-- include: base, journal, hashes, fence
+local OLD = true
+local e, depth = ARGV[3], tonumber(ARGV[4])
+local LEVELS, INDEX = 4, 5 + depth
+local HOLDS = 5 + depth + (depth > 1 and 1 or 0)
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
+local stop = fenced(M[1], M[2])
+if stop then
+  return stop
+end
+local now = max(clock(), tonumber(M[3]) or 0)
+local ms = floor(now / 1000)
+local header = call('HMGET', KEYS[5], 'e', 'hn')
+if header[1] ~= e then
+  return {8}
+end
+if ARGV[6] == '' then
+  set(KEYS[5], {'hr', e}, {call('HGET', KEYS[5], 'hr')})
+  return {0}
+end
+-- include: rows, hold
+local was = call('HGET', KEYS[HOLDS], ARGV[6])
+-- What lies here is what became of it since.
+local hold = readHold(was or ARGV[7])
+if was and hold.epoch == tonumber(e) then
+  return {1}
+end
+if not was and call('HEXISTS', KEYS[HOLDS + 3], ARGV[6]) == 1 then
+  return {1}
+end
+if hold.subject ~= ARGV[5] or hold.state ~= 0 then
+  return {1}
+end
+for k = 1, #hold.counts do
+  local c = hold.counts[k]
+  if c[7] ~= 0 then
+    local name = fieldIn(hold, c)
+    load(c[2], {name})
+    if not add(c[2], name, c[4], c[5], 0, c[7]) then
+      return {10}
+    end
+  end
+end
+writeRows(ms)
+hold.epoch = tonumber(e)
+keepHold(ARGV[6], packHold(hold), hold.expires + GRACE, was)
+schedule(string.match(ARGV[5], '^[^/]*'), header[2])
+set(KEYS[1], {'t', int(now)}, {M[3]})
+return {0}
