@@ -30,7 +30,8 @@ extension Enforcer {
     let lane: WritableKeyPath<BucketState, Lane>
     let mode: DecideOperation.Mode
     switch request.mode {
-    case .cancel: preconditionFailure("a cancel is a script of its own")
+    case .cancel, .reserve, .settle, .release, .extend, .refund:
+      preconditionFailure("\(request.mode) is a script of its own")
     case .check: (lane, mode) = (\.checks, .check)
     case .consume: (lane, mode) = (\.decides, .consume)
     case .post: (lane, mode) = (\.decides, .post)

@@ -11,7 +11,7 @@ extension Enforcer {
   func answeredFromQueue(_ request: Request) -> Bool {
     guard fallback.remembersAny, !request.isPosting else { return false }
     switch request.mode {
-    case .check, .post: return false
+    case .check, .post, .reserve, .settle, .release, .extend, .refund: return false
     case .consume:
       guard let answer = fallback.answer(to: FallbackOperation(request)) else { return false }
       finish(request, outcome(of: answer))

@@ -11,7 +11,7 @@ extension Enforcer {
   /// tell; any other is answered by the failure policy of its limits.
   func storeIsAway(_ request: Request) {
     guard !request.isAnswered, !cancelledInQueue(request) else { return }
-    if request.inDoubt || request.mode == .post || request.mode == .cancel {
+    if request.inDoubt || request.mode.tellsOnly {
       waiting[.link, default: []].append(request)
       // The link may be up by now, or never have been what was missing: nobody else would say so.
       if canReachStore { tryAgainSoon() }
@@ -32,18 +32,15 @@ extension Enforcer {
   func deadlinePassed(_ request: Request) {
     metrics.timeouts.add()
     if cancelledInQueue(request) { return }
-    switch request.mode {
-    case .post, .cancel: finishInDoubt(request)
-    case .check, .consume:
-      let now = NIODeadline.now()
-      // Redis answers, but not as fast as requests come: that is overload, not an outage, and no
-      // reason to let anything through. The same of accounts that are being seeded: the next
-      // attempt finds what this one asked for.
-      let isFlowing = request.isQueued && redisSilence(at: now) < Self.answersFlow
-      let isLoading = request.awaitsAccount && now - loadedAt < Self.loadingFlows
-      if !request.inDoubt, isFlowing || isLoading { return refuseLate(request) }
-      answerByPolicy(request)
-    }
+    if request.mode.tellsOnly { return finishInDoubt(request) }
+    let now = NIODeadline.now()
+    // Redis answers, but not as fast as requests come: that is overload, not an outage, and no
+    // reason to let anything through. The same of accounts that are being seeded: the next
+    // attempt finds what this one asked for.
+    let isFlowing = request.isQueued && redisSilence(at: now) < Self.answersFlow
+    let isLoading = request.awaitsAccount && now - loadedAt < Self.loadingFlows
+    if !request.inDoubt, isFlowing || isLoading { return refuseLate(request) }
+    answerByPolicy(request)
   }
 
   /// Nothing of it was begun, and nothing has failed: there was more to do than time for it.
@@ -69,8 +66,22 @@ extension Enforcer {
       .error(.outcomeUnknown, "the store did not answer in time; repeat with the same id"))
   }
 
+  /// A hold is made in the store or nowhere: no policy, however open, can let one through. One that
+  /// was made unknown to anybody ends by itself.
+  private func refuseToHold(_ request: Request) {
+    if request.inDoubt { return finishInDoubt(request) }
+    finish(
+      request,
+      .decision(
+        Decision(
+          reason: .storeUnavailable, source: .policy, time: redisNow,
+          globalVersion: global?.version ?? 0,
+          accountVersion: accounts[request.account]?.version ?? 0)))
+  }
+
   private func answerByPolicy(_ request: Request) {
     defer { worked(1, at: .now()) }
+    if request.mode == .reserve { return refuseToHold(request) }
     let account = accounts[request.account] ?? fallback.configuration(of: request.account)
     let verdict = PolicyAnswer.verdict(
       for: request, global: global, account: account, now: redisNow, unknown: &unknownAccounts)
@@ -91,7 +102,7 @@ extension Enforcer {
       var refused = false
       var binding: Name?
       switch request.mode {
-      case .check, .post, .cancel:
+      case .check, .post, .cancel, .reserve, .settle, .release, .extend, .refund:
         binding = fallback.refusal(of: claims)
         refused = binding != nil
       case .consume:

@@ -198,6 +198,7 @@ final class Enforcer {
     }
     request.attempts += 1
     if request.mode == .cancel { return sendCancel(request, global: global) }
+    if request.mode.holdVerb != nil { return sendHold(request) }
     let account = accounts[request.account] ?? AccountConfig(version: -1)
     let plan = plans.plan(
       for: request, global: global, account: account, now: billedAt(request), keys: keys)
@@ -249,7 +250,8 @@ final class Enforcer {
       finish(request, .decision(decided.decision))
     case .mismatch(let field):
       finish(
-        request, .error(.idempotencyMismatch, "\(field) differ from the first request of this id"))
+        request,
+        .error(.idempotencyMismatch, "\(field.name) differ from the first request of this id"))
     case .idTooOld where request.mode == .post && configuration.ledger != nil:
       // What a POST reports was used, however long ago.
       postLate(request)

@@ -65,5 +65,5 @@ enum PolicyAnswer {
 
 extension Request {
   /// What was let through elsewhere is counted whatever it names.
-  var mayBeRefused: Bool { mode == .check || mode == .consume }
+  var mayBeRefused: Bool { !mode.tellsOnly }
 }

@@ -14,6 +14,37 @@ enum RequestMode: Sendable, Hashable {
   case post
   /// Takes back an operation whose outcome its caller does not know and will not ask again.
   case cancel
+  /// Holds an estimate; its id is the reservation's.
+  case reserve
+  /// Says what was used of a hold, and ends it where that was all.
+  case settle
+  /// Ends a hold of which nothing more was used.
+  case release
+  /// Prolongs a hold.
+  case extend
+  /// Gives back what an earlier operation was charged.
+  case refund
+
+  /// nil for those that have no terms.
+  var holdVerb: HoldVerb? {
+    switch self {
+    case .check, .consume, .post, .cancel: nil
+    case .reserve: .reserve
+    case .settle: .settle
+    case .release: .release
+    case .extend: .extend
+    case .refund: .refund
+    }
+  }
+
+  /// Says what has happened already: no limit is asked and no policy can answer for it, so it waits
+  /// for the store and, at its deadline, its outcome is not known.
+  var tellsOnly: Bool {
+    switch self {
+    case .check, .consume, .reserve: false
+    case .post, .cancel, .settle, .release, .extend, .refund: true
+    }
+  }
 }
 
 enum Outcome: Sendable {
@@ -28,6 +59,8 @@ final class Request: Awaited {
   let items: [Item]
   let attributes: [String: String]
   let traceParent: String
+  /// Of the requests of a reservation's life, and of a refund.
+  let terms: HoldTerms?
   /// What let the units through, for `post`.
   let source: Source
   let arrived: NIODeadline
@@ -50,8 +83,8 @@ final class Request: Awaited {
 
   init(
     mode: RequestMode, id: OperationID, subject: Subject, items: [Item],
-    attributes: [String: String] = [:], traceParent: String = "", source: Source = .redis,
-    bucket: Int, arrived: NIODeadline, deadline: NIODeadline,
+    attributes: [String: String] = [:], traceParent: String = "", terms: HoldTerms? = nil,
+    source: Source = .redis, bucket: Int, arrived: NIODeadline, deadline: NIODeadline,
     answer: @escaping (Outcome) -> Void
   ) {
     self.mode = mode
@@ -60,13 +93,15 @@ final class Request: Awaited {
     self.items = items
     self.attributes = attributes
     self.traceParent = traceParent
+    self.terms = terms
     self.source = source
     self.bucket = bucket
     self.account = subject.depth == 1 ? subject.path : subject.account.path
     self.arrived = arrived
     self.deadline = deadline
     self.answer = answer
-    fingerprint = OperationFingerprint(subject: subject, items: items, attributes: attributes)
+    fingerprint = OperationFingerprint(
+      subject: subject, items: items, attributes: attributes, verb: mode.holdVerb, terms: terms)
   }
 
   var isAnswered: Bool { answer == nil }

@@ -32,7 +32,7 @@ final class ClientHandler: ChannelInboundHandler {
   private var proof = ""
   /// What of the protocol's options this sidecar serves. An opcode of another one does not exist
   /// here: UNKNOWN_OPCODE, whatever is in it.
-  static let supported: ProtocolFeatures = []
+  static let supported: ProtocolFeatures = .reservations
   /// Those of them that the peer has too.
   private var features: ProtocolFeatures = []
 
@@ -115,12 +115,16 @@ final class ClientHandler: ChannelInboundHandler {
       case .hello: try hello(frame)
       case .ping: try ping(frame)
       case .goAway: perform(machine.goAwayReceived())
-      case .check: try operations(frame, mode: .check)
-      case .consume: try operations(frame, mode: .consume)
-      case .post: try operations(frame, mode: .post)
-      case .cancel: try operations(frame, mode: .cancel)
+      case .check: operations(frame, .operations(.check, try .init(frame.payload)))
+      case .consume: operations(frame, .operations(.consume, try .init(frame.payload)))
+      case .post: operations(frame, .operations(.post, try .init(frame.payload)))
+      case .cancel: operations(frame, .operations(.cancel, try .init(frame.payload)))
       case .admin: try admin(frame)
-      case .reserve, .settle, .release, .extend, .refund: unknown(frame)
+      case .reserve: operations(frame, .reserves(try .init(frame.payload)))
+      case .settle: operations(frame, .settles(try .init(frame.payload)))
+      case .release: operations(frame, .releases(try .init(frame.payload)))
+      case .extend: operations(frame, .extends(try .init(frame.payload)))
+      case .refund: operations(frame, .refunds(try .init(frame.payload)))
       case .welcome, .pong, .error, .decisions, .adminReply, .link, .linked, .batch, .batchReply,
         .recover, .presentRequest, .present, .epoch, .balances, .balancesReply, .config,
         .configReply, .query, .queryReply:
@@ -203,8 +207,8 @@ final class ClientHandler: ChannelInboundHandler {
     }
   }
 
-  private func operations(_ frame: Frame, mode: RequestMode) throws(WireError) {
-    let records = try OperationReader(frame.payload)
+  private func operations(_ frame: Frame, _ records: AskedRecords) {
+    let mode = records.mode
     let count = records.left
     let action = machine.requestReceived(records: count, needs: .check, now: Self.now())
     switch action {
@@ -234,7 +238,8 @@ final class ClientHandler: ChannelInboundHandler {
     let work = FrameWork(
       shared: shared, mode: mode, source: mode == .post ? posted : .redis, arrived: arrived,
       deadline: deadline,
-      reply: FrameAnswer(handler: self, correlation: correlation, count: count))
+      reply: FrameAnswer(
+        handler: self, correlation: correlation, count: count, features: features))
     if admitted == count, shared.intake.passes(count) {
       var records = records
       while let result = records.next() { work.begin(count - records.left - 1, result) }
@@ -248,7 +253,7 @@ final class ClientHandler: ChannelInboundHandler {
   }
 
   /// All records of a frame are decided.
-  fileprivate func answered(_ correlation: UInt64, _ records: [DecisionRecord]) {
+  func answered(_ correlation: UInt64, _ records: [DecisionRecord]) {
     guard !stopped, context != nil else { return }
     answers.writeFrame(DecisionBatch(records), correlation: correlation)
     note()
@@ -390,63 +395,5 @@ final class ClientHandler: ChannelInboundHandler {
     let slowReader = !context.channel.isWritable
     let on = !readingPaused && !slowReader
     context.channel.setOption(.autoRead, value: on).whenFailure { _ in }
-  }
-}
-
-/// What the records of one frame have in common on their way.
-private struct FrameWork {
-  let shared: SessionContext
-  let mode: RequestMode
-  let source: Source
-  let arrived: NIODeadline
-  let deadline: NIODeadline
-  let reply: FrameAnswer
-
-  func begin(_ index: Int, _ result: Result<OperationRecord, WireError>) {
-    switch result {
-    case .success(let record):
-      let reply = reply
-      shared.enforcer.submit(
-        Request(
-          mode: mode, id: record.id, subject: record.subject, items: record.items,
-          attributes: record.attributes, traceParent: record.traceParent, source: source,
-          bucket: shared.buckets.bucket(ofAccount: record.subject.account.path),
-          arrived: arrived, deadline: deadline
-        ) { outcome in reply.answered(index, outcome) })
-    case .failure(let error):
-      shared.enforcer.metrics.failed(error.code)
-      reply.answered(index, .error(error.code, error.text))
-    }
-  }
-
-  /// It was not begun.
-  func refuse(_ index: Int) {
-    shared.enforcer.metrics.overloaded.add()
-    shared.enforcer.metrics.failed(.overloaded)
-    reply.answered(index, .error(.overloaded, "too much in flight; retry later or elsewhere"))
-  }
-}
-
-/// Collects the answers of one frame's records, in their order.
-private final class FrameAnswer {
-  private let handler: ClientHandler
-  private let correlation: UInt64
-  private var records: [DecisionRecord]
-  private var missing: Int
-
-  init(handler: ClientHandler, correlation: UInt64, count: Int) {
-    self.handler = handler
-    self.correlation = correlation
-    missing = count
-    records = Array(repeating: .error(.internalError, message: ""), count: count)
-  }
-
-  func answered(_ index: Int, _ outcome: Outcome) {
-    switch outcome {
-    case .decision(let decision): records[index] = .decision(decision)
-    case .error(let code, let message): records[index] = .error(code, message: message)
-    }
-    missing -= 1
-    if missing == 0 { handler.answered(correlation, records) }
   }
 }

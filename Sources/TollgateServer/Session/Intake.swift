@@ -24,8 +24,8 @@ import TollgateWire
 final class IntakeFrame: Awaited {
   let arrived: NIODeadline
   let deadline: NIODeadline
-  private var reader: OperationReader
-  private let submit: (Int, Result<OperationRecord, WireError>) -> Void
+  private var records: AskedRecords
+  private let submit: (Int, Result<AskedRecord, WireError>) -> Void
   private let refuse: (Int) -> Void
   private var index = 0
   /// Admitted records that are not handed on.
@@ -35,23 +35,23 @@ final class IntakeFrame: Awaited {
   ///   - submit: takes the record of that index.
   ///   - refuse: answers the record of that index OVERLOADED; it was not begun.
   init(
-    _ reader: OperationReader, admitted: Int, arrived: NIODeadline, deadline: NIODeadline,
-    submit: @escaping (Int, Result<OperationRecord, WireError>) -> Void,
+    _ records: AskedRecords, admitted: Int, arrived: NIODeadline, deadline: NIODeadline,
+    submit: @escaping (Int, Result<AskedRecord, WireError>) -> Void,
     refuse: @escaping (Int) -> Void
   ) {
-    self.reader = reader
+    self.records = records
     self.arrived = arrived
     self.deadline = deadline
     self.submit = submit
     self.refuse = refuse
     left = admitted
-    for place in admitted..<reader.left { refuse(place) }
+    for place in admitted..<records.left { refuse(place) }
   }
 
   var isAnswered: Bool { left == 0 }
 
   func handOn() {
-    guard left > 0, let record = reader.next() else { return }
+    guard left > 0, let record = records.next() else { return }
     left -= 1
     index += 1
     submit(index - 1, record)
