@@ -20,6 +20,18 @@ extension UsageBody {
     static let corrects: UInt16 = 11
   }
 
+  /// Fields 5 to 8: what a sidecar knows where a script knows the rest.
+  package static func commonFields(
+    catalogVersion: Int64, source: Source, attributes: [String: String], traceParent: String
+  ) -> [UInt8] {
+    var buffer = ByteBuffer()
+    buffer.putField(Tag.catalogVersion) { $0.put(catalogVersion) }
+    buffer.putField(Tag.source) { $0.put(source.rawValue) }
+    if !attributes.isEmpty { buffer.putField(Tag.attributes) { $0.putAttributes(attributes) } }
+    if !traceParent.isEmpty { buffer.putField(Tag.traceParent, text: traceParent) }
+    return Array(buffer.readableBytesView)
+  }
+
   package func encode() -> [UInt8] {
     var buffer = ByteBuffer()
     buffer.reserveCapacity(minimumWritableBytes: 160)

@@ -94,11 +94,11 @@ struct RichRound {
 
   private mutating func moveClock() throws {
     switch random.unit() {
-    case ..<0.6: microseconds += Int64.random(in: 0...50_000, using: &random)
-    case ..<0.8: microseconds += Int64.random(in: 0...3_000_000, using: &random)
-    case ..<0.9: microseconds += Int64.random(in: 0...40_000_000, using: &random)
-    case ..<0.93: microseconds += Int64.random(in: 0...200_000_000, using: &random)
-    case ..<0.935: microseconds += Int64.random(in: 0...3_000_000_000_000, using: &random)
+    case ..<0.7: microseconds += Int64.random(in: 0...50_000, using: &random)
+    case ..<0.9: microseconds += Int64.random(in: 0...2_000_000, using: &random)
+    case ..<0.93: microseconds += Int64.random(in: 0...30_000_000, using: &random)
+    case ..<0.94: microseconds += Int64.random(in: 0...200_000_000, using: &random)
+    case ..<0.943: microseconds += Int64.random(in: 0...3_000_000_000_000, using: &random)
     case ..<0.96: microseconds -= Int64.random(in: 0...2_000_000, using: &random)
     default: break
     }

@@ -175,7 +175,7 @@ local function see(l)
     local cell, amount, length = slotOf(level, name, start), amounts[i], P[b + 6]
     local reason, left, retry = nil, 0, -1
     -- include: sliding
-    return reason, left, retry or -1
+    return reason, max(0, room - reach[l]), retry
   elseif kind == 5 then
     local room = P[b + 5] - usedOf(P[b + 4])
     return room < amounts[i] and 29, max(0, room), -1

@@ -85,6 +85,8 @@ package struct ServerConfiguration: Sendable {
     var redisSlowMilliseconds: Int64 = 100
     var accountsCachedMax = 100_000
     var retainedDeltasMax = 200_000
+    /// Live reservations of one account.
+    var holdsPerAccountMax = HoldBounds.perSubjectMax
     var fallback = FallbackQueue.Limits()
   }
 
@@ -341,8 +343,8 @@ private struct ConfigurationReader {
     let keys = [
       "connections", "in_flight_per_connection", "in_flight", "frame_bytes",
       "deadline_default_ms", "deadline_max_ms", "idle_ms", "hello_ms", "drain_ms",
-      "redis_slow_ms", "accounts_cached", "retained_deltas", "fallback_operations",
-      "fallback_refused", "fallback_journal_bytes",
+      "redis_slow_ms", "accounts_cached", "retained_deltas", "holds_per_account",
+      "fallback_operations", "fallback_refused", "fallback_journal_bytes",
     ]
     guard let node, let fields = node.object(keys) else { return }
     func set(_ key: String, _ range: ClosedRange<Int64>, _ apply: (Int64) -> Void) {
@@ -361,6 +363,7 @@ private struct ConfigurationReader {
     set("redis_slow_ms", 1...60_000) { limits.redisSlowMilliseconds = $0 }
     set("accounts_cached", 100...10_000_000) { limits.accountsCachedMax = Int($0) }
     set("retained_deltas", 1000...10_000_000) { limits.retainedDeltasMax = Int($0) }
+    set("holds_per_account", 1...100_000) { limits.holdsPerAccountMax = Int($0) }
     set("fallback_operations", 100...10_000_000) { limits.fallback.operationsMax = Int($0) }
     set("fallback_refused", 1...1_000_000) { limits.fallback.refusedMax = Int($0) }
     set("fallback_journal_bytes", 65_536...(1 << 40)) { limits.fallback.journalBytesMax = Int($0) }

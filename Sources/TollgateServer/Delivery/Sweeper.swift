@@ -1,5 +1,5 @@
-// Keeps operation records within their window and their bytes: asks each open bucket's `sweep`
-// every few seconds. Every sidecar does it, with or without a ledger, because a bucket nobody
+// Keeps operation records within their window and their bytes, and ends reservations whose time has
+// come where nobody touches their account: looks at each open bucket every few seconds. Every sidecar does it, with or without a ledger, because a bucket nobody
 // ships must not fill up either; a sweep that finds nothing to drop costs one small script call.
 
 import TollgateCore
@@ -22,8 +22,21 @@ struct Sweeper: Sendable {
         // A refusal (fence, Redis away) is met again by the next round.
         reports[bucket] = try? await store.sweep(
           bucket: bucket, epoch: epoch, limits: configuration.storeLimits, after: reports[bucket])
+        await expire(bucket, epoch)
       }
       try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
+    }
+  }
+
+  /// Accounts looked at in one round; the rest are in the next.
+  private static let accountsDueMax: Int64 = 100
+
+  private func expire(_ bucket: Int, _ epoch: Int64) async {
+    guard let now = try? await store.now(bucket: bucket),
+      let due = try? await store.accountsDue(bucket: bucket, now: now, count: Self.accountsDueMax)
+    else { return }
+    for account in due where !Task.isCancelled {
+      await healer.expire(account: account.path, bucket: bucket, epoch: epoch)
     }
   }
 }

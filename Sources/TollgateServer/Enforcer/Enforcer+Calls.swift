@@ -24,7 +24,7 @@ extension Enforcer {
   }
 
   func enqueue(
-    _ request: Request, _ prepared: PlanCache.Prepared, account: AccountConfig,
+    _ request: Request, _ plan: DecidePlan, keys: [String], account: AccountConfig,
     global: GlobalConfig
   ) {
     let lane: WritableKeyPath<BucketState, Lane>
@@ -37,12 +37,11 @@ extension Enforcer {
     case .post: (lane, mode) = (\.decides, .post)
     }
     let remaining = max(1, (request.deadline - NIODeadline.now()).nanoseconds / 1_000_000)
-    let plan = prepared.plan
     let pending = Pending(
       request: request,
       operation: DecideOperation(
         id: request.id, fingerprint: request.fingerprint, mode: mode, plan: plan,
-        keys: prepared.keys,
+        keys: keys,
         bodies: encoder.bodies(of: request, plan, catalogVersion: global.catalogVersion),
         globalVersion: global.version, accountVersion: account.version,
         notAfter: request.mode == .post ? nil : redisNow + remaining),
@@ -148,7 +147,7 @@ extension Enforcer {
   }
 
   /// What this loop believes of a bucket; nil without a connection.
-  private func fence(_ bucket: Int) -> Fence? {
+  func fence(_ bucket: Int) -> Fence? {
     guard let identity = link?.connection?.identity else { return nil }
     let epoch = buckets[bucket].epoch
     return Fence(
@@ -198,10 +197,7 @@ extension Enforcer {
     let sentAt = NIODeadline.now()
     let wasInDoubt = request.inDoubt
     request.inDoubt = true
-    buckets[bucket].inFlight += 1
-    planned += 1
-    metrics.redisCommands.add()
-    metrics.redisOperations.add()
+    begun(bucket)
     connection.send(
       { call.write(into: &$0) },
       completion: { [self] result in
@@ -216,11 +212,11 @@ extension Enforcer {
           switch call.decode(reply) {
           case .bodiesWanted(let counted) where call.bodies.isEmpty:
             var second = call
+            second.counted = counted
             second.bodies = counted.map { item in
               (
                 item.item,
-                encoder.body(
-                  of: request, item: item.item, cells: item.cells, catalogVersion: catalogVersion)
+                encoder.reversal(of: request, item, catalogVersion: catalogVersion)
               )
             }
             guard buckets[bucket].phase == .open, buckets[bucket].epoch == call.fence.epoch else {
@@ -244,7 +240,15 @@ extension Enforcer {
       })
   }
 
-  private func landed(_ count: Int, _ bucket: Int) {
+  /// A call of one operation leaves.
+  func begun(_ bucket: Int) {
+    buckets[bucket].inFlight += 1
+    planned += 1
+    metrics.redisCommands.add()
+    metrics.redisOperations.add()
+  }
+
+  func landed(_ count: Int, _ bucket: Int) {
     buckets[bucket].inFlight -= count
     planned -= count
     if intakeCount > 0, hasRoom { onRoom?() }

@@ -32,6 +32,11 @@ protocol EnforcerDelegate: AnyObject, Sendable {
   func pushVersion(bucket: Int)
   /// A POST whose operation is older than the dedupe window: the ledger knows whether it counts.
   func postLate(_ operation: LatePost)
+  /// Reservations of the account are over time.
+  func expireHolds(account: String, bucket: Int, epoch: Int64)
+  /// What is held of the account is not counted in this epoch yet. `known`: as this sidecar
+  /// remembers it.
+  func bringHolds(account: String, bucket: Int, epoch: Int64, known: [StoredHold])
 }
 
 final class Enforcer {
@@ -41,6 +46,8 @@ final class Enforcer {
     case bucket(Int)
     case link
     case late(LatePost)
+    /// Reservations of the account that are to be expired, or brought into the epoch.
+    case holds(String)
   }
 
   struct BucketState {
@@ -87,6 +94,8 @@ final class Enforcer {
   private(set) var clock = RedisClock()
   var breaker: BreakerMachine
   var retained: RetainedDeltas
+  /// Reservations made through this loop, as they are now.
+  var heldHere = HoldBook()
   let fallback: FallbackQueue
   let seen: SeenBoard
   private var outstanding = 0
@@ -198,17 +207,26 @@ final class Enforcer {
     }
     request.attempts += 1
     if request.mode == .cancel { return sendCancel(request, global: global) }
-    if request.mode.holdVerb != nil { return sendHold(request) }
     let account = accounts[request.account] ?? AccountConfig(version: -1)
-    let plan = plans.plan(
+    if request.mode.tellsOnly, request.mode != .post {
+      return sendStep(request, global: global, account: account)
+    }
+    let prepared = plans.plan(
       for: request, global: global, account: account, now: billedAt(request), keys: keys)
-    if request.mayBeRefused, let refusal = plan.plan.resolution.refusal {
+    if request.mayBeRefused, let refusal = prepared.resolution.refusal {
       return finish(request, .error(.tooManyItems, refusal))
     }
-    if let zone = plan.plan.resolution.unknownZone {
+    if let zone = prepared.resolution.unknownZone {
       return zoneIsUnknown(zone, request)
     }
-    enqueue(request, plan, account: account, global: global)
+    switch prepared.plan {
+    case .plain where request.mode == .reserve:
+      let plan = RichPlan(resolution: prepared.resolution, depth: request.subject.depth)
+      transact(request, plan, account: account, global: global)
+    case .plain(let plan, let keys):
+      enqueue(request, plan, keys: keys, account: account, global: global)
+    case .rich(let plan): transact(request, plan, account: account, global: global)
+    }
   }
 
   func park(
@@ -285,6 +303,15 @@ final class Enforcer {
       clock.observed(time, at: now)
       if isOfEarlierMonth(request) { return postLate(request) }
       attempt(request)
+    case .young:
+      // Nothing is let in before the holds are back; it is a matter of a second.
+      eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(150)) { self.attempt(request) }
+    case .holdsDue:
+      park(request, .holds(request.account)) {
+        $0.expireHolds(account: request.account, bucket: request.bucket, epoch: epoch)
+      }
+    case .holdsElsewhere: bringHolds(for: request, epoch: epoch)
+    case .planWanted, .notHeld: refuseStep(request, reply)
     case .fenced:
       metrics.fences.add()
       if buckets[request.bucket].phase == .open, buckets[request.bucket].epoch == epoch {
@@ -514,6 +541,7 @@ final class Enforcer {
     buckets[bucket].epoch = epoch
     enter(.open, bucket)
     retained.opened(bucket: bucket, epoch: epoch)
+    bringHolds(of: bucket, epoch: epoch)
     resume(.bucket(bucket))
   }
 

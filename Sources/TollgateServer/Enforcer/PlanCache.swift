@@ -10,6 +10,8 @@ struct PlanCache {
   private struct Key: Hashable {
     var subject: String
     var items: [Item]
+    /// Those of the request where rates go by them; else none.
+    var attributes: [String: String]
   }
 
   private struct Entry {
@@ -19,9 +21,14 @@ struct PlanCache {
   }
 
   struct Prepared {
-    let plan: DecidePlan
-    /// `DecideOperation.keys`.
-    let keys: [String]
+    enum Plan {
+      /// For `decide`, with `DecideOperation.keys`.
+      case plain(DecidePlan, keys: [String])
+      case rich(RichPlan)
+    }
+
+    let resolution: Resolution
+    let plan: Plan
   }
 
   static let generationMax = 16_384
@@ -34,18 +41,20 @@ struct PlanCache {
     for request: Request, global: GlobalConfig, account: AccountConfig, now: WallTime,
     keys: KeySpace
   ) -> Prepared {
-    let key = Key(subject: request.subject.path, items: request.items)
+    let key = Key(
+      subject: request.subject.path, items: request.items,
+      attributes: global.catalog.rates.rates.isEmpty ? [:] : request.attributes)
     if let entry = young[key] ?? old[key], entry.globalVersion == global.version,
-      entry.accountVersion == account.version, now < entry.prepared.plan.resolution.validUntil,
-      entry.prepared.plan.resolution.cells.allSatisfy({ $0.period.contains(now) })
+      entry.accountVersion == account.version, now < entry.prepared.resolution.validUntil,
+      entry.prepared.resolution.cells.allSatisfy({ $0.period.contains(now) })
     {
       return entry.prepared
     }
     let resolution = Resolution.resolve(
-      subject: request.subject, items: request.items, global: global, account: account, now: now,
-      zones: SystemZones.book)
-    let plan = DecidePlan(items: request.items, resolution: resolution)
-    let prepared = Prepared(plan: plan, keys: keys.keys(request.bucket, of: request.subject, plan))
+      subject: request.subject, items: request.items, attributes: request.attributes,
+      global: global, account: account, now: now, zones: SystemZones.book)
+    let prepared = Prepared(
+      resolution: resolution, plan: Self.plan(request, resolution, keys))
     if young.count >= Self.generationMax {
       old = young
       young = [:]
@@ -53,5 +62,15 @@ struct PlanCache {
     young[key] = Entry(
       globalVersion: global.version, accountVersion: account.version, prepared: prepared)
     return prepared
+  }
+
+  private static func plan(
+    _ request: Request, _ resolution: Resolution, _ keys: KeySpace
+  ) -> Prepared.Plan {
+    if resolution.isRich {
+      return .rich(RichPlan(resolution: resolution, depth: request.subject.depth))
+    }
+    let plan = DecidePlan(items: request.items, resolution: resolution)
+    return .plain(plan, keys: keys.keys(request.bucket, of: request.subject, plan))
   }
 }

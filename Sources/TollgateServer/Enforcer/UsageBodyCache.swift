@@ -49,6 +49,26 @@ struct UsageBodyCache {
     return body
   }
 
+  /// The body of what takes one item's delta back.
+  func reversal(of request: Request, _ item: CountedItem, catalogVersion: Int64) -> [UInt8] {
+    guard let billed = item.billed else {
+      return body(of: request, item: item.item, cells: item.cells, catalogVersion: catalogVersion)
+    }
+    let billing = item.cells.first { $0.level == 1 && $0.window == .month }
+    return UsageBody(
+      subject: request.subject, feature: billed.feature,
+      period: billing?.period ?? Window.month.period(containing: request.id.time),
+      cells: item.cells, catalogVersion: catalogVersion, source: request.source,
+      attributes: request.attributes, traceParent: request.traceParent,
+      parts: billed.parts.map {
+        CountedPart(level: $0.level, window: $0.window, period: $0.period, amount: -$0.amount)
+      },
+      charges: billed.charges.map {
+        RateCharge(rate: $0.rate, from: $0.from, units: -$0.units, charge: -$0.charge)
+      }
+    ).encode()
+  }
+
   /// The body of one item's delta that counts in these cells.
   func body(
     of request: Request, item: Int, cells: [CellReference], catalogVersion: Int64

@@ -109,6 +109,8 @@ struct Metrics: Sendable {
   let meteringLagMilliseconds = Gauge()
   let retainedDeltas = Gauge()
   let retainedDropped = Counter()
+  let holdsExpired = Counter()
+  let holdsBrought = Counter()
   let lateDeltas = Gauge()
   let lateReposted = Counter()
   let latePosts = Counter()
@@ -231,6 +233,12 @@ struct Metrics: Sendable {
     counter(
       "tollgate_retained_dropped_total", "Retained deltas given up at the bound.",
       retainedDropped)
+    counter(
+      "tollgate_holds_expired_total", "Reservations that ended because their time had come.",
+      holdsExpired)
+    counter(
+      "tollgate_holds_brought_total", "Reservations brought into a new epoch of their bucket.",
+      holdsBrought)
     gauge(
       "tollgate_late_deltas",
       "Those of them whose epoch was closed before the ledger was seen to have them.", lateDeltas)

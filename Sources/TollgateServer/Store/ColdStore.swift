@@ -231,6 +231,47 @@ struct ColdStore: Sendable {
     _ = try value(call.decode(try await raw(call)))
   }
 
+  // MARK: - Reservations
+
+  func holds(of account: Subject) async throws(StoreFailure) -> [StoredHold] {
+    try await read(Reads.holds(keys, account: account))
+  }
+
+  func accountsDue(
+    bucket: Int, now: WallTime, count: Int64
+  ) async throws(StoreFailure) -> [Subject] {
+    try await read(Reads.accountsDue(keys, bucket: bucket, now: now, count: count))
+  }
+
+  /// As scripts of the bucket see it.
+  func now(bucket: Int) async throws(StoreFailure) -> WallTime {
+    let reply = try await reply { RESPWriter.write(["TIME"], to: &$0) }
+    guard let parts = reply.array, parts.count == 2, let seconds = parts[0].text,
+      let micros = parts[1].text, let whole = Int64(seconds), let part = Int64(micros)
+    else { throw .refused("unexpected reply to TIME") }
+    let seen = try await meta(bucket: bucket)?.microseconds ?? 0
+    return WallTime(milliseconds: max(whole * 1000 + part / 1000, seen / 1000))
+  }
+
+  /// How many ended; nil: the account is not seeded in this epoch.
+  func expire(
+    _ reservations: [OperationID], of subject: Subject, bucket: Int, epoch: Int64
+  ) async throws(StoreFailure) -> Int64? {
+    let call = ExpireCall(
+      keySpace: keys, fence: try await fence(bucket: bucket, epoch: epoch), subject: subject,
+      reservations: reservations)
+    return try value(call.decode(try await raw(call)))
+  }
+
+  func represent(
+    _ hold: StoredHold?, of subject: Subject, bucket: Int, epoch: Int64
+  ) async throws(StoreFailure) -> RepresentCall.Effect {
+    let call = RepresentCall(
+      keySpace: keys, fence: try await fence(bucket: bucket, epoch: epoch), subject: subject,
+      hold: hold)
+    return try value(call.decode(try await raw(call)))
+  }
+
   func sweep(
     bucket: Int, epoch: Int64, limits: StoreLimits, after report: SweepCall.Report?
   ) async throws(StoreFailure) -> SweepCall.Report {

@@ -1,0 +1,74 @@
+// Reservations beside the request path: ended when their time has come, and brought into a new
+// epoch, from what still lies in Redis and from what sidecars remember of those they made.
+
+import Logging
+import NIOCore
+import TollgateCore
+import TollgateRedis
+
+extension Healer {
+  nonisolated func expireHolds(account: String, bucket: Int, epoch: Int64) {
+    Task { () async in
+      await self.expire(account: account, bucket: bucket, epoch: epoch)
+      self.holdsAreReady(account)
+    }
+  }
+
+  nonisolated func bringHolds(account: String, bucket: Int, epoch: Int64, known: [StoredHold]) {
+    Task { () async in
+      await self.bring(account: account, bucket: bucket, epoch: epoch, known: known)
+      self.holdsAreReady(account)
+    }
+  }
+
+  private nonisolated func holdsAreReady(_ account: String) {
+    for loop in loops { loop.onLoop { $0.resume(.holds(account)) } }
+  }
+
+  /// Everything of the account that is due by Redis's clock; the script judges again.
+  func expire(account path: String, bucket: Int, epoch: Int64) async {
+    guard let account = try? Subject(path) else { return }
+    do {
+      let holds = try await store.holds(of: account)
+      let now = try await store.now(bucket: bucket)
+      let due = holds.filter { $0.expires + HoldBounds.grace <= now }
+      for (subject, ours) in Dictionary(grouping: due, by: \.subject) {
+        var rest = ours.map(\.reservation)[...]
+        while !rest.isEmpty {
+          let some = Array(rest.prefix(ExpireCall.reservationsMax))
+          rest = rest.dropFirst(some.count)
+          let ended = try await store.expire(some, of: subject, bucket: bucket, epoch: epoch)
+          metrics.holdsExpired.add(ended ?? 0)
+        }
+      }
+    } catch {
+      logger.debug(
+        "reservations not expired", metadata: ["account": "\(path)", "error": "\(error)"])
+    }
+  }
+
+  /// What lies in Redis from an older epoch goes first: it is what became of a hold last.
+  private func bring(
+    account path: String, bucket: Int, epoch: Int64, known: [StoredHold]
+  ) async {
+    guard let account = try? Subject(path) else { return }
+    do {
+      let stored = try await store.holds(of: account).filter { $0.epoch != epoch }
+      let there = Set(stored.map(\.reservation))
+      for hold in stored + known.filter({ !there.contains($0.reservation) }) {
+        var effect = try await store.represent(hold, of: hold.subject, bucket: bucket, epoch: epoch)
+        if effect == .unseeded {
+          _ = await load(account: account, bucket: bucket, epoch: epoch, purpose: .post)
+          effect = try await store.represent(hold, of: hold.subject, bucket: bucket, epoch: epoch)
+        }
+        if effect == .brought { metrics.holdsBrought.add() }
+      }
+      _ = try await store.represent(nil, of: account, bucket: bucket, epoch: epoch)
+    } catch StoreFailure.fenced {
+      await fenced(bucket: bucket, epoch: epoch)
+    } catch {
+      logger.debug(
+        "reservations not brought", metadata: ["account": "\(path)", "error": "\(error)"])
+    }
+  }
+}
