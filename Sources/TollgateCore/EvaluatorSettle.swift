@@ -102,8 +102,10 @@ private struct Settling {
     _ used: [Item], _ versions: Evaluator.Versions, in evaluator: Evaluator
   ) -> Evaluator.Outcome? {
     for item in used {
-      guard let index = hold.items.prefix(hold.asked).firstIndex(where: { $0.feature == item.feature })
-      else { return .notHeld(.otherItem) }
+      let asked = hold.items.prefix(hold.asked)
+      guard let index = asked.firstIndex(where: { $0.feature == item.feature }) else {
+        return .notHeld(.otherItem)
+      }
       actual[index] = item.amount
     }
     if resolution != nil {

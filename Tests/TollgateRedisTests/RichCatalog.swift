@@ -98,7 +98,8 @@ enum RichCatalog {
     case ..<0.95: kind = .unlimited
     default: kind = .gate(enabled: random.chance(0.7))
     }
-    return Catalog.limit(id, kind, level: Int.random(in: 1...3, using: &random), enforcement(&random))
+    return Catalog.limit(
+      id, kind, level: Int.random(in: 1...3, using: &random), enforcement(&random))
   }
 
   private static func rates(_ random: inout SeededRandom) -> RateCard {
@@ -137,6 +138,7 @@ enum RichCatalog {
       expires: random.chance(0.6)
         ? effective + Int64.random(in: 1...400_000, using: &random) : nil,
       created: now, every: recurs ? window(&random) : nil,
-      rollover: recurs && random.chance(0.5) ? Rollover(min: 0, max: amount(0...30, &random)) : .none)
+      rollover: recurs && random.chance(0.5)
+        ? Rollover(min: 0, max: amount(0...30, &random)) : .none)
   }
 }

@@ -57,7 +57,9 @@ extension RichRound {
         return "\(key): \(counter) offset \(offset ?? 0) against \(String(describing: stored[key]))"
       }
     }
-    for key in stored.keys where evaluator.state.counters[key] == nil { return "\(key) is too much" }
+    for key in stored.keys where evaluator.state.counters[key] == nil {
+      return "\(key) is too much"
+    }
     let holds = try rig.read(Reads.holds(rig.keySpace, account: subjects[0]))
     let live = evaluator.state.holds.filter { $0.value.state == .held }
     guard Set(holds.map(\.reservation)) == Set(live.keys) else {
