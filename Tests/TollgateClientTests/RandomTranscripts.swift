@@ -91,7 +91,7 @@ private struct World {
     case .complete(let token, let result):
       #expect(completed[token] == nil, "call \(token) completed twice")
       completed[token] = result
-    case .ready, .refusedPost, .idle: break
+    case .ready, .refusedPost, .refusedSettle, .idle: break
     }
   }
 
@@ -142,7 +142,8 @@ private struct World {
       if consumes { consumed[lastToken] = record.id }
       machine.submit(
         ClientMachine.Call(
-          token: lastToken, consumes: consumes, record: record, group: group, deadline: deadline),
+          token: lastToken, consumes ? .consume(record) : .check(record), group: group,
+          deadline: deadline),
         now)
     }
   }
