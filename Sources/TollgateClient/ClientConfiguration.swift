@@ -55,6 +55,15 @@ public struct ClientConfiguration: Sendable {
   /// many wait, such a call ends in `.outcomeUnknown` instead.
   public var uncancelledMax: Int = 10_000
 
+  /// Settles that no sidecar answered while their call lasted. The client goes on sending them, under
+  /// their ids, until they are answered. When so many wait, one more is not kept: its call ends as
+  /// any other, and to repeat it is the caller's. They are kept in memory only.
+  public var unsettledMax: Int = 10_000
+
+  /// How long `withReservation` waits for the answer to its last settle; after that the client goes
+  /// on sending it in the background. 1 ms … 10 min.
+  public var settlePatience: Duration = .seconds(5)
+
   /// How long the sidecars keep the record of an operation, at least. An operation of unknown
   /// outcome whose id is older is not retried.
   public var dedupeWindow: Duration = .seconds(3600)
@@ -63,6 +72,12 @@ public struct ClientConfiguration: Sendable {
   /// old, its feature is gone, …): the last chance to keep it. Called on the client's event loop;
   /// must not block.
   public var onRefusedPost: (@Sendable (_ refused: RefusedPost) -> Void)?
+
+  /// Called when a sidecar finally refuses what was used of a reservation (another request has
+  /// ended it, its overrun policy is `reject`, …) and no call is there to hear it: its call has ended,
+  /// or it was the last settle of `withReservation`. The last chance to keep it. Called on the
+  /// client's event loop or on the task of `withReservation`; must not block.
+  public var onRefusedSettle: (@Sendable (_ refused: RefusedSettle) -> Void)?
 
   /// A configuration with defaults.
   public init(endpoints: [Endpoint], credential: String = "") {
@@ -75,6 +90,14 @@ public struct ClientConfiguration: Sendable {
 public struct RefusedPost: Hashable, Sendable {
   /// The operation.
   public var operation: Request
+  /// Why, for people.
+  public var reason: String
+}
+
+/// What was used of a reservation and finally refused by a sidecar.
+public struct RefusedSettle: Hashable, Sendable {
+  /// What was used.
+  public var use: UnsettledUse
   /// Why, for people.
   public var reason: String
 }

@@ -1,6 +1,6 @@
 // Counters, as one value: a consistent snapshot that costs the hot path one copy per turn.
 
-/// What a client has done since it was made. Counts only grow; the last four are levels.
+/// What a client has done since it was made. Counts only grow; the last five are levels.
 public struct ClientStatistics: Hashable, Sendable {
   /// Requests accepted. Each ends as exactly one of the next seven counts.
   public var requests: Int64 = 0
@@ -34,12 +34,18 @@ public struct ClientStatistics: Hashable, Sendable {
   public var postsRefused: Int64 = 0
   /// Operations answered "denied" whose possible effect a sidecar has taken back.
   public var cancelled: Int64 = 0
+  /// Settles that outlived their call and that a sidecar has answered.
+  public var settled: Int64 = 0
+  /// Settles that outlived their call and that a sidecar finally refused.
+  public var settlesRefused: Int64 = 0
   /// Requests outstanding now.
   public var outstanding: Int = 0
   /// Operations let through by policy and not recorded by a sidecar yet.
   public var unposted: Int = 0
   /// Operations to take back and not taken back yet.
   public var uncancelled: Int = 0
+  /// Settles that outlived their call and are not answered yet.
+  public var unsettled: Int = 0
   /// Whether a sidecar is connected and has welcomed the client.
   public var isConnected = false
 

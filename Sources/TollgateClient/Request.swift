@@ -47,14 +47,68 @@ public struct UnfinishedWork: Hashable, Sendable {
   public var unposted: [Request]
   /// Answered "denied" after a send of unknown outcome, not yet taken back.
   public var uncancelled: [Request]
+  /// Used of reservations, and not answered by a sidecar.
+  public var unsettled: [UnsettledUse]
 
   /// Whether nothing is owed.
-  public var isEmpty: Bool { unposted.isEmpty && uncancelled.isEmpty }
+  public var isEmpty: Bool { unposted.isEmpty && uncancelled.isEmpty && unsettled.isEmpty }
 
   /// Work of an earlier client. Every request has its id.
-  public init(unposted: [Request] = [], uncancelled: [Request] = []) {
+  public init(
+    unposted: [Request] = [], uncancelled: [Request] = [], unsettled: [UnsettledUse] = []
+  ) {
     self.unposted = unposted
     self.uncancelled = uncancelled
+    self.unsettled = unsettled
+  }
+}
+
+/// What was used of a reservation and has to be told a sidecar: a settle, as a value.
+public struct UnsettledUse: Hashable, Sendable {
+  /// The settle's own identity.
+  public var id: OperationID
+  /// Whose reservation it is.
+  public var subject: Subject
+  /// The id of the reserve.
+  public var reservation: OperationID
+  /// 1 … 16 items: what was used since the settle before.
+  public var items: [Item]
+  /// Whether it ends the reservation.
+  public var isFinal: Bool
+  /// Whether it is the least that is known to have been used.
+  public var isFloor: Bool
+  /// Carried into the ledger: at most 16.
+  public var attributes: [String: String]
+  /// W3C trace parent, or empty.
+  public var traceParent: String
+
+  /// What was used of a reservation.
+  public init(
+    id: OperationID, subject: Subject, reservation: OperationID, items: [Item],
+    isFinal: Bool = true, isFloor: Bool = false, attributes: [String: String] = [:],
+    traceParent: String = ""
+  ) {
+    self.id = id
+    self.subject = subject
+    self.reservation = reservation
+    self.items = items
+    self.isFinal = isFinal
+    self.isFloor = isFloor
+    self.attributes = attributes
+    self.traceParent = traceParent
+  }
+
+  init(_ record: SettleRecord) {
+    self.init(
+      id: record.id, subject: record.subject, reservation: record.reservation,
+      items: record.items, isFinal: record.isFinal, isFloor: record.isFloor,
+      attributes: record.attributes, traceParent: record.traceParent)
+  }
+
+  var record: SettleRecord {
+    SettleRecord(
+      id: id, subject: subject, reservation: reservation, isFinal: isFinal, isFloor: isFloor,
+      items: items, attributes: attributes, traceParent: traceParent)
   }
 }
 

@@ -25,7 +25,7 @@ internal import TollgateWire
 /// at most `unpostedMax` operations, and at most `uncancelledMax` operations may stay counted
 /// though they were denied.
 public final class TollgateClient: Sendable {
-  private let configuration: ClientConfiguration
+  let configuration: ClientConfiguration
   private let inbox: Inbox
   private let eventLoop: any EventLoop
   private let driver: NIOLoopBoundBox<ClientDriver>
@@ -80,9 +80,16 @@ public final class TollgateClient: Sendable {
   }
 
   /// Takes over what an earlier client still owed. Requests without an id are ignored. It may
-  /// exceed `unpostedMax` and `uncancelledMax`: what is owed is never dropped.
+  /// exceed `unpostedMax`, `uncancelledMax` and `unsettledMax`: what is owed is never dropped.
   public func adopt(_ work: UnfinishedWork) {
-    put(.adopt(posts: Self.records(work.unposted), cancels: Self.records(work.uncancelled)))
+    let settles = work.unsettled.map(\.record).filter { record in
+      do throws(WireError) { try record.validate() } catch { return false }
+      return true
+    }
+    put(
+      .adopt(
+        posts: Self.records(work.unposted), cancels: Self.records(work.uncancelled),
+        settles: settles))
   }
 
   private static func records(_ requests: [Request]) -> [Record] {
@@ -139,7 +146,9 @@ public final class TollgateClient: Sendable {
     var calls: [ClientMachine.Call] = []
     calls.reserveCapacity(requests.count)
     for (index, request) in requests.enumerated() {
-      calls.append(call(request, token: first + UInt64(index), group: first, due))
+      calls.append(
+        ClientMachine.Call(
+          token: first + UInt64(index), ask(request), group: first, deadline: due))
     }
     let tokens = calls.map(\.token)
     return await withTaskCancellationHandler {
@@ -167,8 +176,12 @@ public final class TollgateClient: Sendable {
   private func ask(
     _ request: Request, _ deadline: Duration?
   ) async throws(TollgateError) -> Decision {
+    try await ask(ask(request), deadline)
+  }
+
+  func ask(_ ask: Ask, _ deadline: Duration?) async throws(TollgateError) -> Decision {
     guard let token = inbox.reserve(1) else { throw .notSent(.queueFull) }
-    let call = call(request, token: token, group: token, due(deadline))
+    let call = ClientMachine.Call(token: token, ask, group: token, deadline: due(deadline))
     let result = await withTaskCancellationHandler {
       await withCheckedContinuation { continuation in
         put(.submit(call, continuation))
@@ -185,12 +198,12 @@ public final class TollgateClient: Sendable {
     return Clock.monotonic + span.nanoseconds(in: 1_000_000...600_000_000_000)
   }
 
-  private func call(
-    _ request: Request, token: UInt64, group: UInt64, _ due: MonotonicTime
-  ) -> ClientMachine.Call {
-    ClientMachine.Call(
-      token: token, consumes: request.kind == .consume,
-      record: request.record(id: request.id ?? newOperationID()), group: group, deadline: due)
+  private func ask(_ request: Request) -> Ask {
+    let record = request.record(id: request.id ?? newOperationID())
+    return switch request.kind {
+    case .check: .check(record)
+    case .consume: .consume(record)
+    }
   }
 
   private func put(_ command: Inbox.Command) {

@@ -17,12 +17,14 @@ final class FakeSidecar: Sendable {
     let flags: FrameFlags
     let correlation: UInt64
     let deadline: UInt32
-    let records: [Record]
+    let asks: [Ask]
     fileprivate let channel: any Channel
   }
 
   enum Answer: Sendable {
     case allow
+    /// Allowed, with a reason and an expiry so many milliseconds from now.
+    case grant(Reason, lives: Int64?)
     case deny(Reason)
     /// One error for each record, in DECISIONS.
     case error(ErrorCode)
@@ -45,6 +47,7 @@ final class FakeSidecar: Sendable {
     /// What a hello gets instead of a welcome.
     var refusesHello: ErrorCode?
     var credential = ""
+    var features: ProtocolFeatures = .reservations
   }
 
   private struct State {
@@ -144,6 +147,12 @@ final class FakeSidecar: Sendable {
       let reason: Reason = request.opcode == .post ? .allowedPosted : .allowed
       records = request.records.map { .decision(decision(reason, $0)) }
     case .deny(let reason): records = request.records.map { .decision(decision(reason, $0)) }
+    case .grant(let reason, let lives):
+      records = request.records.map { record in
+        var decision = decision(reason, record)
+        decision.expires = lives.map { decision.time + $0 }
+        return .decision(decision)
+      }
     case .error(let code):
       records = request.records.map { _ in .error(code, message: "so said the test") }
     }
@@ -168,7 +177,7 @@ final class FakeSidecar: Sendable {
   private var welcome: Welcome {
     let manners = state.withLockedValue { $0.manners }
     return Welcome(
-      role: .check, deployment: name("test"), sidecar: name("fake"),
+      role: .check, features: manners.features, deployment: name("test"), sidecar: name("fake"),
       frameBytesMax: manners.frameBytesMax, inFlightMax: manners.inFlightMax,
       defaultDeadlineMilliseconds: 1000, maxDeadlineMilliseconds: 60_000,
       idleTimeoutMilliseconds: manners.idleTimeout, time: Clock.wall + manners.ahead,
@@ -209,11 +218,11 @@ final class FakeSidecar: Sendable {
         write(channel) {
           $0.writeFrame(Pong(nonce: nonce), correlation: frame.header.correlation)
         }
-      case .check, .consume, .post, .cancel:
+      case .check, .consume, .post, .cancel, .reserve, .settle, .release, .extend, .refund:
         let request = Request(
           connection: connection, opcode: frame.header.opcode ?? .check, flags: frame.header.flags,
           correlation: frame.header.correlation, deadline: frame.header.deadlineMilliseconds,
-          records: try OperationBatch.decode(frame).records, channel: channel)
+          asks: try Self.asks(frame), channel: channel)
         let rule = state.withLockedValue { state in
           state.requests.append(request)
           return state.rule
@@ -223,6 +232,17 @@ final class FakeSidecar: Sendable {
       }
     } catch {
       channel.close(promise: nil)
+    }
+  }
+
+  private static func asks(_ frame: Frame) throws -> [Ask] {
+    switch frame.header.opcode {
+    case .reserve: try ReserveBatch.decode(frame).records.map { .reserve($0) }
+    case .settle: try SettleBatch.decode(frame).records.map { .settle($0) }
+    case .release: try ReleaseBatch.decode(frame).records.map { .release($0) }
+    case .extend: try ExtendBatch.decode(frame).records.map { .extend($0) }
+    case .refund: try RefundBatch.decode(frame).records.map { .refund($0) }
+    default: try OperationBatch.decode(frame).records.map { .consume($0) }
     }
   }
 
@@ -268,4 +288,25 @@ func subject(_ path: String) -> Subject {
 
 func item(_ feature: String, _ amount: Int64 = 1) -> Item {
   Item(feature: name(feature), amount: amount)
+}
+
+extension FakeSidecar.Request {
+  /// What the records name, whatever their kind.
+  var records: [Record] {
+    asks.map { ask in
+      switch ask {
+      case .check(let record), .consume(let record), .post(let record, _): record
+      case .reserve(let record): record.operation
+      case .settle(let record): record.asPost
+      case .release(let record): Record(id: record.id, subject: record.subject, items: [])
+      case .extend(let record): Record(id: record.id, subject: record.subject, items: [])
+      case .refund(let record):
+        Record(id: record.id, subject: record.subject, items: record.items)
+      }
+    }
+  }
+
+  var settles: [SettleRecord] {
+    asks.compactMap { if case .settle(let record) = $0 { record } else { nil } }
+  }
 }

@@ -82,11 +82,12 @@ func record(_ number: UInt64, _ items: Item..., subject path: String = "acme/ada
 
 func makeWelcome(
   inFlightMax: UInt32 = 100, frameBytesMax: UInt32 = 65536, recordsMax: UInt32 = 1024,
-  _ policies: [String: FailurePolicy] = [:]
+  features: ProtocolFeatures = .reservations, _ policies: [String: FailurePolicy] = [:]
 ) -> Welcome {
   Welcome(
-    role: .check, deployment: name("test"), sidecar: name("fake"), frameBytesMax: frameBytesMax,
-    inFlightMax: inFlightMax, recordsMax: recordsMax, defaultDeadlineMilliseconds: 1000,
+    role: .check, features: features, deployment: name("test"), sidecar: name("fake"),
+    frameBytesMax: frameBytesMax, inFlightMax: inFlightMax, recordsMax: recordsMax,
+    defaultDeadlineMilliseconds: 1000,
     maxDeadlineMilliseconds: 60_000, idleTimeoutMilliseconds: 0,
     time: WallTime(milliseconds: 1_700_000_000_000), globalVersion: 7,
     policies: policies.map { FeaturePolicy(feature: name($0.key), policy: $0.value) })

@@ -1,6 +1,7 @@
 // Random events against the client machine, beside a naive sidecar, with the promises as oracle:
 // every call completes exactly once; no allowance is exceeded; everything let through is posted;
-// the charge of every id is what its caller was told.
+// the charge of every id is what its caller was told; what was used of a reservation is charged
+// once, though the sidecar loses holds and records.
 
 import Testing
 import TollgateTesting
@@ -13,7 +14,20 @@ private struct Register {
   private enum Entry { case allowed, denied, cancelled }
   private var entries: [OperationID: Entry] = [:]
 
+  /// Effects of settles, and of what they became.
+  private(set) var told: [OperationID: Int] = [:]
+  private var settled: Set<OperationID> = []
+
   func isCharged(_ id: OperationID) -> Bool { entries[id] == .allowed }
+
+  /// `isKnown`: the hold has not been lost.
+  mutating func receive(_ settle: SettleRecord, isKnown: Bool) -> DecisionRecord {
+    if settled.contains(settle.id) { return .decision(decision(.settled)) }
+    guard isKnown else { return refusal(.reservationUnknown) }
+    settled.insert(settle.id)
+    told[settle.id, default: 0] += 1
+    return .decision(decision(.settled))
+  }
 
   mutating func receive(_ opcode: Opcode, _ record: Record, allows: Bool) -> DecisionRecord {
     switch opcode {
@@ -26,6 +40,8 @@ private struct Register {
       case .cancelled: return .decision(decision(.cancelled))
       }
     case .post:
+      if settled.contains(record.id) { return refusal(.idempotencyMismatch) }
+      if entries[record.id] != .allowed, told[record.id] == nil { told[record.id] = 1 }
       entries[record.id] = .allowed
       return .decision(decision(.allowedPosted))
     case .cancel:
@@ -53,6 +69,7 @@ private struct World {
   var flights: [Flight] = []
   var completed: [UInt64: Result<Decision, TollgateError>] = [:]
   var consumed: [UInt64: OperationID] = [:]
+  var used: [UInt64: OperationID] = [:]
   var lastToken: UInt64 = 0
 
   let allowance: Int64 = 6
@@ -91,7 +108,7 @@ private struct World {
     case .complete(let token, let result):
       #expect(completed[token] == nil, "call \(token) completed twice")
       completed[token] = result
-    case .ready, .refusedPost, .idle: break
+    case .ready, .refusedPost, .refusedSettle, .idle: break
     }
   }
 
@@ -107,6 +124,14 @@ private struct World {
   mutating func arrive(_ index: Int, healthy: Bool) {
     guard flights[index].answers == nil else { return }
     let outgoing = flights[index].outgoing
+    if case .settles(let records) = outgoing.content {
+      flights[index].answers = records.map { record in
+        if !healthy, random.chance(0.15) { return refusal(.overloaded) }
+        let answer = register.receive(record, isKnown: random.chance(0.6))
+        return !healthy && random.chance(0.1) ? refusal(.outcomeUnknown) : answer
+      }
+      return
+    }
     flights[index].answers = outgoing.records.map { record in
       if !healthy, random.chance(0.15) { return refusal(.overloaded) }
       let answer = register.receive(
@@ -142,14 +167,29 @@ private struct World {
       if consumes { consumed[lastToken] = record.id }
       machine.submit(
         ClientMachine.Call(
-          token: lastToken, consumes: consumes, record: record, group: group, deadline: deadline),
+          token: lastToken, consumes ? .consume(record) : .check(record), group: group,
+          deadline: deadline),
         now)
     }
   }
 
+  mutating func settleSome() {
+    lastToken += 1
+    let record = SettleRecord(
+      id: OperationID(high: UInt64(now.wall.milliseconds) << 16, low: lastToken),
+      subject: subject("acme"), reservation: operation(lastToken), isFinal: random.chance(0.5),
+      items: [item("b", 1)])
+    used[lastToken] = record.id
+    let deadline = now.monotonic + Int64.random(in: 1...30, using: &random) * 1_000_000
+    machine.submit(
+      ClientMachine.Call(token: lastToken, .settle(record), group: lastToken, deadline: deadline),
+      now)
+  }
+
   mutating func step() {
     switch Int.random(in: 0..<100, using: &random) {
-    case 0..<30: submit()
+    case 0..<24: submit()
+    case 24..<30: settleSome()
     case 30..<50:
       if let index = flights.indices.randomElement(using: &random) { arrive(index, healthy: false) }
     case 50..<65:
@@ -176,7 +216,7 @@ private struct World {
   /// A healthy sidecar from here on, until nothing is outstanding or owed.
   mutating func heal() {
     for _ in 0..<10_000 {
-      if machine.calls.isEmpty, machine.book.posts.isEmpty, machine.book.cancels.isEmpty { return }
+      if machine.calls.isEmpty, !machine.book.owes { return }
       while let id = dialling.first {
         welcome(id)
         settle()
@@ -205,9 +245,10 @@ private struct World {
       for _ in 0..<1500 {
         world.step()
         let machine = world.machine
-        #expect(machine.book.posts.count <= 8)
+        let posts = machine.book.posts.records.filter { !world.used.values.contains($0.id) }
+        #expect(posts.count <= 8)
         #expect(machine.book.cancels.count <= 4)
-        let owed = machine.book.posts.records.flatMap(\.items).reduce(0) { $0 + $1.amount }
+        let owed = posts.flatMap(\.items).reduce(0) { $0 + $1.amount }
         #expect(owed <= world.allowance, "more let through than allowed")
         #expect(machine.queue.count <= 2 * machine.calls.count + 64)
         #expect(machine.alarms.count <= 4 * machine.calls.count + 64)
@@ -215,6 +256,13 @@ private struct World {
       }
       world.heal()
       #expect(world.completed.count == Int(world.lastToken))
+      for (token, id) in world.used {
+        let charged = world.register.told[id] ?? 0
+        switch world.completed[token] {
+        case .success, .failure(.outcomeUnknown): #expect(charged == 1, "use \(id)")
+        case .failure(.notSent), .failure(.rejected), nil: #expect(charged == 0, "use \(id)")
+        }
+      }
       for (token, id) in world.consumed {
         switch world.completed[token] {
         case .success(let decision):

@@ -64,10 +64,17 @@ struct Transcript {
     _ token: UInt64, consumes: Bool = true, _ record: Record? = nil, group: UInt64? = nil,
     within milliseconds: Int64 = 1000
   ) -> [ClientMachine.Effect] {
+    let record = record ?? TollgateClientTests.record(token)
+    return ask(
+      token, consumes ? .consume(record) : .check(record), group: group, within: milliseconds)
+  }
+
+  mutating func ask(
+    _ token: UInt64, _ ask: Ask, group: UInt64? = nil, within milliseconds: Int64 = 1000
+  ) -> [ClientMachine.Effect] {
     machine.submit(
       ClientMachine.Call(
-        token: token, consumes: consumes, record: record ?? TollgateClientTests.record(token),
-        group: group ?? token,
+        token: token, ask, group: group ?? token,
         deadline: now.monotonic + milliseconds * 1_000_000), now)
     return effects()
   }
@@ -117,3 +124,19 @@ func calls(_ tokens: UInt64...) -> ClientMachine.Shipment { .calls(tokens) }
 func allowed() -> DecisionRecord { .decision(decision()) }
 
 func refusal(_ code: ErrorCode) -> DecisionRecord { .error(code, message: "no") }
+
+extension ClientMachine.Outgoing {
+  /// Those of CHECK … CANCEL; none of a frame of another kind.
+  var records: [Record] {
+    if case .operations(let records) = content { records } else { [] }
+  }
+
+  init(
+    opcode: Opcode, deadlineMilliseconds: UInt32, records: [Record],
+    shipment: ClientMachine.Shipment
+  ) {
+    self.init(
+      opcode: opcode, deadlineMilliseconds: deadlineMilliseconds, content: .operations(records),
+      shipment: shipment)
+  }
+}

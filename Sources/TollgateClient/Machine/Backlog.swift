@@ -1,13 +1,13 @@
-// Records that must reach a sidecar however long it takes: operations let through by policy (POST)
-// and operations to take back (CANCEL). One frame at a time, oldest first, until each record is
+// Records that must reach a sidecar however long it takes: operations let through by policy (POST),
+// operations to take back (CANCEL), and what was used of reservations (SETTLE). One frame at a time, oldest first, until each record is
 // acknowledged or finally refused. Repeating is harmless: the id makes the effect happen once.
 //
 // Promise: a record that was taken in leaves only by an acknowledgement or a final refusal.
 
 internal import DequeModule
-internal import TollgateWire
+internal import TollgateCore
 
-struct Backlog {
+struct Backlog<Record: OwedRecord> {
   private enum Phase: Hashable {
     case idle
     case resting(until: MonotonicTime)
@@ -135,4 +135,7 @@ struct Backlog {
       order.prepend(record.id)
     }
   }
+
+  /// It was answered on another way.
+  mutating func remove(_ id: OperationID) { entries[id] = nil }
 }

@@ -10,19 +10,19 @@ extension ClientMachine {
     precondition(calls[call.token] == nil, "a token is used once")
     statistics.requests += 1
     var call = call
-    if call.consumes, doubtful.contains(call.record.id) { call.mayBeApplied = true }
+    if call.ask.changes, doubtful.contains(call.ask.id) { call.mayBeApplied = true }
     calls[call.token] = call
-    guard life == .running else { return giveUp(call, .notRunning) }
+    guard life == .running else { return giveUp(call, .notRunning, keeps: false) }
     do throws(WireError) {
-      try call.record.validate()
+      try call.ask.validate()
     } catch {
       return complete(call, .failure(.rejected(error.code, message: error.text)))
     }
-    if call.consumes, let answer = book.answered(call.record, now.wall) {
+    if case .consume(let record) = call.ask, let answer = book.answered(record, now.wall) {
       return complete(call, answer)
     }
     if call.deadline <= now.monotonic { return expire(call, now) }
-    if isDown, appliesPolicies { return settleByPolicy(call, now) }
+    if isDown, appliesPolicies, call.ask.isDecision { return settleByPolicy(call, now) }
     queue.append(call.token)
     alarms.set(call.token, at: call.deadline)
   }
@@ -45,7 +45,12 @@ extension ClientMachine {
         expire(call, now)
         continue
       }
-      guard call.record.frameBytes + Self.frameOverhead <= connection.frameBytesMax else {
+      guard connection.features.isSuperset(of: call.ask.opcode.feature) else {
+        let text = "this sidecar does not serve reservations"
+        complete(call, .failure(.rejected(.unknownOpcode, message: text)))
+        continue
+      }
+      guard call.ask.frameBytes + Self.frameOverhead <= connection.frameBytesMax else {
         let text = "the record does not fit a frame of \(connection.frameBytesMax) bytes"
         complete(call, .failure(.rejected(.frameTooLarge, message: text)))
         continue
@@ -61,15 +66,15 @@ extension ClientMachine {
   /// The call and those behind it that travel with it.
   private mutating func gather(from first: Call, for connection: Connection) -> [Token] {
     var tokens = [first.token]
-    var bytes = Self.frameOverhead + first.record.frameBytes
+    var bytes = Self.frameOverhead + first.ask.frameBytes
     let most = min(settings.recordsPerFrameMax, connection.recordsMax)
     while tokens.count < most, let next = queue.first {
       guard let call = calls[next], call.phase == .queued else {
         queue.removeFirst()
         continue
       }
-      bytes += call.record.frameBytes
-      guard call.group == first.group, call.consumes == first.consumes,
+      bytes += call.ask.frameBytes
+      guard call.group == first.group, call.ask.opcode == first.ask.opcode,
         call.deadline == first.deadline, bytes <= connection.frameBytesMax
       else { break }
       queue.removeFirst()
@@ -81,24 +86,24 @@ extension ClientMachine {
   private mutating func send(
     _ tokens: [Token], like first: Call, on id: ConnectionID, remaining: Int64
   ) {
-    var records: [Record] = []
-    records.reserveCapacity(tokens.count)
+    var asks: [Ask] = []
+    asks.reserveCapacity(tokens.count)
     for token in tokens {
       guard var call = calls[token] else { continue }
       call.phase = .sent
       if call.sends > 0 { statistics.retries += 1 }
       call.sends += 1
       calls[token] = call
-      records.append(call.record)
+      asks.append(call.ask)
     }
-    statistics.recordsSent += Int64(records.count)
+    statistics.recordsSent += Int64(asks.count)
     connections[id]?.framesInFlight += 1
     effects.append(
       .send(
         id,
         Outgoing(
-          opcode: first.consumes ? .consume : .check,
-          deadlineMilliseconds: Self.headerDeadline(remaining), records: records,
+          opcode: first.ask.opcode, flags: first.ask.opcode == .post ? .clientFallback : [],
+          deadlineMilliseconds: Self.headerDeadline(remaining), content: FrameRecords(asks),
           shipment: .calls(tokens))))
   }
 
@@ -122,7 +127,7 @@ extension ClientMachine {
         case .error(let code, let message): refused(token, code, message, now)
         }
       }
-    case .posts, .cancels: owedAnswered(shipment, records, now)
+    case .posts, .cancels, .settles: owedAnswered(shipment, records, now)
     }
     finishDraining(id)
   }
@@ -134,7 +139,7 @@ extension ClientMachine {
     switch shipment {
     case .calls(let tokens):
       for token in tokens { refused(token, error.code, error.message, now) }
-    case .posts, .cancels:
+    case .posts, .cancels, .settles:
       let all = [DecisionRecord](
         repeating: .error(error.code, message: error.message), count: shipment.recordCount)
       owedAnswered(shipment, all, now)
@@ -153,6 +158,10 @@ extension ClientMachine {
     if call.mayBeApplied, !decision.isAllowed, decision.source == .policy {
       return refused(token, .unavailable, "\(decision.reason.name) by policy", now)
     }
+    // A denial of what was used is no answer to it where it may yet be taken.
+    if call.ask.tellsUse, Acknowledgement(settle: .decision(decision)) == .later {
+      return refused(token, .unavailable, "answered \(decision.reason.name)", now)
+    }
     complete(call, .success(decision))
   }
 
@@ -163,16 +172,19 @@ extension ClientMachine {
       statistics.lateAnswers += 1
       return
     }
+    if let next = successor(of: call.ask, after: code) { return goOn(call, as: next) }
     let verdict = Verdict(code)
-    if verdict == .unknown, call.consumes { call.mayBeApplied = true }
+    if verdict == .unknown, call.ask.changes { call.mayBeApplied = true }
     calls[token] = call
     let pause = settings.retry.length(attempt: call.refusals, using: &random)
     let next = now.monotonic + pause
     if verdict == .final || next >= call.deadline || isTooOld(call, now) {
-      // An earlier attempt may have been applied, whatever was said of this one; only a mismatch
-      // speaks of the id itself.
-      if call.mayBeApplied, code != .idempotencyMismatch {
-        return complete(call, .failure(.outcomeUnknown(call.record.id)))
+      if verdict != .final, call.ask.tellsUse, keep(call.ask) {
+        return complete(call, .failure(.outcomeUnknown(call.ask.id)))
+      }
+      // An earlier attempt may have been applied, whatever was said of this one.
+      if call.mayBeApplied, !Verdict.excludesEffect(code) {
+        return complete(call, .failure(.outcomeUnknown(call.ask.id)))
       }
       return complete(call, .failure(.rejected(code, message: message)))
     }
@@ -182,20 +194,43 @@ extension ClientMachine {
     alarms.set(token, at: next)
   }
 
+  /// What was used of a reservation that is not known any more is posted under the settle's id. Where
+  /// that id turns out to stand for the settle, an attempt of it was applied after all, and its
+  /// record has the answer.
+  private func successor(of ask: Ask, after code: ErrorCode) -> Ask? {
+    switch ask {
+    case .settle(let record):
+      Verdict.isWithoutHold(code, record) && !record.usesNothing
+        ? .post(record.asPost, settles: record) : nil
+    case .post(_, let settle): code == .idempotencyMismatch ? .settle(settle) : nil
+    case .check, .consume, .reserve, .release, .extend, .refund: nil
+    }
+  }
+
+  private mutating func goOn(_ call: Call, as ask: Ask) {
+    var call = call
+    call.ask = ask
+    call.phase = .queued
+    calls[call.token] = call
+    queue.append(call.token)
+  }
+
   /// Beyond the dedupe window a repeated operation could count twice.
   private func isTooOld(_ call: Call, _ now: Now) -> Bool {
-    call.mayBeApplied && now.wall - call.record.id.time >= settings.dedupeWindow
+    // What was used is told however old it is: the sidecar asks the ledger about such an id.
+    call.mayBeApplied && !call.ask.tellsUse
+      && now.wall - call.ask.id.time >= settings.dedupeWindow
   }
 
   /// The connection ended with these calls in flight: they go to the front of the queue.
   mutating func orphaned(_ tokens: [Token], _ now: Now) {
     for token in tokens.reversed() {
       guard var call = calls[token] else { continue }
-      if call.consumes { call.mayBeApplied = true }
+      if call.ask.changes { call.mayBeApplied = true }
       call.phase = .queued
       calls[token] = call
       if isTooOld(call, now) {
-        complete(call, .failure(.outcomeUnknown(call.record.id)))
+        complete(call, .failure(.outcomeUnknown(call.ask.id)))
       } else {
         queue.prepend(token)
       }
@@ -206,7 +241,9 @@ extension ClientMachine {
 
   /// The deadline passed without an answer.
   mutating func expire(_ call: Call, _ now: Now) {
-    if life == .running || life == .stopping, appliesPolicies { return settleByPolicy(call, now) }
+    if life == .running || life == .stopping, appliesPolicies, call.ask.isDecision {
+      return settleByPolicy(call, now)
+    }
     giveUp(call, .deadlinePassed(lastTrouble))
   }
 
@@ -214,7 +251,7 @@ extension ClientMachine {
   mutating func settleWaiting(_ now: Now) {
     guard appliesPolicies else { return }
     for token in calls.keys.sorted() {
-      guard let call = calls[token] else { continue }
+      guard let call = calls[token], call.ask.isDecision else { continue }
       switch call.phase {
       case .queued, .resting: settleByPolicy(call, now)
       case .sent: break
@@ -224,16 +261,25 @@ extension ClientMachine {
 
   private mutating func settleByPolicy(_ call: Call, _ now: Now) {
     let mayBeApplied = call.mayBeApplied || call.phase == .sent
-    complete(
-      call,
-      book.decide(
-        call.record, consumes: call.consumes, mayBeApplied: mayBeApplied, now.wall))
+    switch call.ask {
+    case .check(let record):
+      complete(
+        call, book.decide(record, consumes: false, mayBeApplied: mayBeApplied, now.wall))
+    case .consume(let record):
+      complete(call, book.decide(record, consumes: true, mayBeApplied: mayBeApplied, now.wall))
+    case .reserve: complete(call, book.refuseToHold(mayBeApplied: mayBeApplied, now.wall))
+    case .post, .settle, .release, .extend, .refund:
+      preconditionFailure("no policy can say what has happened")
+    }
   }
 
-  /// Ends a call without an answer, saying what is known.
-  mutating func giveUp(_ call: Call, _ reason: NotSentReason) {
-    if call.consumes, call.mayBeApplied || call.phase == .sent {
-      complete(call, .failure(.outcomeUnknown(call.record.id)))
+  /// Ends a call without an answer, saying what is known. What tells use is kept, unless the client
+  /// does not run.
+  mutating func giveUp(_ call: Call, _ reason: NotSentReason, keeps: Bool = true) {
+    // Kept, it will be sent: a caller who told the same under another id would tell it twice.
+    let isKept = keeps && keep(call.ask)
+    if isKept || call.ask.changes && (call.mayBeApplied || call.phase == .sent) {
+      complete(call, .failure(.outcomeUnknown(call.ask.id)))
     } else {
       complete(call, .failure(.notSent(reason)))
     }
@@ -244,7 +290,7 @@ extension ClientMachine {
   private mutating func complete(_ call: Call, _ answer: FallbackBook.Answer) {
     switch answer {
     case .decided(let decision): complete(call, .success(decision))
-    case .unknown: complete(call, .failure(.outcomeUnknown(call.record.id)))
+    case .unknown: complete(call, .failure(.outcomeUnknown(call.ask.id)))
     case .mismatch:
       let text = "the id was used with another subject or other items"
       complete(call, .failure(.rejected(.idempotencyMismatch, message: text)))
@@ -255,7 +301,7 @@ extension ClientMachine {
     precondition(calls.removeValue(forKey: call.token) != nil, "a call completes once")
     switch result {
     case .failure(.outcomeUnknown(let id)): doubtful.insert(id)
-    case .success: if call.consumes { doubtful.remove(call.record.id) }
+    case .success: if call.ask.changes { answered(call.ask) }
     case .failure(.rejected), .failure(.notSent): break
     }
     switch result {
@@ -271,5 +317,13 @@ extension ClientMachine {
     case .failure(.outcomeUnknown): statistics.outcomeUnknown += 1
     }
     effects.append(.complete(call.token, result))
+  }
+
+  /// A sidecar has said what became of the id: nothing is in doubt or owed of it.
+  private mutating func answered(_ ask: Ask) {
+    doubtful.remove(ask.id)
+    guard ask.tellsUse else { return }
+    book.settles.remove(ask.id)
+    book.posts.remove(ask.id)
   }
 }

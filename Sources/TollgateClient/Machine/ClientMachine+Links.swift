@@ -34,6 +34,7 @@ extension ClientMachine {
     var frameBytesMax = 0
     var recordsMax = 0
     var framesMax = 0
+    var features: ProtocolFeatures = []
 
     init(endpoint: Int) { self.endpoint = endpoint }
 
@@ -69,6 +70,7 @@ extension ClientMachine {
     connection.frameBytesMax = min(Int(welcome.frameBytesMax), WireLimits.frameBytesMax)
     connection.recordsMax = max(1, min(Int(welcome.recordsMax), WireLimits.recordsMax))
     connection.framesMax = max(1, Int(welcome.inFlightMax))
+    connection.features = welcome.features
     connections[id] = connection
     book.learn(welcome)
     link = .open(id)
@@ -108,6 +110,7 @@ extension ClientMachine {
       case .calls(let tokens): orphaned(tokens, now)
       case .posts(_, let number): book.posts.lost(number: number)
       case .cancels(_, let number): book.cancels.lost(number: number)
+      case .settles(_, let number): book.settles.lost(number: number)
       }
     }
     switch link {

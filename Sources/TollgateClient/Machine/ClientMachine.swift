@@ -6,8 +6,8 @@
 // the table exactly when its completion is put among the effects. What was sent and not answered
 // keeps its slot in the connection, so a late answer finds no token and is dropped.
 //
-// Three files more hold the rest: +Calls (a call's life), +Links (connections), +Owed (POST and
-// CANCEL).
+// Three files more hold the rest: +Calls (a call's life), +Links (connections), +Owed (POST, CANCEL
+// and SETTLE that outlive their calls).
 
 internal import DequeModule
 internal import TollgateWire
@@ -22,6 +22,7 @@ struct ClientMachine {
     var recordsPerFrameMax = 128
     var unpostedMax = 10_000
     var uncancelledMax = 10_000
+    var unsettledMax = 10_000
     /// Milliseconds.
     var dedupeWindow: Int64 = 3_600_000
     var appliesFailurePolicies = true
@@ -47,8 +48,8 @@ struct ClientMachine {
     }
 
     let token: Token
-    let consumes: Bool
-    let record: Record
+    /// A settle may become a post, under the same id.
+    var ask: Ask
     /// Calls made together may share a frame.
     let group: UInt64
     let deadline: MonotonicTime
@@ -58,12 +59,9 @@ struct ClientMachine {
     /// An attempt was sent and what became of it is not known.
     var mayBeApplied = false
 
-    init(
-      token: Token, consumes: Bool, record: Record, group: UInt64, deadline: MonotonicTime
-    ) {
+    init(token: Token, _ ask: Ask, group: UInt64, deadline: MonotonicTime) {
       self.token = token
-      self.consumes = consumes
-      self.record = record
+      self.ask = ask
       self.group = group
       self.deadline = deadline
     }
@@ -73,11 +71,12 @@ struct ClientMachine {
     case calls([Token])
     case posts([OperationID], number: UInt64)
     case cancels([OperationID], number: UInt64)
+    case settles([OperationID], number: UInt64)
 
     var recordCount: Int {
       switch self {
       case .calls(let tokens): tokens.count
-      case .posts(let ids, _), .cancels(let ids, _): ids.count
+      case .posts(let ids, _), .cancels(let ids, _), .settles(let ids, _): ids.count
       }
     }
   }
@@ -86,7 +85,7 @@ struct ClientMachine {
     var opcode: Opcode
     var flags: FrameFlags = []
     var deadlineMilliseconds: UInt32
-    var records: [Record]
+    var content: FrameRecords
     var shipment: Shipment
   }
 
@@ -99,6 +98,7 @@ struct ClientMachine {
     /// A sidecar has welcomed the client.
     case ready
     case refusedPost(Record, String)
+    case refusedSettle(SettleRecord, String)
     /// Stopped, and nothing is open, outstanding or owed.
     case idle
   }
@@ -141,7 +141,8 @@ struct ClientMachine {
     self.settings = settings
     random = Jitter(seed: settings.seed)
     book = FallbackBook(
-      unpostedMax: settings.unpostedMax, uncancelledMax: settings.uncancelledMax)
+      unpostedMax: settings.unpostedMax, uncancelledMax: settings.uncancelledMax,
+      unsettledMax: settings.unsettledMax)
     doubtful = DoubtfulIDs(capacity: settings.uncancelledMax)
   }
 
@@ -156,7 +157,10 @@ struct ClientMachine {
   /// When `wake` wants to be called next.
   var nextWake: MonotonicTime? {
     var wake = earlier(alarms.next, link.wake)
-    if openLink != nil { wake = earlier(wake, earlier(book.posts.wake, book.cancels.wake)) }
+    guard openLink != nil else { return wake }
+    for owed in [book.posts.wake, book.cancels.wake, book.settles.wake] {
+      wake = earlier(wake, owed)
+    }
     return wake
   }
 
@@ -171,6 +175,7 @@ struct ClientMachine {
     snapshot.outstanding = calls.count
     snapshot.unposted = book.posts.count
     snapshot.uncancelled = book.cancels.count
+    snapshot.unsettled = book.settles.count
     snapshot.isConnected = openLink != nil
     return snapshot
   }
@@ -202,7 +207,7 @@ struct ClientMachine {
   }
 
   mutating func finishIfIdle() {
-    guard life == .stopping, calls.isEmpty, book.posts.isEmpty, book.cancels.isEmpty else { return }
+    guard life == .stopping, calls.isEmpty, !book.owes else { return }
     life = .stopped
     link = .none
     for id in connections.keys.sorted() { effects.append(.close(id)) }

@@ -24,16 +24,22 @@ struct FallbackBook {
     var feature: Name
   }
 
-  var posts: Backlog
-  var cancels: Backlog
+  var posts: Backlog<Record>
+  var cancels: Backlog<Record>
+  /// What was used of reservations and is not answered yet.
+  var settles: Backlog<SettleRecord>
   private var policies: [Name: FailurePolicy]?
   private var globalVersion: Int64 = 0
   private var used: [Meter: Int64] = [:]
 
-  init(unpostedMax: Int, uncancelledMax: Int) {
+  init(unpostedMax: Int, uncancelledMax: Int, unsettledMax: Int = 1) {
     posts = Backlog(capacity: unpostedMax)
     cancels = Backlog(capacity: uncancelledMax)
+    settles = Backlog(capacity: unsettledMax)
   }
+
+  /// Whether a sidecar is still to be told something.
+  var owes: Bool { !posts.isEmpty || !cancels.isEmpty || !settles.isEmpty }
 
   /// Whether a sidecar was ever reached.
   var knowsPolicies: Bool { policies != nil }
@@ -82,6 +88,12 @@ struct FallbackBook {
     return .decided(decision(reason, wall))
   }
 
+  /// A hold is made by a sidecar or by nobody, whatever the policy. One that an earlier attempt may
+  /// have made ends by itself; what it would answer only its id can tell.
+  func refuseToHold(mayBeApplied: Bool, _ wall: WallTime) -> Answer {
+    mayBeApplied ? .unknown : .decided(decision(.storeUnavailable, wall))
+  }
+
   private func reason(for record: Record, consumes: Bool) -> Reason {
     var isExhausted = consumes && !posts.hasRoom
     for item in record.items {
@@ -107,8 +119,11 @@ struct FallbackBook {
   }
 
   /// Takes over what an earlier client owed.
-  mutating func adopt(posts records: [Record], cancels annulled: [Record]) {
+  mutating func adopt(
+    posts records: [Record], cancels annulled: [Record], settles used: [SettleRecord] = []
+  ) {
     for record in records { posts.add(record) }
     for record in annulled { cancels.add(record) }
+    for record in used { settles.add(record) }
   }
 }

@@ -28,7 +28,32 @@ enum Verdict: Hashable, Sendable {
   }
 }
 
-/// What an answer to POST or CANCEL means for the record that waits for it.
+extension Verdict {
+  /// The settle finds no hold to draw from, and what was used is to be told without it: the hold or
+  /// its record was lost with Redis, or the time for it has passed, or it ended before a settle came
+  /// that was not to end it. A final settle that comes second is another word for the same use, and
+  /// is not told again.
+  static func isWithoutHold(_ code: ErrorCode, _ settle: SettleRecord) -> Bool {
+    switch code {
+    case .reservationUnknown, .idTooOld: true
+    case .reservationEnded: !settle.isFinal
+    default: false
+    }
+  }
+
+  /// The answer speaks of the id itself: no earlier attempt was applied. The store looks for the
+  /// record of the id before it says any of these.
+  static func excludesEffect(_ code: ErrorCode) -> Bool {
+    switch code {
+    case .idempotencyMismatch, .reservationUnknown, .reservationEnded, .overrunRejected,
+      .nothingToRefund:
+      true
+    default: false
+    }
+  }
+}
+
+/// What an answer to POST, CANCEL or SETTLE means for the record that waits for it.
 enum Acknowledgement: Hashable, Sendable {
   case done
   case later
@@ -67,6 +92,26 @@ enum Acknowledgement: Hashable, Sendable {
         .quotaExceeded, .rateLimited, .fallbackExhausted, .cancelled, .concurrencyExceeded,
         .creditExhausted, .spendCapReached, .priceUnknown, .holdsExceeded, .pastDue:
         self = .done
+      }
+    case .error(let code, let message): self.init(code, message)
+    }
+  }
+
+  /// Without what `Verdict.isWithoutHold` finds, which makes it a post.
+  init(settle record: DecisionRecord) {
+    switch record {
+    case .decision(let decision):
+      switch decision.reason {
+      case .settled, .settledClamped, .settledLate, .allowed, .allowedShadow, .allowedSoft,
+        .allowedFailOpen, .allowedPosted, .released, .extended, .refunded:
+        self = .done
+      case .outboxFull, .dedupeFull, .storeUnavailable, .fallbackExhausted, .accountFrozen,
+        .unknownAccount, .priceUnknown, .pastDue:
+        self = .later
+      case .unknownFeature, .featureNotInPlan, .gateClosed, .costAboveBurst, .quotaExceeded,
+        .rateLimited, .cancelled, .concurrencyExceeded, .creditExhausted, .spendCapReached,
+        .holdsExceeded:
+        self = .refused("answered \(decision.reason.name)")
       }
     case .error(let code, let message): self.init(code, message)
     }

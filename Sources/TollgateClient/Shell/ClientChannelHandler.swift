@@ -39,8 +39,8 @@ final class ClientChannelHandler: ChannelInboundHandler {
   func send(_ outgoing: ClientMachine.Outgoing) -> Bool {
     guard !isFinished, machine.state == .open else { return false }
     let correlation = machine.open(outgoing.shipment)
-    outbound.writeFrame(
-      outgoing.opcode, OperationBatch(outgoing.records), correlation: correlation,
+    outgoing.content.write(
+      into: &outbound, outgoing.opcode, correlation: correlation,
       deadlineMilliseconds: outgoing.deadlineMilliseconds, flags: outgoing.flags)
     return true
   }

@@ -76,7 +76,7 @@ final class ClientDriver {
       for (index, call) in calls.enumerated() { waiters[call.token] = .batch(group, index: index) }
       for call in calls { machine.submit(call, now) }
     case .cancel(let tokens): for token in tokens { machine.cancel(token) }
-    case .adopt(let posts, let cancels): machine.adopt(posts, cancels)
+    case .adopt(let posts, let cancels, let settles): machine.adopt(posts, cancels, settles)
     case .awaitReady(let id, let nanoseconds, let continuation):
       awaitReady(id, nanoseconds, continuation)
     case .cancelReady(let id): endReady(id, .failure(.notSent(.cancelled)))
@@ -130,7 +130,8 @@ final class ClientDriver {
     guard finalWork == nil else { return }
     let work = UnfinishedWork(
       unposted: machine.book.posts.records.map(Request.init),
-      uncancelled: machine.book.cancels.records.map(Request.init))
+      uncancelled: machine.book.cancels.records.map(Request.init),
+      unsettled: machine.book.settles.records.map(UnsettledUse.init))
     finalWork = work
     timer?.cancel()
     for id in readyWaiters.keys { endReady(id, .failure(.notSent(.notRunning))) }
@@ -227,6 +228,8 @@ final class ClientDriver {
     case .ready: for id in readyWaiters.keys { endReady(id, .success(())) }
     case .refusedPost(let record, let reason):
       configuration.onRefusedPost?(RefusedPost(operation: Request(record), reason: reason))
+    case .refusedSettle(let record, let reason):
+      configuration.onRefusedSettle?(RefusedSettle(use: UnsettledUse(record), reason: reason))
     case .idle: finish()
     }
   }
@@ -263,7 +266,8 @@ final class ClientDriver {
   private func connect(_ id: ClientMachine.ConnectionID, _ endpoint: Endpoint) {
     live.insert(id)
     let hello = Hello(
-      role: .check, client: configuration.clientName, token: configuration.credential)
+      role: .check, client: configuration.clientName, token: configuration.credential,
+      features: .reservations)
     let keepAlive = configuration.keepAlive.nanoseconds(in: 10_000_000...600_000_000_000)
     let driver = NIOLoopBound(self, eventLoop: eventLoop)
     let bootstrap = ClientBootstrap(group: eventLoop)
@@ -301,6 +305,7 @@ extension ClientMachine.Settings {
     recordsPerFrameMax = min(max(1, configuration.recordsPerFrameMax), 256)
     unpostedMax = max(1, configuration.unpostedMax)
     uncancelledMax = max(1, configuration.uncancelledMax)
+    unsettledMax = max(1, configuration.unsettledMax)
     dedupeWindow = configuration.dedupeWindow.nanoseconds(in: 0...Int64.max) / 1_000_000
     appliesFailurePolicies = configuration.appliesFailurePolicies
     connectTimeout = configuration.connectTimeout.nanoseconds(in: 1_000_000...60_000_000_000)

@@ -17,7 +17,7 @@ final class Inbox: Sendable {
       [ClientMachine.Call], group: UInt64,
       CheckedContinuation<[Result<Decision, TollgateError>], Never>)
     case cancel([ClientMachine.Token])
-    case adopt(posts: [Record], cancels: [Record])
+    case adopt(posts: [Record], cancels: [Record], settles: [SettleRecord])
     case awaitReady(
       UInt64, nanoseconds: Int64, CheckedContinuation<Result<Void, TollgateError>, Never>)
     case cancelReady(UInt64)
