@@ -33,32 +33,82 @@ public struct Override: Hashable, Sendable {
   }
 }
 
+/// A plan that comes into force by time: nothing has to happen then, whoever resolves a request
+/// after that instant finds it.
+public struct NextPlan: Hashable, Sendable {
+  /// nil: none; the catalog's rule for unknown accounts decides.
+  public var plan: Name?
+  public var at: WallTime
+  /// What runs until then is a trial.
+  public var endsTrial: Bool
+
+  public init(plan: Name?, at: WallTime, endsTrial: Bool = false) {
+    self.plan = plan
+    self.at = at
+    self.endsTrial = endsTrial
+  }
+}
+
+/// A payment that is owed. Within the grace everything works; from its end on nothing does.
+public struct PastDue: Hashable, Sendable {
+  public var since: WallTime
+  public var graceEnds: WallTime
+
+  public init(since: WallTime, graceEnds: WallTime) {
+    self.since = since
+    self.graceEnds = graceEnds
+  }
+}
+
+/// An outside system and the version of its last event that was applied.
+public struct SourceMark: Hashable, Sendable {
+  public var id: String
+  public var version: Int64
+
+  public init(id: String, version: Int64) {
+    self.id = id
+    self.version = version
+  }
+}
+
 public struct AccountConfig: Hashable, Sendable {
   public static let overridesMax = 256
   public static let grantsMax = 64
+  /// Outside systems whose last event is remembered.
+  public static let sourcesMax = 8
+  /// Grants that made room for others, of which only this is kept: that their ids were used.
+  public static let retiredGrantsMax = 512
   /// Changes of zone or anchor that are remembered, so that a period begun under an old one ends
   /// where it should.
   public static let calendarSettingsMax = 16
 
   /// 0: nobody ever set this account.
   public var version: Int64
-  /// nil: unknown account; the catalog's rule for those decides.
+  /// nil: unknown account; the catalog's rule for those decides. See `plan(at:)`.
   public var plan: Name?
+  /// What takes the place of `plan` by time; stays here after that time, until the next change.
+  public var next: NextPlan?
   public var frozen: Bool
+  public var pastDue: PastDue?
   public var overrides: [Override]
   /// Ascending by `since`; empty: UTC.
   public var calendar: [CalendarSetting]
   /// Ids are unique.
   public var grants: [Grant]
+  /// `StableHash` of the ids of grants that are gone, so that no id is given twice.
+  public var retiredGrants: [UInt64]
   /// The last event of an outside system that was applied here, and its version, so that a late,
   /// out-of-order one cannot set the account back.
   public var sourceID: String?
   public var sourceVersion: Int64
+  /// The same of the other systems that were ever heard of.
+  public var otherSources: [SourceMark]
 
   public init(
     version: Int64 = 0, plan: Name? = nil, frozen: Bool = false, overrides: [Override] = [],
     calendar: [CalendarSetting] = [], grants: [Grant] = [], sourceID: String? = nil,
-    sourceVersion: Int64 = 0
+    sourceVersion: Int64 = 0, next: NextPlan? = nil, pastDue: PastDue? = nil,
+    otherSources: [SourceMark] = [], retiredGrants: [UInt64] = []
   ) {
     self.version = version
     self.plan = plan
@@ -68,5 +118,34 @@ public struct AccountConfig: Hashable, Sendable {
     self.grants = grants
     self.sourceID = sourceID
     self.sourceVersion = sourceVersion
+    self.next = next
+    self.pastDue = pastDue
+    self.otherSources = otherSources
+    self.retiredGrants = retiredGrants
+  }
+
+  /// The plan in force at an instant.
+  public func plan(at now: WallTime) -> Name? {
+    guard let next, next.at <= now else { return plan }
+    return next.plan
+  }
+
+  /// What still is to come.
+  public func next(after now: WallTime) -> NextPlan? {
+    next.flatMap { now < $0.at ? $0 : nil }
+  }
+
+  /// Whether the grace of a payment that is owed is over.
+  public func isPastDue(at now: WallTime) -> Bool {
+    pastDue.map { $0.graceEnds <= now } ?? false
+  }
+}
+
+extension GlobalConfig {
+  /// The plan that serves an account: its own, or the one for unknown accounts.
+  package func plan(of account: AccountConfig, at now: WallTime) -> Plan? {
+    if let name = account.plan(at: now) { return catalog.plans[name] }
+    if case .plan(let name) = catalog.unknownAccount { return catalog.plans[name] }
+    return nil
   }
 }

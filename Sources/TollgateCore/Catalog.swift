@@ -148,10 +148,15 @@ public struct Plan: Hashable, Sendable {
   /// Feature → its limits, in the order of the catalog. A feature that is absent is not in the
   /// plan; one with an empty list is allowed and only counted.
   public var entitlements: [Name: [Limit]]
+  /// Tells an upgrade from a downgrade: the higher rank is the greater plan. nil: nobody knows.
+  public var rank: Int64?
 
-  public init(name: Name, entitlements: [Name: [Limit]]) {
+  public static let rankMax: Int64 = 1000
+
+  public init(name: Name, entitlements: [Name: [Limit]], rank: Int64? = nil) {
     self.name = name
     self.entitlements = entitlements
+    self.rank = rank
   }
 }
 

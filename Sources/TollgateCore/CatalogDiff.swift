@@ -112,6 +112,8 @@ package struct CatalogDiff: Hashable, Sendable {
     if old == nil || new == nil {
       changes.append(Change(place: .plan(name), kind: old == nil ? .added : .removed))
     }
+    compare(
+      .plan(name), "rank", old?.rank.map { .integer($0) }, new?.rank.map { .integer($0) })
     let features = Set(old?.entitlements.keys.map { $0 } ?? [])
       .union(new?.entitlements.keys.map { $0 } ?? [])
     for feature in features.sorted() {

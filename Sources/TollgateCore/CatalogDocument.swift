@@ -17,10 +17,17 @@ extension Catalog {
         features.values.sorted { $0.name < $1.name }
           .map { Document.Member($0.name.text, $0.document) }),
       "rates": rates.rates.isEmpty ? nil : .list(rates.rates.map(\.document)),
+      "ranks": ranks.isEmpty ? nil : .object(ranks),
       "plans": .object(
         plans.values.sorted { $0.name < $1.name }
           .map { Document.Member($0.name.text, document(of: $0)) }),
     ])
+  }
+
+  private var ranks: [Document.Member] {
+    plans.values.sorted { $0.name < $1.name }.compactMap { plan in
+      plan.rank.map { Document.Member(plan.name.text, .integer($0)) }
+    }
   }
 
   private func document(of plan: Plan) -> Document {

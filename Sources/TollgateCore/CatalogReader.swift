@@ -6,6 +6,7 @@
 //   unknown_account: deny                # or {plan: NAME}; deny where absent
 //   features:
 //     chat.requests: {metered: true, importance: money, unit: request}
+//   ranks: {free: 1, pro: 2}             # tells an upgrade from a downgrade
 //   plans:
 //     free:
 //       chat.requests:                   # a list of limits; [] allows and only counts
@@ -27,7 +28,9 @@
 // deploy/catalog.schema.json publishes the same form; a test holds the two together.
 
 package enum CatalogReader {
-  package static let rootKeys = ["levels", "unknown_account", "features", "rates", "plans"]
+  package static let rootKeys = [
+    "levels", "unknown_account", "features", "rates", "ranks", "plans",
+  ]
   package static let featureKeys = ["metered", "importance", "unit", "reservable"]
   package static let kindKeys = [
     "gate", "quota", "rate", "sliding", "concurrency", "credit", "spend_cap", "unlimited",
@@ -58,7 +61,8 @@ package enum CatalogReader {
     let features = readFeatures(root["features"])
     let rates = root["rates"].flatMap { RateReader.read($0, features: features) }
     let limits = LimitReader(levels: levels)
-    let plans = readPlans(root["plans"], features: features, limits: limits)
+    var plans = readPlans(root["plans"], features: features, limits: limits)
+    readRanks(root["ranks"], into: &plans)
     let unknownAccount = readUnknownAccount(root["unknown_account"], plans: plans)
     guard node.problems.problems.count == before else { return nil }
     return Catalog(
@@ -114,6 +118,15 @@ package enum CatalogReader {
       if let planName { plans[planName] = Plan(name: planName, entitlements: entitlements) }
     }
     return plans
+  }
+
+  private static func readRanks(_ node: DocumentNode?, into plans: inout [Name: Plan]) {
+    for (key, node) in node?.members(max: Catalog.plansMax) ?? [] {
+      guard let name = node.name(key) else { continue }
+      let rank = node.integer(0...Plan.rankMax)
+      if plans[name] == nil { node.problem("there is no such plan") }
+      plans[name]?.rank = rank
+    }
   }
 
   private static func readUnknownAccount(

@@ -1,4 +1,4 @@
-// Global and account configuration, overrides, bypasses and decisions as documents: what Redis and
+// Global configuration, overrides, bypasses and decisions as documents: what Redis and
 // the ledger store as JSON and what `--json` prints. Instants are whole milliseconds since 1970
 // and say so in their key (`_ms`).
 
@@ -133,53 +133,6 @@ extension Override {
     members.append(.init("reason", .string(reason)))
     members.append(.init("author", .string(author)))
     return .object(members)
-  }
-}
-
-extension AccountConfig {
-  package static let sourceBytesMax = 128
-
-  package init(document: Document) throws(InvalidDocument) {
-    let problems = ProblemList()
-    let node = DocumentNode(document, problems: problems)
-    let fields = node.object(
-      [
-        "version", "plan", "frozen", "overrides", "calendar", "grants", "source_id",
-        "source_version",
-      ],
-      required: ["version"])
-    let version = fields?["version"]?.integer(0...Quantity.maximum)
-    let plan = fields?["plan"]?.name()
-    let frozen = fields?["frozen"]?.bool()
-    let overrides = fields?["overrides"]?.list(max: Self.overridesMax)?.map { Override(node: $0) }
-    let calendar = fields?["calendar"]?.list(max: Self.calendarSettingsMax)?.map {
-      CalendarSetting(node: $0)
-    }
-    let grants = fields?["grants"]?.list(max: Self.grantsMax)?.map { Grant(node: $0) }
-    let sourceID = fields?["source_id"]?.string(bytesMax: Self.sourceBytesMax)
-    let sourceVersion = fields?["source_version"]?.integer(0...Quantity.maximum)
-    guard problems.isEmpty, let version else {
-      throw InvalidDocument(problems: problems.report)
-    }
-    self.init(
-      version: version, plan: plan, frozen: frozen ?? false,
-      overrides: (overrides ?? []).compactMap { $0 },
-      calendar: (calendar ?? []).compactMap { $0 },
-      grants: (grants ?? []).compactMap { $0 }, sourceID: sourceID,
-      sourceVersion: sourceVersion ?? 0)
-  }
-
-  package var document: Document {
-    .fields([
-      "version": .integer(version),
-      "plan": plan.map { .string($0.text) },
-      "frozen": .bool(frozen),
-      "overrides": .list(overrides.map(\.document)),
-      "calendar": calendar.isEmpty ? nil : .list(calendar.map(\.document)),
-      "grants": grants.isEmpty ? nil : .list(grants.map(\.document)),
-      "source_id": sourceID.map { .string($0) },
-      "source_version": .integer(sourceVersion),
-    ])
   }
 }
 

@@ -29,6 +29,9 @@ public struct Grant: Hashable, Sendable {
   public static let priorityMax: Int64 = 1000
   public static let priorityDefault: Int64 = 100
   public static let textBytesMax = 256
+  /// How long after its end a grant stays, whatever room is asked for: longer than the month it is
+  /// billed in, than a year's instance, and than anything can be held, settled or refunded.
+  public static let keptMilliseconds: Int64 = 400 * 86_400_000
 
   public var id: Name
   public var feature: Name
@@ -67,6 +70,12 @@ public struct Grant: Hashable, Sendable {
     self.voided = voided
     self.reason = reason
     self.author = author
+  }
+
+  /// Nothing is burnt from it any more from then on, but for what is held; nil: no end is known.
+  public var ends: WallTime? {
+    guard let expires, let voided else { return expires ?? voided }
+    return min(expires, voided)
   }
 
   /// The instance that holds `now`; nil: not effective yet, or expired.

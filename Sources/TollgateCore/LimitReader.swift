@@ -235,7 +235,9 @@ extension LimitKind {
     // The counter of a sliding limit, and of overage, is named by its window too.
     case .sliding(_, let length): "sliding per \(Window(fixedMilliseconds: length).word)"
     case .concurrency: "concurrency"
-    case .credit: "credit"
+    // What a plan gives is counted under the limit's id in the periods of its window: with another
+    // window a change of plan would give it anew.
+    case .credit(let credit): credit.included.map { "credit per \($0.every.word)" } ?? "credit"
     case .spendCap(_, let window): "spend_cap per \(window.word)"
     case .unlimited: "unlimited"
     }

@@ -34,6 +34,13 @@ package struct LimitReading: Hashable, Sendable {
     package var left: Int64
     package var burnt: Int64
     package var ends: WallTime?
+    /// The instance as it stands.
+    package var period: Period
+    package var amount: Int64
+    package var carried: Int64
+    package var settled: Int64
+    package var held: Int64
+    package var isVoided: Bool
   }
 
   /// In the order of `resolution.limits`.
@@ -81,11 +88,14 @@ package struct LimitReading: Hashable, Sendable {
     charges = view.measure.charges.map(\.charge)
     burns = resolution.draws.mapValues { draws in
       draws.map { draw in
-        let end = resolution.cells[draw.cell].period.end
+        let period = resolution.cells[draw.cell].period
+        let counter = view.reading(draw.cell).counter
         return Burn(
           grant: draw.grant, left: view.left(draw),
           burnt: view.measure.burns.first { $0.cell == draw.cell }?.amount ?? 0,
-          ends: end.milliseconds < Quantity.maximum ? end : nil)
+          ends: period.end.milliseconds < Quantity.maximum ? period.end : nil, period: period,
+          amount: draw.amount, carried: view.carried(draw), settled: counter.settled,
+          held: counter.held, isVoided: draw.isVoided)
       }
     }
   }

@@ -145,6 +145,7 @@ public struct Resolution: Hashable, Sendable {
     let count = resolver.resolution.items.count
     for index in 0..<count { resolver.add(resolver.resolution.items[index], at: index) }
     for charge in charges { resolver.add(charge) }
+    if account.isPastDue(at: now) { resolver.denyPastDue() }
     return resolver.resolution
   }
 
@@ -191,16 +192,25 @@ private struct Resolver {
     for rule in calendar.rules where now < rule.since {
       resolution.validUntil = min(resolution.validUntil, rule.since)
     }
-    if let name = account.plan {
-      plan = global.catalog.plans[name]
-    } else if case .plan(let name) = global.catalog.unknownAccount {
-      plan = global.catalog.plans[name]
-    } else {
-      plan = nil
+    for change in [account.next?.at, account.pastDue?.graceEnds] {
+      guard let change, now < change else { continue }
+      resolution.validUntil = min(resolution.validUntil, change)
     }
+    plan = global.plan(of: account, at: now)
     // An account whose plan has left the catalog is known, but has no entitlements.
     denial =
-      account.frozen ? .accountFrozen : account.plan == nil && plan == nil ? .unknownAccount : nil
+      account.frozen
+      ? .accountFrozen : account.plan(at: now) == nil && plan == nil ? .unknownAccount : nil
+  }
+
+  /// Beside the limits and not in their place: what was held or let through before is still
+  /// counted where it belongs.
+  mutating func denyPastDue() {
+    guard let first = resolution.items.first else { return }
+    if resolution.limits.count >= Resolution.limitsMax {
+      resolution.limits.removeAll { if case .deny = $0.rule { false } else { true } }
+    }
+    deny(.pastDue, 0, first.feature)
   }
 
   struct Charge {
@@ -325,7 +335,11 @@ private struct Resolver {
     _ credit: Credit, of limit: Limit, for item: Int, _ feature: Name
   ) {
     var instances: [GrantInstance] = []
-    var grants = account.grants.filter { $0.feature == feature }
+    // A grant named like the plan's own would share its counter; `grant add` refuses the name, and
+    // where a catalog took it later, the plan's stands.
+    var grants = account.grants.filter {
+      $0.feature == feature && (credit.included == nil || $0.id != limit.id)
+    }
     if let included = credit.included {
       let amount = overriddenAmount(of: limit) ?? included.amount
       let beginning = WallTime(milliseconds: 0)
@@ -353,7 +367,8 @@ private struct Resolver {
       draws.append(
         Draw(
           cell: resolution.cells.count - 1, grant: instance.grant.id,
-          amount: instance.grant.amount, isVoided: instance.grant.voided.map { $0 <= now } ?? false,
+          // Whatever the instant: what is settled late must not bring a voided one back.
+          amount: instance.grant.amount, isVoided: instance.grant.voided != nil,
           recurs: instance.grant.every != nil && instance.grant.expires != instance.period.end,
           rollover: instance.grant.rollover, before: instance.before?.start))
     }

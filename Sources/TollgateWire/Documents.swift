@@ -34,6 +34,11 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
   case fallbackList = 24
   case fallbackRetry = 25
   case fallbackDrop = 26
+  case accountPlan = 32
+  case accountPastDue = 33
+  case grantAdd = 34
+  case grantVoid = 35
+  case grantList = 36
 
   package var name: String {
     switch self {
@@ -63,6 +68,11 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
     case .fallbackList: "fallback.list"
     case .fallbackRetry: "fallback.retry"
     case .fallbackDrop: "fallback.drop"
+    case .accountPlan: "account.plan"
+    case .accountPastDue: "account.past_due"
+    case .grantAdd: "grant.add"
+    case .grantVoid: "grant.void"
+    case .grantList: "grant.list"
     }
   }
 }

@@ -31,8 +31,8 @@ struct Tollgate: AsyncParsableCommand {
       CommandGroup(
         name: "Tuning:",
         subcommands: [
-          CatalogCommand.self, AccountCommand.self, LimitCommand.self, UsageCommand.self,
-          ResetCommand.self, BypassCommand.self,
+          CatalogCommand.self, AccountCommand.self, GrantCommand.self, LimitCommand.self,
+          UsageCommand.self, ResetCommand.self, BypassCommand.self,
         ]),
       CommandGroup(
         name: "Observing:",

@@ -65,6 +65,12 @@ struct CatalogDiffTests {
         + #"["chat.month","chat.rpm"]"#)
   }
 
+  @Test func aRankIsALine() throws {
+    let diff = try diff { $0.plans[try name("free")]?.rank = 3 }
+    #expect(diff.text == "+ plans/free rank: 3")
+    #expect(diff.refused.isEmpty)
+  }
+
   @Test func aFeaturesClassIsFixed() throws {
     let feature = try name("tokens.total")
     #expect(try diff { $0.features[feature]?.importance = .volume }.refused.count == 1)

@@ -189,6 +189,44 @@ struct CatalogReaderTests {
     #expect(try AccountConfig(document: AccountConfig().document) == AccountConfig())
   }
 
+  @Test func whatHappensToAnAccountByTimeSurvivesTheRoundTrip() throws {
+    let grant = Grant(
+      id: try name("g1"), feature: try name("f"), amount: 5, kind: .promotional, priority: 3,
+      effective: noon, expires: noon + 1, created: noon, every: Window(.month, .anchored),
+      rollover: Rollover(min: 1, max: 2), voided: noon, reason: "r", author: "a")
+    let account = AccountConfig(
+      version: 4, plan: try name("pro"), grants: [grant], sourceID: "crm", sourceVersion: 9,
+      next: NextPlan(plan: try name("free"), at: noon, endsTrial: true),
+      pastDue: PastDue(since: noon, graceEnds: noon + 5),
+      otherSources: [SourceMark(id: "stripe", version: 0)], retiredGrants: [.max, 0, 7])
+    #expect(try AccountConfig(document: Document(json: account.document.json())) == account)
+    var ended = account
+    ended.next?.plan = nil
+    #expect(try AccountConfig(document: Document(json: ended.document.json())) == ended)
+  }
+
+  @Test(arguments: [
+    #"{"version": 1, "next": {"plan": "p q", "at_ms": 1}}"#,
+    #"{"version": 1, "next": {"plan": "p"}}"#, #"{"version": 1, "next": {"at_ms": -1}}"#,
+    #"{"version": 1, "past_due": {"since_ms": 1}}"#, #"{"version": 1, "past_due": true}"#,
+    #"{"version": 1, "other_sources": [{"id": "x"}]}"#,
+    #"{"version": 1, "retired_grants": ["zz"]}"#, #"{"version": 1, "trial": true}"#,
+  ])
+  func aDamagedAccountIsRefused(_ json: String) {
+    #expect(throws: InvalidDocument.self) { try AccountConfig(document: Document(json: json)) }
+  }
+
+  @Test func ranksAreReadAndWrittenAndMustNameAPlan() throws {
+    let json = { (ranks: String) in
+      #"{"levels": ["a"], "features": {}, "ranks": \#(ranks), "plans": {"p": {}, "q": {}}}"#
+    }
+    let ranked = try catalog(json(#"{"q": 7}"#))
+    #expect(ranked.plans[try name("q")]?.rank == 7)
+    #expect(ranked.plans.values.filter { $0.rank == nil }.count == 1)
+    #expect(try Catalog(document: Document(json: ranked.document.json())) == ranked)
+    #expect(try problems(json(#"{"r": 7}"#)) == ["ranks/r: there is no such plan"])
+  }
+
   /// A damaged configuration is an error; it never silently means something wider.
   @Test(arguments: [
     #"{"feature": 3, "until_ms": 1, "reason": "", "actor": ""}"#,

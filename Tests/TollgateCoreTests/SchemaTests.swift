@@ -41,6 +41,9 @@ struct SchemaTests {
       #expect(limit?[key]?["minimum"] == (key == "quota" ? 0 : 1))
     }
     let properties = schema["properties"]
+    let ranks = properties?["ranks"]
+    #expect(ranks?["maxProperties"] == .integer(Int64(Catalog.plansMax)))
+    #expect(ranks?["additionalProperties"]?["maximum"] == .integer(Plan.rankMax))
     #expect(properties?["levels"]?["maxItems"] == .integer(Int64(Subject.levelsMax)))
     #expect(properties?["features"]?["maxProperties"] == .integer(Int64(Catalog.featuresMax)))
     let plans = properties?["plans"]
@@ -120,6 +123,10 @@ struct SchemaTests {
         #"{"levels": ["a"], "unknown_account": {"plan": "p"}, "features": {}, "plans": {"p": {}}}"#,
         true
       ),
+      (#"{"levels": ["a"], "features": {}, "ranks": {"p": 0}, "plans": {"p": {}}}"#, true),
+      (#"{"levels": ["a"], "features": {}, "ranks": {"p": 1001}, "plans": {"p": {}}}"#, false),
+      (#"{"levels": ["a"], "features": {}, "ranks": {"p": "1"}, "plans": {"p": {}}}"#, false),
+      (#"{"levels": ["a"], "features": {}, "ranks": [], "plans": {"p": {}}}"#, false),
       (#"{"features": {}, "plans": {}}"#, false),
       (#"{"levels": [], "features": {}, "plans": {}}"#, false),
       (#"{"levels": ["a", "a"], "features": {}, "plans": {}}"#, false),

@@ -8,7 +8,7 @@ extension AdminService {
     _ request: AccountSetRequest, _ caller: AdminCaller
   ) async throws(AdminFailure) -> ChangeReply {
     try checkIsAccount(request.account)
-    try checkSource(request.sourceID, request.sourceVersion)
+    _ = try checkSource(request.sourceID, request.sourceVersion)
     guard request.plan != nil || request.frozen != nil || request.changesCalendar else {
       throw .badRequest("plan", "give a plan, frozen, a zone or an anchor")
     }
@@ -33,38 +33,26 @@ extension AdminService {
   static func edit(
     _ before: AccountConfig, _ global: GlobalConfig?, _ request: AccountSetRequest, now: WallTime
   ) throws(AdminFailure) -> Edit<AccountConfig> {
-    if let source = request.sourceID, let version = request.sourceVersion,
-      before.sourceID == source
-    {
-      if version < before.sourceVersion {
-        return .ignored("older source version \(version); \(before.sourceVersion) was applied")
+    let source = SourceMark(request.sourceID, request.sourceVersion)
+    return try edit(before, source, now: now, unchanged: "the account is already as asked") {
+      (after) throws(AdminFailure) in
+      var changes: [String] = []
+      if let plan = request.plan {
+        try checkPlan(plan, global)
+        // The plan that is in force is no news, and what is to follow it stays.
+        if plan != before.plan(at: now) { changes += after.enter(plan, now: now) }
       }
-      if version == before.sourceVersion {
-        return .ignored("source version \(version) was applied already")
+      if let frozen = request.frozen, frozen != before.frozen {
+        after.frozen = frozen
+        changes.append("frozen: \(before.frozen) → \(frozen)")
       }
+      if request.changesCalendar,
+        let change = try changeCalendar(&after, global, request, now: now)
+      {
+        changes.append(change)
+      }
+      return changes
     }
-    if let plan = request.plan { try checkPlan(plan, global) }
-    var after = before
-    var changes: [String] = []
-    if let plan = request.plan, plan != before.plan {
-      after.plan = plan
-      changes.append("plan: \(before.plan?.text ?? "none") → \(plan)")
-    }
-    if let frozen = request.frozen, frozen != before.frozen {
-      after.frozen = frozen
-      changes.append("frozen: \(before.frozen) → \(frozen)")
-    }
-    if request.changesCalendar, let change = try changeCalendar(&after, global, request, now: now) {
-      changes.append(change)
-    }
-    if let source = request.sourceID, let version = request.sourceVersion {
-      after.sourceID = source
-      after.sourceVersion = version
-      changes.append("source: \(source) version \(version)")
-    }
-    guard after != before else { return .unchanged("the account is already as asked") }
-    after.dropExpiredOverrides(now: now)
-    return .change(after, changes)
   }
 
   static func checkPlan(_ plan: Name, _ global: GlobalConfig?) throws(AdminFailure) {
@@ -89,11 +77,11 @@ extension AdminService {
     }
   }
 
-  func checkSource(_ id: String?, _ version: Int64?) throws(AdminFailure) {
+  func checkSource(_ id: String?, _ version: Int64?) throws(AdminFailure) -> SourceMark? {
     guard (id == nil) == (version == nil) else {
       throw .badRequest("source_id", "source_id and source_version go together")
     }
-    guard let id, let version else { return }
+    guard let id, let version else { return nil }
     let clean = !id.isEmpty && !id.utf8.contains { $0 < 0x20 || $0 == 0x7F }
     guard clean, id.utf8.count <= AccountConfig.sourceBytesMax else {
       throw .badRequest(
@@ -104,6 +92,7 @@ extension AdminService {
       throw .badRequest(
         "source_version", "must be from 0 to \(Quantity.maximum)", value: "\(version)")
     }
+    return SourceMark(id: id, version: version)
   }
 
   func accountShow(_ request: AccountRequest) async throws(AdminFailure) -> AccountReply {
@@ -111,13 +100,18 @@ extension AdminService {
     let global = try await backend.globalConfig()
     let state = try await backend.account(request.account)
     let config = state.config
+    let now = clock()
+    let plan = config.plan(at: now)
     return AccountReply(
-      account: request.account, version: config.version, plan: config.plan,
-      planKnown: config.plan.map { global?.catalog.plans[$0] != nil } ?? false,
-      frozen: config.frozen, calendar: config.calendar.map { CalendarReport($0) },
+      account: request.account, version: config.version, plan: plan,
+      planKnown: plan.map { global?.catalog.plans[$0] != nil } ?? false,
+      next: config.next(after: now).map { NextPlanReport($0) }, frozen: config.frozen,
+      pastDue: config.pastDue.map { PastDueReport($0, now: now) },
+      calendar: config.calendar.map { CalendarReport($0) },
       sourceID: config.sourceID, sourceVersion: config.sourceVersion,
+      otherSources: config.otherSources.map { .init(id: $0.id, version: $0.version) },
       bucket: state.bucket, loaded: state.isLoaded,
-      overrides: config.overrides.map { OverrideReport($0) })
+      overrides: config.overrides.map { OverrideReport($0) }, grants: config.grants.count)
   }
 
   func accountList(_ request: AccountListRequest) async throws(AdminFailure) -> AccountListReply {
@@ -127,15 +121,19 @@ extension AdminService {
     }
     var rows: [AccountListReply.Row] = []
     var cursor = request.after
+    let now = clock()
     // A filter may leave pages empty: go on until the page is full, the end, or 50 pages.
     for _ in 0..<50 {
       let page = try await backend.accounts(after: cursor, limit: request.limit - rows.count)
       for entry in page.entries
-      where request.plan == nil || entry.config.plan == request.plan {
+      where request.plan == nil || entry.config.plan(at: now) == request.plan {
+        let config = entry.config
         rows.append(
           .init(
-            account: entry.account, plan: entry.config.plan, frozen: entry.config.frozen,
-            overrides: entry.config.overrides.count, version: entry.config.version))
+            account: entry.account, plan: config.plan(at: now),
+            next: config.next(after: now).map { NextPlanReport($0) }, frozen: config.frozen,
+            pastDue: config.isPastDue(at: now) ? true : nil, overrides: config.overrides.count,
+            version: config.version))
       }
       cursor = page.next
       if cursor == nil || rows.count >= request.limit { break }

@@ -80,6 +80,11 @@ package struct AdminService<Backend: AdminBackend>: Sendable {
     case .fallbackList: try encode(await fallbackList(decode(body)))
     case .fallbackRetry: try encode(await fallbackRetry(decode(body), caller))
     case .fallbackDrop: try encode(await fallbackDrop(decode(body), caller))
+    case .accountPlan: try encode(await accountPlan(decode(body), caller))
+    case .accountPastDue: try encode(await accountPastDue(decode(body), caller))
+    case .grantAdd: try encode(await grantAdd(decode(body), caller))
+    case .grantVoid: try encode(await grantVoid(decode(body), caller))
+    case .grantList: try encode(await grantList(decode(body)))
     }
   }
 

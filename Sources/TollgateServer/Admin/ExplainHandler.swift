@@ -3,11 +3,17 @@
 // comes from, how it stands and whether it would bind. It consumes nothing and writes nothing.
 
 import TollgateCore
+import TollgateWire
 
 extension AdminService {
   func explain(_ request: ExplainRequest) async throws(AdminFailure) -> ExplainReply {
     let subject = request.subject
     let items = try check(request.items)
+    let attributes = request.attributes ?? [:]
+    guard attributes.count <= WireLimits.attributesMax else {
+      throw .badRequest(
+        "attributes", "at most \(WireLimits.attributesMax)", value: "\(attributes.count)")
+    }
     guard let global = try await backend.globalConfig() else {
       throw AdminFailure(
         .notFound, "no catalog is in force: every request is denied",
@@ -21,25 +27,23 @@ extension AdminService {
     var rounds = 0
     repeat {
       let resolution = Resolution.resolve(
-        subject: subject, items: items, global: global, account: state.config, now: now,
-        zones: SystemZones.book)
+        subject: subject, items: items, attributes: attributes, global: global,
+        account: state.config, now: now, zones: SystemZones.book)
       if let zone = resolution.unknownZone { throw .unknownZone(zone) }
       if let refusal = resolution.refusal {
         throw AdminFailure(.tooManyItems, refusal, fix: "explain fewer features at a time")
       }
-      guard
-        let answer = try await judge(subject, [Question(items: items, resolution: resolution)])
-          .first
+      guard let answer = try await judge(subject, [Question(resolution: resolution)]).first
       else { throw AdminFailure(.internalError, "no judgement") }
       judged = answer
       let again = Resolution.resolve(
-        subject: subject, items: items, global: global, account: state.config,
-        now: judged.snapshot.time, zones: SystemZones.book)
+        subject: subject, items: items, attributes: attributes, global: global,
+        account: state.config, now: judged.snapshot.time, zones: SystemZones.book)
       now = judged.snapshot.time
       rounds += 1
       if again == resolution { break }
     } while rounds < 3
-    return reply(subject, items, global, state, judged)
+    return reply(subject, global, state, judged)
   }
 
   private func check(_ items: [ExplainRequest.Item]) throws(AdminFailure) -> [Item] {
@@ -62,16 +66,15 @@ extension AdminService {
   }
 
   private func reply(
-    _ subject: Subject, _ items: [Item], _ global: GlobalConfig, _ state: AccountState,
-    _ judged: LimitJudge
+    _ subject: Subject, _ global: GlobalConfig, _ state: AccountState, _ judged: LimitJudge
   ) -> ExplainReply {
     let snapshot = judged.snapshot
     let now = snapshot.time
     let outcome = judged.outcome
-    let plan = global.plan(of: state.config)
-    var source =
-      state.config.plan != nil ? "account" : plan != nil ? "unknown-account rule" : "none"
-    if let name = state.config.plan, plan == nil {
+    let plan = global.plan(of: state.config, at: now)
+    let named = state.config.plan(at: now)
+    var source = named != nil ? "account" : plan != nil ? "unknown-account rule" : "none"
+    if let name = named, plan == nil {
       source = "account, but \(name) left the catalog"
     }
     let steps = judged.resolution.limits.indices.map { index in
@@ -79,16 +82,37 @@ extension AdminService {
     }
     let bypasses = global.bypasses.filter { bypass in
       now < bypass.until
-        && (bypass.feature == nil || items.contains { $0.feature == bypass.feature })
+        && (bypass.feature == nil || judged.items.contains { $0.feature == bypass.feature })
     }
     return ExplainReply(
       subject: subject, time: now, allowed: outcome.reason.isAllowed, reason: outcome.reason.name,
       summary: summary(judged), retryAfterMilliseconds: outcome.retryAfter, plan: plan?.name,
-      planSource: source, frozen: state.config.frozen, globalVersion: global.version,
+      planSource: source, next: state.config.next(after: now).map { NextPlanReport($0) },
+      frozen: state.config.frozen,
+      pastDue: state.config.pastDue.map { PastDueReport($0, now: now) },
+      globalVersion: global.version,
       catalogVersion: global.catalogVersion, accountVersion: state.config.version,
       bucket: snapshot.bucket, bucketState: snapshot.bucketState, epoch: snapshot.epoch,
-      loaded: snapshot.isLoaded, bypasses: bypasses.map { .init($0, now: now) }, steps: steps,
+      loaded: snapshot.isLoaded, bypasses: bypasses.map { .init($0, now: now) },
+      prices: prices(judged), steps: steps,
       notes: notes(global, state.config, snapshot, judged))
+  }
+
+  /// In the order in which they are charged, what comes of them into the amounts of the steps.
+  private func prices(_ judged: LimitJudge) -> [ExplainReply.Price] {
+    judged.resolution.pricings.map { pricing in
+      let charge = judged.reading.charges.first {
+        $0.rate == pricing.rate && $0.from == pricing.from
+      }
+      let cell = judged.resolution.cells[pricing.cell]
+      let counter = judged.snapshot.counters[pricing.cell]
+      return ExplainReply.Price(
+        rate: pricing.rate, from: pricing.from, feature: judged.items[pricing.source].feature,
+        into: judged.items[pricing.target].feature, of: pricing.portion.rawValue,
+        units: charge?.units ?? 0, charge: charge?.charge ?? 0, price: pricing.price.numerator,
+        per: pricing.price.denominator,
+        unitsBefore: counter.start == cell.period.start ? counter.settled : 0)
+    }
   }
 
   private func step(
@@ -117,6 +141,15 @@ extension AdminService {
     case .credit: window = "grants"
     case .deny, .rate, .unlimited: break
     }
+    var grants: [ExplainReply.Burn]?
+    if case .credit = limit.rule {
+      grants = (judged.reading.burns[limit.item] ?? []).map { burn in
+        .init(
+          grant: burn.grant, amount: burn.amount, carried: burn.carried, burnt: burn.settled,
+          held: burn.held, left: burn.left, burns: burn.burnt, ends: burn.ends,
+          voided: burn.isVoided)
+      }
+    }
     return ExplainReply.Step(
       order: index + 1, feature: feature, limit: limit.id, kind: kind, level: limit.level,
       owner: owner, enforcement: limit.enforcement.rawValue,
@@ -125,7 +158,9 @@ extension AdminService {
       remaining: state.remaining, reset: state.reset, verdict: state.denial?.name ?? "passes",
       binding: judged.outcome.binding == index,
       why: why(limit, judged, state, owner),
-      overrides: overrides.map { OverrideReport($0) })
+      overrides: overrides.map { OverrideReport($0) }, grants: grants,
+      overage: grants == nil ? nil : judged.reading.overage[limit.item],
+      owed: grants == nil ? nil : judged.reading.owed[limit.item])
   }
 
   private func why(
@@ -182,6 +217,7 @@ extension AdminService {
     case .gateClosed: "the gate is off"
     case .costAboveBurst: "more is asked than the burst ever allows; waiting does not help"
     case .priceUnknown: "no rate is for these attributes, and none is for all others"
+    case .pastDue: "a payment of account \(owner) is owed and its grace is over"
     default: reason.name
     }
   }

@@ -23,12 +23,13 @@ extension AdminService {
   ) async throws(AdminFailure) -> Impact {
     guard let before else { return Impact() }
     let end = clock() + AdminLimits.examineMilliseconds
+    let now = clock()
     var impact = Impact()
     var cursor: String?
     repeat {
       let page = try await backend.accounts(after: cursor, limit: 500)
       impact.accountsExamined += page.entries.count
-      let affected = page.entries.filter { Self.isAffected($0.config, before, after) }
+      let affected = page.entries.filter { Self.isAffected($0.config, before, after, now: now) }
       impact.accountsAffected += affected.count
       let denied = await Self.inParallel(affected) { entry in
         do throws(AdminFailure) {
@@ -55,13 +56,16 @@ extension AdminService {
   }
 
   static func isAffected(
-    _ account: AccountConfig, _ before: GlobalConfig, _ after: GlobalConfig
+    _ account: AccountConfig, _ before: GlobalConfig, _ after: GlobalConfig, now: WallTime
   ) -> Bool {
     guard before.bypasses == after.bypasses, before.catalog.levels == after.catalog.levels else {
       return true
     }
-    guard before.plan(of: account) == after.plan(of: account) else { return true }
-    let features = before.plan(of: account)?.entitlements.keys.map { $0 } ?? []
+    let (old, new) = (before.plan(of: account, at: now), after.plan(of: account, at: now))
+    // A plan's rank alone changes nothing for those who are on it.
+    guard old?.name == new?.name, old?.entitlements == new?.entitlements else { return true }
+    guard before.catalog.rates == after.catalog.rates else { return true }
+    let features = old?.entitlements.keys.map { $0 } ?? []
     return features.contains { before.catalog.features[$0] != after.catalog.features[$0] }
   }
 
@@ -70,16 +74,15 @@ extension AdminService {
     _ subject: Subject, before: (GlobalConfig, AccountConfig),
     after: (GlobalConfig, AccountConfig)
   ) async throws(AdminFailure) -> Bool {
-    let features = before.0.plan(of: before.1)?.entitlements.keys.sorted() ?? []
-    guard !features.isEmpty else { return false }
     let now = clock()
+    let features = before.0.plan(of: before.1, at: now)?.entitlements.keys.sorted() ?? []
+    guard !features.isEmpty else { return false }
     var questions: [Question] = []
     for feature in features {
       let items = [Item(feature: feature, amount: 1)]
       for (global, account) in [before, after] {
         questions.append(
           Question(
-            items: items,
             resolution: .resolve(
               subject: subject, items: items, global: global, account: account, now: now,
               zones: SystemZones.book)))
@@ -92,7 +95,6 @@ extension AdminService {
   }
 
   struct Question: Sendable {
-    var items: [Item]
     var resolution: Resolution
   }
 
@@ -105,7 +107,7 @@ extension AdminService {
     var needs: [(quotas: [CounterReference], rates: [RateReference])] = []
     for question in questions {
       let references = LimitJudge.references(
-        subject: subject, items: question.items, resolution: question.resolution)
+        subject: subject, resolution: question.resolution)
       needs.append(references)
       quotas += references.quotas
       rates += references.rates
@@ -122,8 +124,7 @@ extension AdminService {
       rate += need.rates.count
       judged.append(
         LimitJudge(
-          subject: subject, items: question.items, resolution: question.resolution,
-          snapshot: part))
+          subject: subject, resolution: question.resolution, snapshot: part))
     }
     return judged
   }

@@ -204,7 +204,7 @@ extension AdminService {
       account: account, plan: plan, frozen: row.frozen, zone: row.zone, anchor: row.anchor,
       sourceID: versioned ? request.sourceID : nil,
       sourceVersion: versioned ? row.sourceVersion : nil, change: options)
-    try checkSource(set.sourceID, set.sourceVersion)
+    _ = try checkSource(set.sourceID, set.sourceVersion)
     try checkCalendar(set)
     var record = base
     record.operation = Self.operation(base.operation, row: number, account: row.account)

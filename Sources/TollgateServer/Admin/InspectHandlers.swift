@@ -9,7 +9,7 @@ extension AdminService {
     let subject = request.subject
     let global = try await backend.globalConfig()
     let account = try await backend.account(subject.account).config
-    let plan = global?.plan(of: account)
+    let plan = global?.plan(of: account, at: clock())
     _ = try SystemZones.calendar(of: account)
     var questions: [Question] = []
     let features = Set(plan?.entitlements.keys.map { $0 } ?? [])
@@ -19,7 +19,6 @@ extension AdminService {
         let items = [Item(feature: feature, amount: 0)]
         questions.append(
           Question(
-            items: items,
             resolution: .resolve(
               subject: subject, items: items, global: global, account: account, now: clock(),
               zones: SystemZones.book)))
@@ -44,7 +43,8 @@ extension AdminService {
     let unit = global?.catalog.features[feature]?.unit ?? ""
     var rows: [UsageReply.Row] = []
     var shown: Set<Int> = []
-    for (limit, state) in zip(judge.resolution.limits, judge.states) {
+    // What others are charged to has rows of its own.
+    for (limit, state) in zip(judge.resolution.limits, judge.states) where limit.item == 0 {
       var window = "-"
       switch limit.rule {
       case .quota(let cell, _), .sliding(let cell, _, _), .concurrency(let cell, _),
@@ -64,7 +64,8 @@ extension AdminService {
           enforcement: limit.enforcement.rawValue, unit: unit))
     }
     // Counters that no limit is held against: the bill, and limits lifted by an override.
-    for (index, cell) in judge.resolution.cells.enumerated() where !shown.contains(index) {
+    for (index, cell) in judge.resolution.cells.enumerated()
+    where cell.item == 0 && !shown.contains(index) {
       let counter = judge.snapshot.counters[index]
       let current = counter.start == cell.period.start ? counter : .empty
       rows.append(
@@ -134,7 +135,7 @@ extension AdminService {
       let used = counter.start == now.start ? max(0, counter.settled - counter.forgiven) : 0
       var lines = ["\(owner) \(use.feature) this \(window.word): \(used) → 0"]
       if let global {
-        lines += Self.sharing(window, use, global.plan(of: account)).map {
+        lines += Self.sharing(window, use, global.plan(of: account, at: clock())).map {
           "limit \($0) counts in the same counter and starts from 0 too"
         }
       }
@@ -236,6 +237,11 @@ extension AdminService {
 
   func doctor(_ request: EmptyRequest) async throws(AdminFailure) -> DoctorReply {
     let facts = await backend.doctorFacts()
-    return DoctorReply(findings: Doctor.findings(facts, health: await backend.health()))
+    var findings = Doctor.findings(facts, health: await backend.health())
+    // What cannot be read now is found out about above.
+    if let global = try? await backend.globalConfig() {
+      findings += Doctor.findings(global.catalog)
+    }
+    return DoctorReply(findings: findings)
   }
 }

@@ -13,6 +13,7 @@ extension AdminService {
       throw .badRequest(
         "expires_ms", "is in the past", value: CivilDate.text(expires))
     }
+    _ = try checkSource(request.sourceID, request.sourceVersion)
     let record = try begin(
       request.change, action: "limit.set", request: request, caller: caller, reasonRequired: true)
     return try await changeAccount(request.subject.account, request.change, record) {
@@ -74,7 +75,18 @@ extension AdminService {
         value: request.subject.path)
     }
     for change in changes { try checkFits(change, limit) }
-    var after = before
+    let source = SourceMark(request.sourceID, request.sourceVersion)
+    return try edit(before, source, now: now, unchanged: "the override is already as asked") {
+      (after) throws(AdminFailure) in
+      try override(&after, request, changes, author: author, now: now)
+    }
+  }
+
+  private static func override(
+    _ after: inout AccountConfig, _ request: LimitSetRequest, _ changes: [Override.Change],
+    author: String, now: WallTime
+  ) throws(AdminFailure) -> [String] {
+    let before = after
     after.dropExpiredOverrides(now: now)
     var lines: [String] = []
     for change in changes {
@@ -94,7 +106,10 @@ extension AdminService {
       lines.append(
         "\(wanted.subject) \(wanted.limit): \(was) → \(OverrideReport(wanted).text)\(until)")
     }
-    guard !lines.isEmpty else { return .unchanged("the override is already as asked") }
+    guard !lines.isEmpty else {
+      after = before
+      return []
+    }
     guard after.overrides.count <= AccountConfig.overridesMax else {
       throw AdminFailure(
         .conflict,
@@ -102,16 +117,26 @@ extension AdminService {
           + "at most \(AccountConfig.overridesMax) are allowed",
         fix: "unset some, or give the account a plan of its own")
     }
-    return .change(after, lines)
+    return lines
   }
 
   private static func checkFits(_ change: Override.Change, _ limit: Limit) throws(AdminFailure) {
     switch (change, limit.kind) {
     case (.enabled, .gate), (.enforcement, _), (.amount, .quota), (.amount, .rate),
-      (.unlimited, .quota), (.unlimited, .rate):
+      (.amount, .sliding), (.amount, .concurrency), (.amount, .spendCap), (.unlimited, .quota),
+      (.unlimited, .rate), (.unlimited, .sliding), (.unlimited, .concurrency),
+      (.unlimited, .spendCap):
       return
     case (.enabled, _):
       throw .badRequest("enabled", "limit \(limit.id) is a \(limit.kind.name), not a gate")
+    case (.amount, .credit(let credit)):
+      if credit.included != nil { return }
+      throw .badRequest(
+        "amount",
+        "limit \(limit.id) burns the account's own grants and gives none: use grant.add")
+    case (.unlimited, .credit):
+      throw .badRequest(
+        "unlimited", "limit \(limit.id) burns grants: more is given by a grant (grant.add)")
     case (.amount, _), (.unlimited, _):
       throw .badRequest("amount", "limit \(limit.id) is a \(limit.kind.name) and has no amount")
     }
@@ -137,23 +162,21 @@ extension AdminService {
   func limitUnset(
     _ request: LimitUnsetRequest, _ caller: AdminCaller
   ) async throws(AdminFailure) -> ChangeReply {
+    let source = try checkSource(request.sourceID, request.sourceVersion)
     let record = try begin(
       request.change, action: "limit.unset", request: request, caller: caller)
+    let none = "there is no override of \(request.limit) for \(request.subject)"
     return try await changeAccount(request.subject.account, request.change, record) {
       (before, _) throws(AdminFailure) in
-      var after = before
-      let gone = before.overrides.filter {
-        $0.subject == request.subject && $0.limit == request.limit
+      try Self.edit(before, source, now: clock(), unchanged: none) { (after) in
+        let gone = before.overrides.filter {
+          $0.subject == request.subject && $0.limit == request.limit
+        }
+        after.overrides.removeAll { gone.contains($0) }
+        return gone.map {
+          "\($0.subject) \($0.limit): \(OverrideReport($0).text) → as in the plan"
+        }
       }
-      guard !gone.isEmpty else {
-        return .unchanged("there is no override of \(request.limit) for \(request.subject)")
-      }
-      after.overrides.removeAll { gone.contains($0) }
-      after.dropExpiredOverrides(now: clock())
-      let lines = gone.map {
-        "\($0.subject) \($0.limit): \(OverrideReport($0).text) → as in the plan"
-      }
-      return .change(after, lines)
     } impact: { (global, before, after) throws(AdminFailure) in
       try await impact(of: request.subject, global, before, after)
     }
@@ -168,7 +191,8 @@ extension AdminService {
       overrides: account.overrides.filter {
         $0.subject.contains(request.subject) || request.subject.contains($0.subject)
       }.map { OverrideReport($0) })
-    guard let global, let plan = global.plan(of: account) else { return reply }
+    reply.plan = account.plan(at: now)
+    guard let global, let plan = global.plan(of: account, at: now) else { return reply }
     reply.plan = plan.name
     for (feature, limits) in plan.entitlements.sorted(by: { $0.key < $1.key }) {
       for limit in limits {
@@ -202,13 +226,6 @@ extension Override.Change {
 }
 
 extension GlobalConfig {
-  /// The plan that serves an account: its own, or the one for unknown accounts.
-  func plan(of account: AccountConfig) -> Plan? {
-    if let name = account.plan { return catalog.plans[name] }
-    if case .plan(let name) = catalog.unknownAccount { return catalog.plans[name] }
-    return nil
-  }
-
   func bypassed(_ feature: Name, now: WallTime) -> Bool {
     bypasses.contains { ($0.feature == nil || $0.feature == feature) && now < $0.until }
   }

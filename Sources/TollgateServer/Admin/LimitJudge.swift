@@ -8,6 +8,7 @@ package struct LimitJudge: Hashable, Sendable {
   package typealias State = LimitReading.State
 
   package let subject: Subject
+  /// Those asked for, then those that they are charged to.
   package let items: [Item]
   package let resolution: Resolution
   package let snapshot: CountersSnapshot
@@ -24,19 +25,20 @@ package struct LimitJudge: Hashable, Sendable {
 
   /// The counters that a resolution needs, in the order of its cells, then of its rate limits.
   package static func references(
-    subject: Subject, items: [Item], resolution: Resolution
+    subject: Subject, resolution: Resolution
   ) -> (quotas: [CounterReference], rates: [RateReference]) {
     let quotas = resolution.cells.map { cell in
       CounterReference(
         subject: subject.prefix(cell.level), feature: resolution.items[cell.item].feature,
         window: cell.window)
     }
+    // Not the request's items: those that they are charged to have limits too.
     var rates: [RateReference] = []
     for limit in resolution.limits {
       if case .rate = limit.rule {
         rates.append(
           RateReference(
-            subject: subject.prefix(limit.level), feature: items[limit.item].feature,
+            subject: subject.prefix(limit.level), feature: resolution.items[limit.item].feature,
             limit: limit.id))
       }
     }
@@ -44,12 +46,10 @@ package struct LimitJudge: Hashable, Sendable {
   }
 
   /// `snapshot` must hold what `references` named for this resolution.
-  package init(
-    subject: Subject, items: [Item], resolution: Resolution, snapshot: CountersSnapshot
-  ) {
+  package init(subject: Subject, resolution: Resolution, snapshot: CountersSnapshot) {
     precondition(snapshot.counters.count == resolution.cells.count)
     self.subject = subject
-    self.items = items
+    self.items = resolution.items
     self.resolution = resolution
     self.snapshot = snapshot
     reading = LimitReading(

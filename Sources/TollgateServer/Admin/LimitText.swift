@@ -53,7 +53,13 @@ package enum LimitText {
       // A closer change of the amount replaces a wider one: each starts from the catalog's rule.
       case .unlimited: kind = .unlimited
       case .enabled(let on): if case .gate = limit.kind { kind = .gate(enabled: on) }
-      case .amount(let amount): kind = limit.kind.withAmount(amount)
+      case .amount(let amount):
+        kind = limit.kind.withAmount(amount)
+        // What the plan gives is an amount too, though not one that it denies by.
+        if case .credit(var credit) = limit.kind, credit.included != nil {
+          credit.included?.amount = amount
+          kind = .credit(credit)
+        }
       }
     }
     return (kind, bypassed ? .shadow : enforcement, overrides)

@@ -119,11 +119,12 @@ extension AdminMethod {
   var changes: Bool {
     switch self {
     case .catalogApply, .catalogRollback, .accountSet, .accountImport, .limitSet, .limitUnset,
-      .reset, .bypassSet, .bypassClear, .fallbackRetry, .fallbackDrop:
+      .reset, .bypassSet, .bypassClear, .fallbackRetry, .fallbackDrop, .accountPlan,
+      .accountPastDue, .grantAdd, .grantVoid:
       true
     case .catalogValidate, .catalogDiff, .catalogShow, .accountShow, .accountList, .limitList,
       .usage, .explain, .bypassList, .auditLog, .reconcile, .status, .doctor, .resolveOperation,
-      .fallbackList:
+      .fallbackList, .grantList:
       false
     }
   }

@@ -1,4 +1,4 @@
-// account set | show | list | import.
+// account set | show | list; plan, freeze and the like stand in AccountPlan.swift.
 
 import ArgumentParser
 import TollgateCore
@@ -7,8 +7,11 @@ import TollgateWire
 
 struct AccountCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "account", abstract: "Which plan an account is on.",
-    subcommands: [AccountSet.self, AccountShow.self, AccountList.self, AccountImport.self])
+    commandName: "account", abstract: "Which plan an account is on, now and later.",
+    subcommands: [
+      AccountSet.self, AccountPlan.self, AccountFreeze.self, AccountUnfreeze.self,
+      AccountPastDue.self, AccountShow.self, AccountList.self, AccountImport.self,
+    ])
 }
 
 struct AccountSet: AsyncParsableCommand {
@@ -30,8 +33,7 @@ struct AccountSet: AsyncParsableCommand {
   @Option(help: "IANA name of the zone, e.g. Europe/Berlin.") var zone: String?
   @Option(help: "Billing anchor, e.g. 2026-01-31T09:00:00Z; none: no anchor.") var anchor: String?
   @Flag(help: "Begin a new period of anchored windows now.") var restart = false
-  @Option(help: "The outside system, e.g. stripe.") var sourceId: String?
-  @Option(help: "The version of its event.") var sourceVersion: Int64?
+  @OptionGroup var source: SourceOptions
   @OptionGroup var flags: ChangeFlags
   @OptionGroup var connection: ConnectionOptions
   @OptionGroup var output: OutputOptions
@@ -47,9 +49,6 @@ struct AccountSet: AsyncParsableCommand {
     if anchor == "none", restart {
       throw ValidationError("--restart needs an anchor: leave out --anchor none.")
     }
-    guard (sourceId == nil) == (sourceVersion == nil) else {
-      throw ValidationError("--source-id and --source-version go together.")
-    }
   }
 
   func run() async throws {
@@ -57,8 +56,8 @@ struct AccountSet: AsyncParsableCommand {
     let request = AccountSetRequest(
       account: account, plan: plan, frozen: frozen, zone: zone,
       anchor: anchor.flatMap { $0 == "none" ? nil : Durations.instant($0, now: .now) },
-      dropAnchor: anchor == "none" ? true : nil, restart: restart ? true : nil, sourceID: sourceId,
-      sourceVersion: sourceVersion, change: options)
+      dropAnchor: anchor == "none" ? true : nil, restart: restart ? true : nil,
+      sourceID: source.sourceId, sourceVersion: source.sourceVersion, change: options)
     try await Changing.run(.accountSet, request, options, connection, output)
   }
 }
@@ -80,10 +79,11 @@ struct AccountShow: AsyncParsableCommand {
   static func text(of reply: AccountReply) -> String {
     var plan = reply.plan?.text ?? "none (the catalog's rule for unknown accounts applies)"
     if reply.plan != nil && !reply.planKnown { plan += " (not in the catalog)" }
-    var lines = [
-      "account   \(reply.account)", "plan      \(plan)", "frozen    \(reply.frozen ? "yes" : "no")",
-      "version   \(reply.version)",
-    ]
+    var lines = ["account   \(reply.account)", "plan      \(plan)"]
+    if let next = reply.next { lines.append("next      \(next.text)") }
+    lines.append("frozen    \(reply.frozen ? "yes" : "no")")
+    if let owed = reply.pastDue { lines.append("past due  \(owed.text)") }
+    lines.append("version   \(reply.version)")
     if reply.calendar.first.map({ $0.since != nil }) ?? true { lines.append("calendar  UTC") }
     for setting in reply.calendar {
       let anchor = setting.anchor.map { ", anchored at \(CivilDate.text($0))" } ?? ""
@@ -94,6 +94,10 @@ struct AccountShow: AsyncParsableCommand {
     if let source = reply.sourceID {
       lines.append("source    \(source) version \(reply.sourceVersion)")
     }
+    for other in reply.otherSources {
+      lines.append("source    \(other.id) version \(other.version)")
+    }
+    if reply.grants > 0 { lines.append("grants    \(reply.grants) (grant list)") }
     lines.append(
       "bucket    \(reply.bucket)"
         + (reply.loaded ? "" : " (counters not loaded; rebuilt at the next request)"))
@@ -123,7 +127,8 @@ struct AccountList: AsyncParsableCommand {
   func run() async throws {
     let server = try await connection.open()
     var table = Table(
-      .text("ACCOUNT"), .text("PLAN"), .text("FROZEN"), .number("OVERRIDES"), .number("VERSION"))
+      .text("ACCOUNT"), .text("PLAN"), .text("FROZEN"), .number("OVERRIDES"), .number("VERSION"),
+      .text("LATER"))
     var rows: [AccountListReply.Row] = []
     var cursor = after
     repeat {
@@ -140,7 +145,7 @@ struct AccountList: AsyncParsableCommand {
     for row in rows {
       table.add(
         row.account.path, row.plan?.text ?? "-", row.frozen ? "yes" : "", "\(row.overrides)",
-        "\(row.version)")
+        "\(row.version)", (row.pastDue == true ? "past due; " : "") + (row.next?.text ?? ""))
     }
     Output.line(table.text)
     if let cursor { Output.line("more: --after \(cursor)") }

@@ -72,13 +72,28 @@ struct ExplainCommand: AsyncParsableCommand {
     discussion: "Exit code 0: it would be allowed, 1: denied.")
 
   @OptionGroup var request: RequestArguments
+  @Option(
+    name: .customLong("with"),
+    help: ArgumentHelp("An attribute that prices go by; repeatable.", valueName: "key=value"))
+  var attributes: [String] = []
   @OptionGroup var connection: ConnectionOptions
   @OptionGroup var output: OutputOptions
 
+  func validate() throws {
+    for text in attributes where text.hasPrefix("=") || !text.contains("=") {
+      throw ValidationError("--with \(text): give KEY=VALUE, e.g. model=small.")
+    }
+  }
+
   func run() async throws {
+    let pairs = attributes.map { text in
+      let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+      return (String(parts[0]), String(parts[1]))
+    }
     let question = ExplainRequest(
       subject: request.subject,
-      items: request.items.map { .init(feature: $0.feature, amount: $0.amount) })
+      items: request.items.map { .init(feature: $0.feature, amount: $0.amount) },
+      attributes: pairs.isEmpty ? nil : Dictionary(pairs) { _, last in last })
     let (reply, body) = try await Changing.ask(
       .explain, question, as: ExplainReply.self, over: connection)
     if output.json { Output.json(body) } else { Output.line(Self.text(of: reply)) }
@@ -88,7 +103,9 @@ struct ExplainCommand: AsyncParsableCommand {
   static func text(of reply: ExplainReply) -> String {
     var lines = ["\(reply.subject): \(reply.summary) (\(reply.reason))", ""]
     lines.append("plan      \(reply.plan?.text ?? "none") (\(reply.planSource))")
+    if let next = reply.next { lines.append("next      \(next.text)") }
     if reply.frozen { lines.append("frozen    yes") }
+    if let owed = reply.pastDue { lines.append("past due  \(owed.text)") }
     lines.append(
       "versions  catalog \(reply.catalogVersion), global \(reply.globalVersion), "
         + "account \(reply.accountVersion)")
@@ -102,6 +119,15 @@ struct ExplainCommand: AsyncParsableCommand {
           + " by \(bypass.actor): \(bypass.reason)")
     }
     lines.append("")
+    for price in reply.prices {
+      lines.append(
+        "price     \(price.rate): \(price.units) \(price.of == "all" ? "" : "uncovered ")"
+          + "\(price.feature) at \(price.price) per \(price.per)"
+          + " (after \(price.unitsBefore) this month)"
+          + " → \(price.charge) of \(price.into)"
+          + (price.from.milliseconds > 0 ? ", version of \(CivilDate.text(price.from))" : ""))
+    }
+    if !reply.prices.isEmpty { lines.append("") }
     var table = Table(
       .text(""), .number("#"), .text("FEATURE"), .text("LIMIT"), .text("OF"), .text("RULE"),
       .text("ENFORCEMENT"), .text("VERDICT"), .text("WHY"))
@@ -111,6 +137,7 @@ struct ExplainCommand: AsyncParsableCommand {
         step.owner.path, step.kind, step.enforcement, step.verdict, step.why)
     }
     lines.append(reply.steps.isEmpty ? "no limit applies" : table.text)
+    for step in reply.steps { lines += burns(step) }
     for step in reply.steps where !step.overrides.isEmpty {
       for override in step.overrides {
         let until = override.expires.map { " until \(CivilDate.text($0))" } ?? ""
@@ -121,5 +148,26 @@ struct ExplainCommand: AsyncParsableCommand {
     }
     for note in reply.notes { lines.append("note: \(note)") }
     return lines.joined(separator: "\n")
+  }
+
+  /// What a credit burns from, in that order, and what comes after the last grant.
+  private static func burns(_ step: ExplainReply.Step) -> [String] {
+    guard let grants = step.grants else { return [] }
+    var lines: [String] = []
+    for (index, grant) in grants.enumerated() {
+      var text = "  \(step.limit) \(index + 1). \(grant.grant): \(grant.amount)"
+      if grant.carried > 0 { text += " + \(grant.carried) carried" }
+      text += ", \(grant.burnt) burnt, \(grant.held) held, \(grant.left) left"
+      if grant.voided { text += ", void" }
+      if let ends = grant.ends { text += ", until \(CivilDate.text(ends))" }
+      lines.append(text + "; burns \(grant.burns)")
+    }
+    if let owed = step.owed, owed > 0 {
+      lines.append("  \(step.limit): \(owed) owed from before, paid first")
+    }
+    if let overage = step.overage, overage > 0 {
+      lines.append("  \(step.limit): \(overage) beyond every grant")
+    }
+    return lines
   }
 }

@@ -21,12 +21,14 @@ struct LimitSet: AsyncParsableCommand {
 
   @Argument(help: "account[/member…]") var subject: Subject
   @Argument(help: "The limit's id in the catalog.") var limit: Name
-  @Option(help: "Units: the amount of a quota or a rate.") var amount: Int64?
+  @Option(help: "Units: the amount of a limit, or what a credit gives in each period.") var amount:
+    Int64?
   @Flag(help: "No limit; still counted.") var unlimited = false
   @Option(help: ArgumentHelp("For a gate: true or false.", valueName: "bool")) var enabled: Bool?
   @Option(help: "hard, soft or shadow.") var enforcement: Enforcement?
   @Option(help: ArgumentHelp("7d, 12h, or an instant in RFC 3339.", valueName: "when"))
   var expires: String?
+  @OptionGroup var source: SourceOptions
   @OptionGroup var flags: ChangeFlags
   @OptionGroup var connection: ConnectionOptions
   @OptionGroup var output: OutputOptions
@@ -54,7 +56,8 @@ struct LimitSet: AsyncParsableCommand {
     let request = LimitSetRequest(
       subject: subject, limit: limit, amount: amount, unlimited: unlimited ? true : nil,
       enabled: enabled, enforcement: enforcement?.rawValue,
-      expires: expires.flatMap { Durations.instant($0, now: base) }, change: options)
+      expires: expires.flatMap { Durations.instant($0, now: base) }, sourceID: source.sourceId,
+      sourceVersion: source.sourceVersion, change: options)
     try await Changing.run(.limitSet, request, options, connection, output)
   }
 }
@@ -65,6 +68,7 @@ struct LimitUnset: AsyncParsableCommand {
 
   @Argument(help: "account[/member…]") var subject: Subject
   @Argument(help: "The limit's id in the catalog.") var limit: Name
+  @OptionGroup var source: SourceOptions
   @OptionGroup var flags: ChangeFlags
   @OptionGroup var connection: ConnectionOptions
   @OptionGroup var output: OutputOptions
@@ -72,8 +76,10 @@ struct LimitUnset: AsyncParsableCommand {
   func run() async throws {
     let options = try flags.options(waitMilliseconds: connection.timeoutMilliseconds)
     try await Changing.run(
-      .limitUnset, LimitUnsetRequest(subject: subject, limit: limit, change: options), options,
-      connection, output)
+      .limitUnset,
+      LimitUnsetRequest(
+        subject: subject, limit: limit, sourceID: source.sourceId,
+        sourceVersion: source.sourceVersion, change: options), options, connection, output)
   }
 }
 

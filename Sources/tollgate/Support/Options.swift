@@ -146,6 +146,8 @@ extension Name: ExpressibleByArgument {
 
 extension Enforcement: ExpressibleByArgument {}
 
+extension Grant.Kind: ExpressibleByArgument {}
+
 extension Durability: ExpressibleByArgument {}
 
 extension WallTime {

@@ -86,6 +86,7 @@ ADMIN_METHODS = {
     "reset": 14, "explain": 15, "bypass.set": 16, "bypass.clear": 17, "bypass.list": 18,
     "audit.log": 19, "reconcile": 20, "status": 21, "doctor": 22, "resolve.operation": 23,
     "fallback.list": 24, "fallback.retry": 25, "fallback.drop": 26,
+    "account.plan": 32, "account.past_due": 33, "grant.add": 34, "grant.void": 35, "grant.list": 36,
 }
 ROLES = {"check": 1, "admin": 2, "ledger": 3}
 ROLE_NAMES = {number: name for name, number in ROLES.items()}

@@ -137,14 +137,25 @@ package struct AccountReply: Hashable, Sendable, Codable {
   package var plan: Name?
   /// Whether the plan is in the catalog; false explains an UNKNOWN_ACCOUNT denial.
   package var planKnown: Bool
+  /// What takes the plan's place by time.
+  package var next: NextPlanReport?
   package var frozen: Bool
+  package var pastDue: PastDueReport?
   /// Oldest first; empty: UTC, without an anchor. The last is in force from its `since` on.
   package var calendar: [CalendarReport]
   package var sourceID: String?
   package var sourceVersion: Int64
+  package var otherSources: [SourceReport]
   package var bucket: Int
   package var loaded: Bool
   package var overrides: [OverrideReport]
+  /// How many there are; `grant.list` shows them.
+  package var grants: Int
+}
+
+package struct SourceReport: Hashable, Sendable, Codable {
+  package var id: String
+  package var version: Int64
 }
 
 /// Zone and anchor from one instant on.
@@ -181,7 +192,10 @@ package struct AccountListReply: Hashable, Sendable, Codable {
   package struct Row: Hashable, Sendable, Codable {
     package var account: Subject
     package var plan: Name?
+    package var next: NextPlanReport?
     package var frozen: Bool
+    /// True: the grace of a payment that is owed is over.
+    package var pastDue: Bool?
     package var overrides: Int
     package var version: Int64
   }
@@ -238,12 +252,14 @@ package struct LimitSetRequest: Hashable, Sendable, Codable {
   package var enforcement: String?
   /// nil: until unset.
   package var expires: WallTime?
+  package var sourceID: String?
+  package var sourceVersion: Int64?
   package var change: ChangeOptions
 
   package init(
     subject: Subject, limit: Name, amount: Int64? = nil, unlimited: Bool? = nil,
     enabled: Bool? = nil, enforcement: String? = nil, expires: WallTime? = nil,
-    change: ChangeOptions
+    sourceID: String? = nil, sourceVersion: Int64? = nil, change: ChangeOptions
   ) {
     self.subject = subject
     self.limit = limit
@@ -252,6 +268,8 @@ package struct LimitSetRequest: Hashable, Sendable, Codable {
     self.enabled = enabled
     self.enforcement = enforcement
     self.expires = expires
+    self.sourceID = sourceID
+    self.sourceVersion = sourceVersion
     self.change = change
   }
 }
@@ -259,11 +277,18 @@ package struct LimitSetRequest: Hashable, Sendable, Codable {
 package struct LimitUnsetRequest: Hashable, Sendable, Codable {
   package var subject: Subject
   package var limit: Name
+  package var sourceID: String?
+  package var sourceVersion: Int64?
   package var change: ChangeOptions
 
-  package init(subject: Subject, limit: Name, change: ChangeOptions) {
+  package init(
+    subject: Subject, limit: Name, sourceID: String? = nil, sourceVersion: Int64? = nil,
+    change: ChangeOptions
+  ) {
     self.subject = subject
     self.limit = limit
+    self.sourceID = sourceID
+    self.sourceVersion = sourceVersion
     self.change = change
   }
 }

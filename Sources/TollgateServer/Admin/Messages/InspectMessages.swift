@@ -53,10 +53,13 @@ package struct ExplainRequest: Hashable, Sendable, Codable {
 
   package var subject: Subject
   package var items: [Item]
+  /// As a request would have them: rates go by them.
+  package var attributes: [String: String]?
 
-  package init(subject: Subject, items: [Item]) {
+  package init(subject: Subject, items: [Item], attributes: [String: String]? = nil) {
     self.subject = subject
     self.items = items
+    self.attributes = attributes
   }
 }
 
@@ -86,6 +89,45 @@ package struct ExplainReply: Hashable, Sendable, Codable {
     /// In words.
     package var why: String
     package var overrides: [OverrideReport]
+    /// Of a credit: what it burns from, in that order.
+    package var grants: [Burn]?
+    /// Of a credit: units that no grant covers.
+    package var overage: Int64?
+    /// Of a credit: units owed from before.
+    package var owed: Int64?
+  }
+
+  /// One grant in the order of burning, as it stands before the request.
+  package struct Burn: Hashable, Sendable, Codable {
+    package var grant: Name
+    package var amount: Int64
+    /// What came over from the instance before.
+    package var carried: Int64
+    package var burnt: Int64
+    package var held: Int64
+    package var left: Int64
+    /// What the request would burn.
+    package var burns: Int64
+    package var ends: WallTime?
+    package var voided: Bool
+  }
+
+  /// Units of one feature charged to another.
+  package struct Price: Hashable, Sendable, Codable {
+    package var rate: Name
+    /// Since when this version of the rate holds.
+    package var from: WallTime
+    package var feature: Name
+    package var into: Name
+    /// `all` or `overage`: which units.
+    package var of: String
+    package var units: Int64
+    package var charge: Int64
+    /// So much for so many units, in lowest terms.
+    package var price: Int64
+    package var per: Int64
+    /// Units of this month that the rate has charged so far.
+    package var unitsBefore: Int64
   }
 
   package var subject: Subject
@@ -97,7 +139,9 @@ package struct ExplainReply: Hashable, Sendable, Codable {
   package var plan: Name?
   /// How the plan was found: `account`, `unknown-account rule`, `none`.
   package var planSource: String
+  package var next: NextPlanReport?
   package var frozen: Bool
+  package var pastDue: PastDueReport?
   package var globalVersion: Int64
   package var catalogVersion: Int64
   package var accountVersion: Int64
@@ -106,6 +150,8 @@ package struct ExplainReply: Hashable, Sendable, Codable {
   package var epoch: Int64
   package var loaded: Bool
   package var bypasses: [BypassListReply.Row]
+  /// What is charged to what before any limit is looked at.
+  package var prices: [Price]
   package var steps: [Step]
   /// Things beside the limits that matter: a rebuild that is due, versions that differ.
   package var notes: [String]
