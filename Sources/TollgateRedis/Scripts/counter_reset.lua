@@ -3,7 +3,8 @@
 -- makes the whole burst of a rate available again. Either with its config delta and audit entry.
 --
 -- KEYS  1 meta · 2 outbox · 3 account header · 4 audit · 5 index and 6 hash of a deeper subject
--- ARGV  1 fence text · 2 seen sequence · 3 epoch · 4 operation id and fingerprint (24 bytes)
+-- ARGV  1 fence text · 2 seen sequence and time · 3 epoch
+--       4 operation id and fingerprint (24 bytes)
 --       5 field · 6 start and 7 end of the period (empty: the field is a rate) · 8 value
 --       9 delta body · 10 where in the body the number before goes (17 bytes; 0: nowhere)
 --       11 outbox entries allowed (0: there is no ledger)
@@ -17,7 +18,7 @@
 --   the last write. Complexity: O(1).
 -- include: base, journal, append, hashes, changes, fence, announce
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end

@@ -7,9 +7,9 @@
 -- KEYS  1 meta · 2 outbox · then, each once: operation slices, account headers, indexes of deeper
 --       subjects and the hashes of these (only where a plan reads any)
 -- ARGV  1 fence text
---       2 MessagePack: seen sequence, epoch as text and as number, dedupe window ms, bytes of
---         records allowed for money and for volume, outbox entries allowed, number of operations,
---         number of slices; per slice: key, class letter, field, number
+--       2 MessagePack: sequence and time (µs) seen, epoch as text and as number, dedupe window ms,
+--         outbox entries allowed, number of operations, number of slices, bytes of records allowed
+--         for money and for volume; per slice: key, class letter, field, number
 --       then per operation
 --         · id (16 bytes), fingerprint (4 x 4 bytes), MessagePack: mode (0 consume, 1 check,
 --           2 post), global version, account version, time of the id ms, not after ms (0: none),
@@ -43,13 +43,13 @@ local function int(x)
 end
 
 local A = {decode(ARGV[2])}
-local seen, e, epoch, window, outMax, count, sliceCount = A[1], A[2], A[3], A[4], A[7], A[8], A[9]
+local seen, reached, e, epoch, window, outMax, count, sliceCount = unpack(A, 1, 8)
 
 -- Slices of operation records. `found`: what is held under the ids of this call, in their order;
 -- `write`: the command that stores records, if any.
 local slices, sliceFields = {nil, nil}, {nil, nil}
 for s = 1, sliceCount do
-  local at = 6 + s * 4
+  local at = 7 + s * 4
   slices[s] = {
     key = KEYS[A[at]], money = A[at + 1] == 'm', field = A[at + 2], number = A[at + 3],
     asked = false, found = false, write = false, grown = 0,
@@ -59,7 +59,7 @@ end
 
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack', 'nb', 'om', 'ov', 'hm', 'hv',
   unpack(sliceFields, 1, sliceCount))
-if M[1] ~= ARGV[1] or (M[2] or 0) + 0 < seen then
+if M[1] ~= ARGV[1] or (M[2] or 0) + 0 < seen or (M[3] or 0) + 0 < reached then
   return {2, M[1], M[2]}
 end
 local seq, gv, acked = (M[2] or 0) + 0, (M[4] or -1) + 0, (M[5] or 0) + 0
@@ -318,7 +318,7 @@ for i = 1, count do
     -- Money is denied at the ceiling; volume shortens its window (sweep), and is denied only where
     -- that does not keep up.
     local full = mode == 0
-      and (money and moneyBytes >= A[5] or not money and volumeBytes >= A[6] * 1.25)
+      and (money and moneyBytes >= A[9] or not money and volumeBytes >= A[10] * 1.25)
     if full then
       reason, binding, retry, mask, deltas = 25, nil, -1, 0, 0
     end

@@ -4,7 +4,7 @@
 --
 -- KEYS  1 meta · 2 outbox · 3 account header · 4 index of deeper subjects, 5... their hashes (4 only
 --       where there are any)
--- ARGV  1 fence text · 2 seen sequence
+-- ARGV  1 fence text · 2 seen sequence and time
 --       3 MessagePack: epoch, kind, index, time ms, actual, charged, absorbed, number of hashes,
 --         number of cells, and per cell: hash (1 = KEYS[3], 2 = KEYS[5]...), field, start, end
 --       4 operation id (16 bytes) · 5 body
@@ -21,7 +21,7 @@
 local A = {decode(ARGV[3])}
 local epoch, kind, index, time, actual, charged, absorbed, hashes, cells = unpack(A, 1, 9)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end

@@ -3,7 +3,7 @@
 --
 -- KEYS  1 meta · 2 marks: the positions taken back that the ledger's acknowledgement has not passed
 --       3 account header · 4... hashes of deeper subjects
--- ARGV  1 fence text · 2 seen sequence · 3 MessagePack: epoch, the entry's epoch and sequence,
+-- ARGV  1 fence text · 2 seen sequence and time · 3 MessagePack: epoch, the entry's epoch and sequence,
 --       amount, number of cells, and per cell: key number (1 = KEYS[3]), field, start
 -- Reply {0} reversed · {1} nothing to do · {2, f, seq} · {8} not seeded in this epoch · {10}
 --
@@ -14,12 +14,12 @@
 -- include: base, journal, fence
 local A = {decode(ARGV[3])}
 local epoch, entryEpoch, entrySeq, amount, cells = unpack(A, 1, 5)
-local M = call('HMGET', KEYS[1], 'f', 'seq', 'ack')
-local stop = fenced(M[1], M[2])
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
-if entryEpoch ~= epoch or entrySeq <= (tonumber(M[3]) or 0) then
+if entryEpoch ~= epoch or entrySeq <= (tonumber(M[4]) or 0) then
   return {1}
 end
 local e, mark = format('%.0f', epoch), int(entrySeq)

@@ -2,7 +2,7 @@
 -- Sets the counters of one account from the ledger's balances, after its bucket got a new epoch.
 --
 -- KEYS  1 meta · 2 account header · 3 index of deeper subjects · 4... their hashes
--- ARGV  1 fence text · 2 seen sequence
+-- ARGV  1 fence text · 2 seen sequence and time
 --       3 MessagePack: epoch, last chunk (1, or 2: for a read of an account of which nothing is
 --         known) or not, account version, number of cells, whether the
 --         ledger lost entries of this bucket (1) or is whole, and per cell: hash (1 header,
@@ -31,7 +31,7 @@ repeat
 until position == -1
 local epoch, last, version, count, lossy = unpack(A, 1, 5)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end

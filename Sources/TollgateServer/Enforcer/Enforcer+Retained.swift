@@ -20,13 +20,16 @@ extension Enforcer {
   /// How far the bucket was, and at what time, for every call that follows from this sidecar.
   func noteSeen(_ decided: DecidedOperation, bucket: Int, epoch: Int64) {
     // What is not recorded leaves no time behind either: only answers that always are count.
-    let isRecorded =
-      decided.decision.isAllowed
-      || [.quotaExceeded, .rateLimited].contains(decided.decision.reason)
+    let isRecorded = !Self.seldomRecorded.contains(decided.decision.reason)
     seen.saw(
       bucket: bucket, epoch: epoch, sequence: decided.entries.last?.sequence ?? 0,
       time: isRecorded ? decided.decision.time : nil)
   }
+
+  private static let seldomRecorded: Set<Reason> = [
+    .unknownAccount, .unknownFeature, .outboxFull, .dedupeFull, .storeUnavailable,
+    .fallbackExhausted,
+  ]
 
   /// The deltas of an operation that was decided earlier. Its repetition may name later periods,
   /// and that of a cancel names none.

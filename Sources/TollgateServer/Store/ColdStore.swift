@@ -125,10 +125,11 @@ struct ColdStore: Sendable {
     guard let identity = await identity() else {
       throw .unavailable("redis is not connected", mayHaveHappened: false)
     }
+    let seen = seen.seen(bucket: bucket, epoch: epoch)
     return Fence(
       deployment: deployment.id, epoch: epoch, runID: identity.runID,
-      replicationID: identity.replicationID,
-      seenSequence: seen.sequence(bucket: bucket, epoch: epoch))
+      replicationID: identity.replicationID, seenSequence: seen.position.sequence,
+      seenTime: seen.time)
   }
 
   // MARK: - Deployment
