@@ -14,8 +14,9 @@
 --
 -- Invariants: an id has one effect, and one that may have been forgotten has none; settled is
 --   untouched; the config delta carries the change (actual = absorbed = after - before, charged 0).
---   Safe against deltas in flight: they add to settled, and the offset stays. The audit entry is
---   the last write. Complexity: O(1).
+--   Safe against deltas in flight: they add to settled, and the offset stays. Of a grant nothing is
+--   forgiven: there that place holds what came over into the instance. The audit entry is the
+--   last write. Complexity: O(1).
 -- include: base, journal, append, hashes, changes, fence, announce
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
 local stop = fenced(M[1], M[2], M[3])
@@ -37,6 +38,7 @@ local seq = tonumber(M[2]) or 0
 if crowded(seq, M[4], ARGV[11]) then
   return {13}
 end
+assert(not string.find(ARGV[5], '|$', 1, true), 'nothing is forgiven of a grant')
 local key = KEYS[6] or KEYS[3]
 local row = call('HMGET', key, 'e', 'x', ARGV[5])
 local current = row[1] == e
@@ -67,7 +69,7 @@ else
   end
   local packed = encode(unpack(cell, 1, 8))
   if KEYS[6] then
-    local life = lifetime(last)
+    local life = lifetime(ARGV[5], first, last)
     if not current then
       local stale = max(call('PEXPIRETIME', key), 0)
       replace(key, {'e', e, 'x', int(life), ARGV[5], packed})

@@ -2,7 +2,11 @@
 -- what counts of the period before, the share of it that a span of this length, ending now, still
 -- reaches, in 2^20ths, rounded up twice. Exact: every product stays within 2^53.
 local cell, amount, length = C[P[b + 4]], P[itemsAt + (P[b + 1] - 1) * 3], P[b + 6]
-local start = P[cellsAt + (P[b + 4] - 1) * 5 + 2]
+local start, place = P[cellsAt + (P[b + 4] - 1) * 5 + 2], P[cellsAt + (P[b + 4] - 1) * 5]
+if place > 1 then
+  -- What is counted now is looked at while the next period runs.
+  R[place].expiry = max(R[place].expiry, start + 2 * length + DAY)
+end
 -- More may have been taken back of it than was counted.
 local before = cell[5] == start - length and max(0, cell[6] + cell[7]) or 0
 local elapsed = ms - start

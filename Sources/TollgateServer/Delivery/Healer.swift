@@ -388,30 +388,3 @@ extension Healer: EnforcerDelegate {
     Task { () async in await self.pushVersion(bucket: bucket) }
   }
 }
-
-extension SeedCell {
-  /// The ledger's balances as counters: per counter the latest period, and the one before it.
-  static func cells(_ balances: [BalancesReply.Balance], now: WallTime) -> [SeedCell] {
-    struct Key: Hashable {
-      var subject: Subject
-      var feature: Name
-      var window: Window
-    }
-    var grouped: [Key: [BalancesReply.Balance]] = [:]
-    for balance in balances {
-      grouped[
-        Key(subject: balance.subject, feature: balance.feature, window: balance.window),
-        default: []
-      ].append(balance)
-    }
-    return grouped.map { key, found in
-      let sorted = found.sorted { $0.period.start > $1.period.start }
-      let latest = sorted[0]
-      let previous = sorted.count > 1 ? sorted[1] : nil
-      return SeedCell(
-        subject: key.subject, feature: key.feature, window: key.window,
-        period: latest.period, settled: latest.settled, forgiven: latest.forgiven,
-        previousStart: previous?.period.start, previousSettled: previous?.settled ?? 0)
-    }
-  }
-}

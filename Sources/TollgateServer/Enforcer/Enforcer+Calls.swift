@@ -244,7 +244,7 @@ extension Enforcer {
       })
   }
 
-  private func landed(_ count: Int, _ bucket: Int) {
+  func landed(_ count: Int, _ bucket: Int) {
     buckets[bucket].inFlight -= count
     planned -= count
     if intakeCount > 0, hasRoom { onRoom?() }

@@ -4,8 +4,8 @@
 // of them, whoever saw what was lost (DESIGN 5).
 //
 // A value once seen stays true: Redis answers one call after another, and its sequence and its time
-// only grow, so a call that leaves later never names more than it will find. One lock for each bucket,
-// held for a comparison.
+// only grow, so a call that leaves later never names more than it will find. One lock for each
+// bucket, held for a comparison.
 
 import NIOConcurrencyHelpers
 import TollgateCore
