@@ -154,6 +154,16 @@ public struct UsageBody: Hashable, Sendable {
   }
 }
 
+extension UsageBody {
+  /// Every counter that a delta of so many charged units moves, and by how much. Whoever counts,
+  /// takes back or compares a delta goes by this, and by nothing else.
+  package func counts(charged: Int64) -> [CountedPart] {
+    cells.map {
+      CountedPart(level: $0.level, window: $0.window, period: $0.period, amount: charged)
+    } + parts
+  }
+}
+
 /// A change of configuration, as the ledger keeps it: enough to put Redis back, and to audit.
 public struct ConfigDelta: Hashable, Sendable {
   public enum Scope: String, Sendable, CaseIterable {

@@ -85,7 +85,8 @@ final class LedgerHub {
 
   func welcome(inFlightMax: UInt32) -> Welcome {
     Welcome(
-      role: .ledger, deployment: store.deployment?.id ?? Self.unnamed, sidecar: Self.name,
+      role: .ledger, features: [.reservations], deployment: store.deployment?.id ?? Self.unnamed,
+      sidecar: Self.name,
       frameBytesMax: UInt32(WireLimits.frameBytesMax), inFlightMax: inFlightMax,
       defaultDeadlineMilliseconds: 10_000,
       maxDeadlineMilliseconds: WireLimits.deadlineMillisecondsMax, idleTimeoutMilliseconds: 0,

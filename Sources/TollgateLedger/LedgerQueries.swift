@@ -4,6 +4,7 @@
 internal import Foundation
 internal import GRDB
 package import TollgateCore
+internal import TollgateWire
 
 extension LedgerStore {
   /// Rows in one page, whatever is asked for.
@@ -70,27 +71,65 @@ extension LedgerStore {
 
   /// Everything Redis needs to be seeded with one account, as of one moment: its configuration,
   /// then its counters, page by page. `page` runs inside the snapshot and must not wait.
+  ///
+  /// Beside the periods that end after `since`: of a counter of `<n>s` the one before, at which a
+  /// sliding limit still looks, and of each grant the latest instances.
+  ///
+  /// - Parameter plainOnly: whoever asks knows counters of units alone.
   package func seed(
-    account: String, since: WallTime, pageSize: Int,
+    account: String, since: WallTime, pageSize: Int, plainOnly: Bool = false,
     page: (ConfigRecord?, _ cells: [CellBalance], _ isLast: Bool) throws -> Void
   ) throws {
     try read { db in
       let config = try Self.latestConfig(db, scope: .account, key: account)
-      let rows = try Row.fetchCursor(
-        try db.cachedStatement(
-          sql: """
-            SELECT subject, feature, window, period_start, period_end, settled, forgiven
-            FROM counters WHERE account = ? AND period_end >= ?
-            """), arguments: [account, since.milliseconds])
       var cells: [CellBalance] = []
-      while let row = try rows.next() {
+      func add(_ cell: CellBalance) throws {
         if cells.count == pageSize {
           try page(config, cells, false)
           cells.removeAll(keepingCapacity: true)
         }
-        cells.append(Self.cellBalance(row))
+        cells.append(cell)
+      }
+      // '%' follows '$': every counter of a grant is told below.
+      let rows = try Row.fetchCursor(
+        try db.cachedStatement(
+          sql: """
+            SELECT subject, feature, window, period_start, period_end, settled, forgiven
+            FROM counters WHERE account = ?1 AND NOT (window > '$' AND window < '%')
+              AND (period_end >= ?2 OR (window GLOB '[1-9]*s'
+                AND period_end - period_start <= ?3 AND 2 * period_end - period_start >= ?2))
+            """),
+        arguments: [account, since.milliseconds, LimitKind.slidingMillisecondsMax])
+      while let row = try rows.next() {
+        let cell = Self.cellBalance(row)
+        if plainOnly, Window(code: cell.window)?.tally != .units { continue }
+        try add(cell)
+      }
+      if !plainOnly {
+        try Self.grantInstances(db, account: account, since: since) { try add($0) }
       }
       try page(config, cells, true)
+    }
+  }
+
+  private static func grantInstances(
+    _ db: Database, account: String, since: WallTime, found: (CellBalance) throws -> Void
+  ) throws {
+    let rows = try Row.fetchCursor(
+      try db.cachedStatement(
+        sql: """
+          SELECT subject, feature, window, period_start, period_end, settled, forgiven
+          FROM counters WHERE account = ? AND window > '$' AND window < '%'
+          ORDER BY subject, feature, window, period_start DESC
+          """), arguments: [account])
+    var grant: [String] = []
+    var rank = 0
+    while let row = try rows.next() {
+      let cell = Self.cellBalance(row)
+      let key = [cell.subject, cell.feature, cell.window]
+      rank = key == grant ? rank + 1 : 1
+      grant = key
+      if rank <= BalancesReply.grantInstances || cell.end >= since.milliseconds { try found(cell) }
     }
   }
 

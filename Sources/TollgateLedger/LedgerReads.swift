@@ -18,7 +18,8 @@ struct LedgerReads: Sendable {
     var frames = ByteBuffer()
     do {
       switch read {
-      case .balances(let request): try balances(request, correlation, into: &frames)
+      case .balances(let request, let features):
+        try balances(request, features, correlation, into: &frames)
       case .config(let request): try config(request, correlation, into: &frames)
       case .query(let request): try query(request, correlation, into: &frames)
       }
@@ -50,10 +51,12 @@ struct LedgerReads: Sendable {
   }
 
   private func balances(
-    _ request: BalancesRequest, _ correlation: UInt64, into frames: inout ByteBuffer
+    _ request: BalancesRequest, _ features: ProtocolFeatures, _ correlation: UInt64,
+    into frames: inout ByteBuffer
   ) throws {
     try store.seed(
-      account: request.account.path, since: request.since, pageSize: Self.balancesPageMax
+      account: request.account.path, since: request.since, pageSize: Self.balancesPageMax,
+      plainOnly: !features.contains(.reservations)
     ) { config, cells, isLast in
       let reply = BalancesReply(
         account: request.account, version: config?.version ?? 0,

@@ -24,7 +24,8 @@ package struct LedgerSessionMachine: Sendable {
   }
 
   package enum Read: Hashable, Sendable {
-    case balances(BalancesRequest)
+    /// With what the other side knows: counters beyond it are not told.
+    case balances(BalancesRequest, ProtocolFeatures)
     case config(ConfigRequest)
     case query(QueryRequest)
   }
@@ -47,6 +48,8 @@ package struct LedgerSessionMachine: Sendable {
   private let token: String
   private var state = State.hello
   private var isDraining = false
+  /// Of the hello.
+  private var features: ProtocolFeatures = []
   private var inFlight: Set<UInt64> = []
 
   /// - Parameter token: what a hello must carry; empty: no credential is asked for.
@@ -144,7 +147,7 @@ package struct LedgerSessionMachine: Sendable {
       let present = try Present.decode(frame)
       return .present(present, isLast: !frame.header.flags.contains(.more))
     case .balances:
-      let read = Read.balances(try BalancesRequest.decode(frame))
+      let read = Read.balances(try BalancesRequest.decode(frame), features)
       return try take(correlation) ?? .read(read, correlation: correlation)
     case .config:
       let read = Read.config(try ConfigRequest.decode(frame))
@@ -176,6 +179,7 @@ package struct LedgerSessionMachine: Sendable {
     }
     if isDraining { throw .fatal(.draining, "the ledger is shutting down") }
     state = .open
+    features = hello.features
     return .reply(.welcome(UInt32(Self.inFlightMax)), correlation: correlation)
   }
 

@@ -7,7 +7,8 @@ package import TollgateCore
 package struct BalancesRequest: OpcodeMessage {
   package static let opcode = Opcode.balances
   package var account: Subject
-  /// Periods that ended before this instant are left out.
+  /// Periods that ended before this instant are left out, but for what a later period still hangs
+  /// on: those of `<n>s` whose successor ended since, and of each grant the latest instances.
   package var since: WallTime
 
   package init(account: Subject, since: WallTime) {
@@ -32,6 +33,10 @@ package struct BalancesRequest: OpcodeMessage {
 /// stand in every page, and all pages are of one moment.
 package struct BalancesReply: OpcodeMessage {
   package static let opcode = Opcode.balancesReply
+
+  /// Of each grant the latest instances are answered, this many where there are, however long ago
+  /// they ended: what comes over into one hangs on those before it.
+  package static let grantInstances = 4
 
   package struct Balance: Hashable, Sendable {
     package var subject: Subject

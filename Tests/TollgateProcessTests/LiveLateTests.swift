@@ -422,7 +422,7 @@ extension LiveTests {
         let usage = try UsageBody.decode(body)
         let call = RepostCall(
           keySpace: keys, fence: fence, entry: entry, subject: usage.subject,
-          feature: usage.feature, cells: usage.cells)
+          feature: usage.feature, counts: usage.counts(charged: entry.charged))
         var words = [Array("EVAL".utf8), ScriptLibrary.shared.source(.repost)]
         words.append(Array("\(call.keys.count)".utf8))
         words += call.keys.map { Array($0.utf8) }

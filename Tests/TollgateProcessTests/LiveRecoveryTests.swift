@@ -35,12 +35,11 @@ extension LiveTests {
 
     private func load(
       _ stack: Stack, _ subjects: [String], amounts: ClosedRange<Int64> = 1...3,
-      denialsMayBeForgotten: Bool = false, _ random: inout SeededRandom
+      _ random: inout SeededRandom
     ) -> LoadDriver {
       var load = LoadDriver.Options(threads: 8, subjects: subjects, amounts: amounts)
       load.replayRate = 0.2
       load.recordsMayBeLost = true
-      load.denialsMayBeForgotten = denialsMayBeForgotten
       load.pause = .milliseconds(1)
       return LoadDriver(stack.endpoints, load, seed: &random)
     }
@@ -175,7 +174,7 @@ extension LiveTests {
     static let rewindable = ["--enable-debug-command", "yes"]
 
     /// Redis goes back to an older state of itself, in place: same run id, same replication id, same
-    /// epoch. Only the sequence tells.
+    /// epoch. Only the sequence tells, and the time.
     @Test func redisPutBackInPlaceUnderLoadTenTimes() throws {
       var random = SeededRandom.fromEnvironment("put back in place")
       var accounts = Self.accounts
@@ -185,7 +184,7 @@ extension LiveTests {
           sidecars: 2, buckets: 2, persistence: .none, redisWords: Self.rewindable,
           extra: "event_loops: 2", accounts: accounts))
       let subjects = Self.subjects + (0..<8).map { "tiny-\($0)/m" }
-      let driver = load(stack, subjects, amounts: 1...5, denialsMayBeForgotten: true, &random)
+      let driver = load(stack, subjects, amounts: 1...5, &random)
       for number in 0..<10 {
         try pass(driver, 60, "before snapshot \(number)")
         try stack.redis.connect().command("SAVE")
@@ -246,6 +245,46 @@ extension LiveTests {
       var tally = LoadTally()
       tally.admitted = ["tiny calls": admitted]
       try Audit.check(stack, tally, subjects: ["tiny/m"])
+    }
+
+    /// Nothing is lost but denials, which bear no delta: the sequence stands where it stood.
+    @Test func redisPutBackInPlaceThatLostOnlyDenialsIsNoticed() throws {
+      var random = SeededRandom.fromEnvironment("put back, denials")
+      let stack = try Stack(
+        .init(
+          sidecars: 1, buckets: 1, persistence: .none, redisWords: Self.rewindable,
+          accounts: ["tiny": "small"]))
+      let connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+      func use(_ record: OperationRecord) throws -> DecisionRecord? {
+        try connection.operate([record], deadline: 8000).first
+      }
+      _ = try use(try Self.record("tiny/m", 500, &random))
+      try delivered(stack)
+      try stack.redis.connect().command("SAVE")
+      let refused = try (0..<5).map { _ in try Self.record("tiny/m", 1, &random) }
+      for record in refused {
+        guard case .decision(let decision)? = try use(record) else {
+          throw StackFailure(description: "no decision")
+        }
+        #expect(decision.reason == .quotaExceeded && !decision.replayed)
+      }
+      try stack.redis.connect().command("DEBUG", "RELOAD", "NOSAVE")
+      for record in refused {
+        guard case .error(.idTooOld, _)? = try use(record) else {
+          Issue.record("a denial that was lost was decided anew")
+          continue
+        }
+      }
+      #expect(try epochs(stack)[0] == 2)
+      // Once: the time is seen anew in the new epoch, and what is denied there is remembered.
+      let record = try Self.record("tiny/m", 1, &random)
+      for isAgain in [false, true] {
+        guard case .decision(let decision)? = try use(record) else {
+          throw StackFailure(description: "no decision")
+        }
+        #expect(decision.reason == .quotaExceeded && decision.replayed == isAgain)
+      }
+      #expect(try epochs(stack)[0] == 2)
     }
 
     /// Nobody asks for anything: the shipper's round sees it.

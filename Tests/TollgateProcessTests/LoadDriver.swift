@@ -45,9 +45,6 @@ final class LoadDriver: Sendable {
     var deadlineMilliseconds: UInt32 = 250
     /// A definite answer is sent once more at this rate, and must come back the same.
     var replayRate = 0.05
-    /// Redis goes back by itself, in place. Only deltas move the sequence that tells, so where
-    /// nothing but denials was recorded since, their loss is not seen: such a one may be denied anew.
-    var denialsMayBeForgotten = false
     /// Records of operations may be lost: their ids are then too old.
     var recordsMayBeLost = false
     /// Pause between operations of a thread.
@@ -156,7 +153,6 @@ private final class Worker {
     guard case .decision(let again)? = definite(record, until: end, isCertain: false) else {
       return
     }
-    if driver.options.denialsMayBeForgotten, !again.isAllowed, !decision.isAllowed { return }
     if again.isAllowed != decision.isAllowed || !again.replayed {
       driver.note {
         $0.violations.append(

@@ -50,6 +50,7 @@ import TollgateTesting
     case .runID: rig.fence.runID = "other"
     case .replicationID: rig.fence.replicationID = "other"
     case .sequence: rig.fence.seenSequence = 2
+    case .time: rig.fence.seenTime = rig.now + 1
     case .missing: try rig.redis.command("DEL", rig.keySpace.meta(0))
     }
     let before = try rig.dump()
@@ -74,6 +75,30 @@ import TollgateTesting
     let reply = RESPReply(try rig.redis.pipeline([command])[0])
     #expect(reply.code == .fenced, "\(reply)")
     #expect(try rig.dump() == before)
+  }
+
+  /// By time alone: what was lost bore no delta.
+  @Test(arguments: Scenario.fenced)
+  func everyMutatingScriptIsFencedWhereTimeWentBack(_ scenario: Scenario) throws {
+    let rig = try StoreRig.ready()
+    rig.fence.seenTime = rig.now
+    let command = try scenario.prepare(rig)
+    for bucket in [0, 1]
+    where try rig.redis.command("EXISTS", rig.keySpace.meta(bucket)).integer == 1 {
+      let before = "\(rig.fence.seenTime.milliseconds * 1000 - 1)"
+      try rig.redis.command("HSET", rig.keySpace.meta(bucket), "t", before)
+    }
+    let dump = try rig.dump()
+    let reply = RESPReply(try rig.redis.pipeline([command])[0])
+    #expect(reply.code == .fenced, "\(reply)")
+    #expect(try rig.dump() == dump)
+  }
+
+  @Test func whatWasSeenAtTheTimeThatStandsIsNoReasonToFence() throws {
+    let rig = try StoreRig.ready()
+    _ = try rig.consume("acme", ("tokens", 1))
+    rig.fence.seenTime = rig.now
+    #expect(try rig.consume("acme", ("tokens", 1)).reason == .allowed)
   }
 
   @Test func anEpochOnlyGoesUp() throws {
@@ -228,6 +253,6 @@ extension Scenario {
 
 extension Fence.Difference {
   static let allFenced: [Fence.Difference] = [
-    .missing, .deployment, .epoch, .runID, .replicationID, .sequence,
+    .missing, .deployment, .epoch, .runID, .replicationID, .sequence, .time,
   ]
 }

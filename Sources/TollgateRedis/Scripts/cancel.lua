@@ -4,7 +4,7 @@
 --
 -- KEYS  1 meta · 2 outbox · 3 operation slice · 4 the slice in the other class · 5 account header
 --       6... hashes of the deeper subjects, from level 2 to the subject's own
--- ARGV  1 fence text · 2 seen sequence · 3 id (16 bytes) and fingerprint (4 x 4 bytes)
+-- ARGV  1 fence text · 2 seen sequence and time · 3 id (16 bytes) and fingerprint (4 x 4 bytes)
 --       4 MessagePack: epoch as text and as number, time of the id ms, dedupe window ms, class
 --         letter and number of the slice, number of items, per item: feature, amount
 --       5... delta bodies, one per metered item that was counted; none where it is not known
@@ -23,7 +23,7 @@ local e, epoch, opTime, window, class, slice, items = unpack(A, 1, 7)
 local sliceField = class .. format('%.0f', slice)
 local other = (class == 'm' and 'v' or 'm') .. format('%.0f', slice)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'om', 'ov', 'hm', 'hv', sliceField, other)
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end

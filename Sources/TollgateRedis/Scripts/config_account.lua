@@ -2,7 +2,8 @@
 -- Sets one account's configuration, with its config delta and an audit entry.
 --
 -- KEYS  1 meta · 2 outbox · 3 account header · 4 audit
--- ARGV  1 fence text · 2 seen sequence · 3 epoch · 4 operation id and fingerprint (24 bytes)
+-- ARGV  1 fence text · 2 seen sequence and time · 3 epoch
+--       4 operation id and fingerprint (24 bytes)
 --       5 expected version · 6 new version · 7 configuration (JSON) · 8 delta body
 --       9 outbox entries allowed (0: there is no ledger)
 -- Reply {0, epoch, sequence, now} · {1, version, time} applied before under this id
@@ -14,7 +15,7 @@
 --   never touched. The audit entry is the last write. Complexity: O(1).
 -- include: base, journal, append, changes, fence, announce, header
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end

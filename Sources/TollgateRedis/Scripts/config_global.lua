@@ -3,7 +3,8 @@
 -- where there is a new one, and an audit entry.
 --
 -- KEYS  1 meta · 2 outbox · 3 global · 4 audit · 5 catalogs
--- ARGV  1 fence text · 2 seen sequence · 3 epoch · 4 operation id and fingerprint (24 bytes)
+-- ARGV  1 fence text · 2 seen sequence and time · 3 epoch
+--       4 operation id and fingerprint (24 bytes)
 --       5 expected version · 6 new version · 7 configuration (JSON) · 8 delta body
 --       9 outbox entries allowed (0: there is no ledger) · 10 catalog number (0: none)
 --       11 catalog document · 12 number of the catalog to forget (below 1: none)
@@ -16,7 +17,7 @@
 --   forgets one. The audit entry is the last write. Complexity: O(1).
 -- include: base, journal, append, changes, fence, announce
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end

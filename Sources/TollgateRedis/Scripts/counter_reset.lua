@@ -3,7 +3,8 @@
 -- makes the whole burst of a rate available again. Either with its config delta and audit entry.
 --
 -- KEYS  1 meta · 2 outbox · 3 account header · 4 audit · 5 index and 6 hash of a deeper subject
--- ARGV  1 fence text · 2 seen sequence · 3 epoch · 4 operation id and fingerprint (24 bytes)
+-- ARGV  1 fence text · 2 seen sequence and time · 3 epoch
+--       4 operation id and fingerprint (24 bytes)
 --       5 field · 6 start and 7 end of the period (empty: the field is a rate) · 8 value
 --       9 delta body · 10 where in the body the number before goes (17 bytes; 0: nowhere)
 --       11 outbox entries allowed (0: there is no ledger)
@@ -13,11 +14,12 @@
 --
 -- Invariants: an id has one effect, and one that may have been forgotten has none; settled is
 --   untouched; the config delta carries the change (actual = absorbed = after - before, charged 0).
---   Safe against deltas in flight: they add to settled, and the offset stays. The audit entry is
---   the last write. Complexity: O(1).
+--   Safe against deltas in flight: they add to settled, and the offset stays. Of a grant nothing is
+--   forgiven: there that place holds what came over into the instance. The audit entry is the
+--   last write. Complexity: O(1).
 -- include: base, journal, append, hashes, changes, fence, announce
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
@@ -36,6 +38,7 @@ local seq = tonumber(M[2]) or 0
 if crowded(seq, M[4], ARGV[11]) then
   return {13}
 end
+assert(not string.find(ARGV[5], '|$', 1, true), 'nothing is forgiven of a grant')
 local key = KEYS[6] or KEYS[3]
 local row = call('HMGET', key, 'e', 'x', ARGV[5])
 local current = row[1] == e
@@ -66,7 +69,7 @@ else
   end
   local packed = encode(unpack(cell, 1, 8))
   if KEYS[6] then
-    local life = lifetime(last)
+    local life = lifetime(ARGV[5], first, last)
     if not current then
       local stale = max(call('PEXPIRETIME', key), 0)
       replace(key, {'e', e, 'x', int(life), ARGV[5], packed})

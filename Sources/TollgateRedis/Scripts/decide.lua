@@ -7,9 +7,9 @@
 -- KEYS  1 meta · 2 outbox · then, each once: operation slices, account headers, indexes of deeper
 --       subjects and the hashes of these (only where a plan reads any)
 -- ARGV  1 fence text
---       2 MessagePack: seen sequence, epoch as text and as number, dedupe window ms, bytes of
---         records allowed for money and for volume, outbox entries allowed, number of operations,
---         number of slices; per slice: key, class letter, field, number
+--       2 MessagePack: sequence and time (µs) seen, epoch as text and as number, dedupe window ms,
+--         outbox entries allowed, number of operations, number of slices, bytes of records allowed
+--         for money and for volume; per slice: key, class letter, field, number
 --       then per operation
 --         · id (16 bytes), fingerprint (4 x 4 bytes), MessagePack: mode (0 consume, 1 check,
 --           2 post), global version, account version, time of the id ms, not after ms (0: none),
@@ -31,7 +31,6 @@
 -- size (`{nil, nil}` has room for two), text becomes a number by `+ 0` (`tonumber` converts twice),
 -- and what only a failure needs is worked out after it.
 local CHECK, POST = 1, 2
-
 -- A whole number as text, by '%d' (a quarter of what '%.0f' costs; `open` makes sure that it is
 -- exact). Called before the first write only: there is nothing to take back.
 local function int(x)
@@ -42,13 +41,13 @@ local function int(x)
 end
 
 local A = {decode(ARGV[2])}
-local seen, e, epoch, window, outMax, count, sliceCount = A[1], A[2], A[3], A[4], A[7], A[8], A[9]
+local seen, reached, e, epoch, window, outMax, count, sliceCount = unpack(A, 1, 8)
 
 -- Slices of operation records. `found`: what is held under the ids of this call, in their order;
 -- `write`: the command that stores records, if any.
 local slices, sliceFields = {nil, nil}, {nil, nil}
 for s = 1, sliceCount do
-  local at = 6 + s * 4
+  local at = 7 + s * 4
   slices[s] = {
     key = KEYS[A[at]], money = A[at + 1] == 'm', field = A[at + 2], number = A[at + 3],
     asked = false, found = false, write = false, grown = 0,
@@ -58,7 +57,7 @@ end
 
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack', 'nb', 'om', 'ov', 'hm', 'hv',
   unpack(sliceFields, 1, sliceCount))
-if M[1] ~= ARGV[1] or (M[2] or 0) + 0 < seen then
+if M[1] ~= ARGV[1] or (M[2] or 0) + 0 < seen or (M[3] or 0) + 0 < reached then
   return {2, M[1], M[2]}
 end
 local seq, gv, acked = (M[2] or 0) + 0, (M[4] or -1) + 0, (M[5] or 0) + 0
@@ -278,9 +277,10 @@ for i = 1, count do
         reason = P[b + 4]
         unknown = unknown or reason == 18
       elseif kind == 4 then
-        local cell, amount, start = C[P[b + 4]], P[itemsAt + (P[b + 1] - 1) * 3],
-          P[cellsAt + (P[b + 4] - 1) * 5 + 2]
-        local length = P[b + 6]
+        local at, cell, length = cellsAt + (P[b + 4] - 1) * 5, C[P[b + 4]], P[b + 6]
+        local amount, start, row = P[itemsAt + (P[b + 1] - 1) * 3], P[at + 2], R[P[at]]
+        -- What is counted now is looked at while the next period runs.
+        row.expiry = P[at] > 1 and max(row.expiry, start + 2 * length + DAY) or row.expiry
         -- include: sliding
       end
       if reason then
@@ -320,7 +320,7 @@ for i = 1, count do
     -- Money is denied at the ceiling; volume shortens its window (sweep), and is denied only where
     -- that does not keep up.
     local full = mode == 0
-      and (money and moneyBytes >= A[5] or not money and volumeBytes >= A[6] * 1.25)
+      and (money and moneyBytes >= A[9] or not money and volumeBytes >= A[10] * 1.25)
     if full then
       reason, binding, retry, mask, deltas = 25, nil, -1, 0, 0
     end

@@ -18,7 +18,7 @@ local e, depth = ARGV[3], tonumber(ARGV[4])
 local LEVELS, INDEX = 4, 5 + depth
 local HOLDS = 5 + depth + (depth > 1 and 1 or 0)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end

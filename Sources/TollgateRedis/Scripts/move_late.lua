@@ -3,7 +3,7 @@
 -- and drops those beside them that the ledger has.
 --
 -- KEYS  1 meta · 2 outbox · 3 the outbox that was set aside
--- ARGV  1 fence text · 2 seen sequence · 3 epoch · 4 epoch of KEYS[3]
+-- ARGV  1 fence text · 2 seen sequence and time · 3 epoch · 4 epoch of KEYS[3]
 --       5 its sequence up to which the ledger was asked · 6... those up to there that it has not
 -- Reply {0, last sequence of the outbox, entries moved, whether any are left} · {2, f, seq}
 --
@@ -14,8 +14,8 @@
 --   wrote both at once. The list names it until it is empty.
 -- Complexity: O(entries asked for).
 -- include: base, journal, append, fence
-local M = call('HMGET', KEYS[1], 'f', 'seq', 'lt', 'lm')
-local stop = fenced(M[1], M[2])
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'lt', 'lm')
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
@@ -31,17 +31,17 @@ local isLeft = call('XRANGE', KEYS[3], '(' .. ARGV[4] .. '-' .. ARGV[5], '+', 'C
 local fields, old = {}, {}
 if #entries > 0 then
   fields = {'seq', int(seq + #entries), 'lm', int(seq + #entries)}
-  old = {M[2], M[4]}
+  old = {M[2], M[5]}
 end
 if not isLeft then
   local rest = {}
-  for e in string.gmatch(M[3] or '', '%S+') do
+  for e in string.gmatch(M[4] or '', '%S+') do
     if e ~= ARGV[4] then
       rest[#rest + 1] = e
     end
   end
   fields[#fields + 1], fields[#fields + 2] = 'lt', table.concat(rest, ' ')
-  old[#old + 1] = M[3]
+  old[#old + 1] = M[4]
 end
 if #fields > 0 then
   set(KEYS[1], fields, old)

@@ -50,7 +50,11 @@ local function touch(idx, key, before, expiry, now)
   end
 end
 
--- When a deeper subject's hash may go: a day after the end of the longest period it counts in.
-local function lifetime(periodEnd)
+-- When a deeper subject's hash may go: a day after the end of the longest period it counts in. A
+-- sliding limit still looks at a period of `<n>s` while the next one of that length runs.
+local function lifetime(field, periodStart, periodEnd)
+  if string.find(field, '|%d+s@?$') then
+    periodEnd = math.min(NEVER, 2 * periodEnd - periodStart)
+  end
   return periodEnd >= NEVER - DAY and NEVER or periodEnd + DAY
 end

@@ -4,7 +4,7 @@
 --
 -- KEYS  1 meta · 2 outbox · 3 marks · 4 account header, or the global configuration
 --       5 hash of a deeper subject, where that one's counter was changed
--- ARGV  1 fence text · 2 seen sequence
+-- ARGV  1 fence text · 2 seen sequence and time
 --       3 MessagePack: epoch, index, time ms, actual, charged, absorbed, scope (0 global, 1 account,
 --         2 counter), version, field and start of the counter (empty and 0: none)
 --       4 operation id (16 bytes) · 5 body · 6 configuration (JSON) · 7 the change to remember
@@ -19,7 +19,7 @@
 -- include: base, journal, changes, fence, header
 local epoch, index, time, actual, charged, absorbed, scope, version, field, start = decode(ARGV[3])
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end

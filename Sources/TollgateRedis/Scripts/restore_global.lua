@@ -4,15 +4,15 @@
 -- exist in the ledger, or there is none.
 --
 -- KEYS  1 meta of the control bucket · 2 global · 3 catalogs
--- ARGV  1 fence text · 2 seen sequence · 3 version · 4 configuration (JSON)
+-- ARGV  1 fence text · 2 seen sequence and time · 3 version · 4 configuration (JSON)
 --       5 changes the ledger remembers, or empty
 --       6 catalog number (0: none) · 7 its document
 -- Reply {0, version in force} · {2, f, seq}
 --
 -- Invariant: never replaces a newer version, nor a catalog. Complexity: O(1).
 -- include: base, journal, changes, fence
-local M = call('HMGET', KEYS[1], 'f', 'seq', 'gv')
-local stop = fenced(M[1], M[2])
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv')
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
@@ -29,7 +29,7 @@ if memory then
   fields[5], fields[6] = 'op', memory
 end
 set(KEYS[2], fields, H)
-if version > (tonumber(M[3]) or -1) then
-  set(KEYS[1], {'gv', int(version)}, {M[3]})
+if version > (tonumber(M[4]) or -1) then
+  set(KEYS[1], {'gv', int(version)}, {M[4]})
 end
 return {0, int(version)}

@@ -3,8 +3,9 @@
 --
 -- KEYS  1 meta · 2 marks: the positions taken back that the ledger's acknowledgement has not passed
 --       3 account header · 4... hashes of deeper subjects
--- ARGV  1 fence text · 2 seen sequence · 3 MessagePack: epoch, the entry's epoch and sequence,
---       amount, number of cells, and per cell: key number (1 = KEYS[3]), field, start
+-- ARGV  1 fence text · 2 seen sequence and time
+--       3 MessagePack: epoch, the entry's epoch and sequence, number of cells, and per cell: key
+--         number (1 = KEYS[3]), field, start, what the delta added to it
 -- Reply {0} reversed · {1} nothing to do · {2, f, seq} · {8} not seeded in this epoch · {10}
 --
 -- Invariants: per stream position at most once; no delta. What meta.ack has passed was taken back
@@ -13,13 +14,13 @@
 -- Complexity: O(cells).
 -- include: base, journal, fence
 local A = {decode(ARGV[3])}
-local epoch, entryEpoch, entrySeq, amount, cells = unpack(A, 1, 5)
-local M = call('HMGET', KEYS[1], 'f', 'seq', 'ack')
-local stop = fenced(M[1], M[2])
+local epoch, entryEpoch, entrySeq, cells = unpack(A, 1, 4)
+local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
-if entryEpoch ~= epoch or entrySeq <= (tonumber(M[3]) or 0) then
+if entryEpoch ~= epoch or entrySeq <= (tonumber(M[4]) or 0) then
   return {1}
 end
 local e, mark = format('%.0f', epoch), int(entrySeq)
@@ -31,15 +32,15 @@ if call('HGET', KEYS[3], 'e') ~= e then
 end
 local changes = {}
 for c = 1, cells do
-  local b = 5 + (c - 1) * 3
-  local key, field, start = KEYS[2 + A[b + 1]], A[b + 2], A[b + 3]
+  local b = 4 + (c - 1) * 4
+  local key, field, start, amount = KEYS[2 + A[b + 1]], A[b + 2], A[b + 3], A[b + 4]
   local row = call('HMGET', key, 'e', field)
   if row[1] == e and row[2] then
     local cell = {decode(row[2])}
     if cell[1] == start then
       cell[2] = cell[2] - amount
-      -- Nothing can be forgiven that was not counted.
-      if cell[4] > 0 and cell[4] > cell[2] then
+      -- Nothing can be forgiven that was not counted; of a grant that place holds what came over.
+      if cell[4] > 0 and cell[4] > cell[2] and not string.find(field, '|$', 1, true) then
         cell[4] = max(0, cell[2])
       end
     elseif cell[5] == start then

@@ -2,12 +2,12 @@
 -- Sets the counters of one account from the ledger's balances, after its bucket got a new epoch.
 --
 -- KEYS  1 meta · 2 account header · 3 index of deeper subjects · 4... their hashes
--- ARGV  1 fence text · 2 seen sequence
+-- ARGV  1 fence text · 2 seen sequence and time
 --       3 MessagePack: epoch, last chunk (1, or 2: for a read of an account of which nothing is
 --         known) or not, account version, number of cells, whether the
 --         ledger lost entries of this bucket (1) or is whole, and per cell: hash (1 header,
---         2 = KEYS[4]...), field, period end, start, settled, forgiven, start and settled of the
---         period before
+--         2 = KEYS[4]...), field, period end, start, settled, forgiven (of a grant: what came over
+--         into the instance), start and settled of the period before
 --       4 account configuration (JSON), or empty · 5 changes the ledger remembers, or empty
 -- Reply {0} seeded · {1} the account is current already · {2, f, seq}
 --
@@ -15,8 +15,8 @@
 --   the only one that does; a current header makes every chunk a no-op. Counters of an older epoch
 --   are dropped, the newer of two configurations is kept, and what either side remembers of changes.
 --   Where the ledger lost entries, counters of the epoch the account was seeded in before are no
---   less true than its sums: of each period the greater settled and forgiven stand, so that no
---   limit sees less than it did. A header made for a read bears `<epoch>?`, no counter and an
+--   less true than its sums: of each period the greater settled and forgiven stand, and the lesser
+--   that came over into a grant, so that no limit sees less than it did. A header made for a read bears `<epoch>?`, no counter and an
 --   expiry, and is written only where there is none: any seed for a write replaces it.
 -- Complexity: O(cells + fields of the hashes written).
 -- include: base, journal, hashes, changes, fence, header
@@ -31,7 +31,7 @@ repeat
 until position == -1
 local epoch, last, version, count, lossy = unpack(A, 1, 5)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
@@ -51,22 +51,25 @@ if last == 2 then
   return {0}
 end
 -- Two cells of one counter, period by period the greater, the latest two periods of them.
-local function greater(a, b)
-  local of = {}
-  local P = {{a[1], a[2], a[4]}, {a[5], a[6], 0}, {b[1], b[2], b[4]}, {b[5], b[6], 0}}
+local function greater(field, a, b)
+  local of, ofGrant = {}, string.find(field, '|$', 1, true)
+  -- Of a period before nobody knows what came over into it.
+  local none = ofGrant and NEVER or 0
+  local P = {{a[1], a[2], a[4]}, {a[5], a[6], none}, {b[1], b[2], b[4]}, {b[5], b[6], none}}
   local starts = {}
   for i = 1, 4 do
     local p = P[i]
     local known = of[p[1]]
     if known then
-      known[2], known[3] = max(known[2], p[2]), max(known[3], p[3])
+      known[2] = max(known[2], p[2])
+      known[3] = ofGrant and math.min(known[3], p[3]) or max(known[3], p[3])
     else
       of[p[1]], starts[#starts + 1] = p, p[1]
     end
   end
   table.sort(starts)
   local n, was = of[starts[#starts]], of[starts[#starts - 1]] or {0, 0}
-  return encode(n[1], n[2], 0, n[3], was[1], was[2], 0)
+  return encode(n[1], n[2], 0, n[3] < NEVER and n[3] or 0, was[1], was[2], 0)
 end
 -- Adds to the fields and values `w` what the hash's own cells hold beyond them.
 local function keep(w, key)
@@ -79,9 +82,9 @@ local function keep(w, key)
     if string.find(field, '|', 1, true) then
       local old, place = {decode(flat[i + 1])}, at[field]
       if place then
-        w[place] = greater({decode(w[place])}, old)
+        w[place] = greater(field, {decode(w[place])}, old)
       else
-        w[#w + 1], w[#w + 2] = field, greater(old, old)
+        w[#w + 1], w[#w + 2] = field, greater(field, old, old)
       end
     end
   end
@@ -97,7 +100,7 @@ for c = 1, count do
   end
   w[#w + 1] = A[b + 2]
   w[#w + 1] = encode(A[b + 4], A[b + 5], 0, A[b + 6], A[b + 7], A[b + 8], 0)
-  life[k] = max(life[k], lifetime(A[b + 3]))
+  life[k] = max(life[k], lifetime(A[b + 2], A[b + 4], A[b + 3]))
 end
 for k = 2, #KEYS - 2 do
   local w = W[k]

@@ -34,7 +34,7 @@ local HOLDS = 5 + depth + (depth > 1 and 1 or 0)
 local id, print, reservation = sub(ARGV[4], 1, 16), sub(ARGV[4], 17, 32), ARGV[8]
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack', 'nb', 'om', 'ov', 'hm', 'hv',
   class .. format('%d', slice), (class == 'm' and 'v' or 'm') .. format('%d', slice))
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end

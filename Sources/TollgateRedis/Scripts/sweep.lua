@@ -3,7 +3,7 @@
 -- class while that class is above its ceiling.
 --
 -- KEYS  1 meta · 2... the slices named in ARGV 5...
--- ARGV  1 fence text · 2 seen sequence · 3 window ms · 4 volume bytes allowed
+-- ARGV  1 fence text · 2 seen sequence and time · 3 window ms · 4 volume bytes allowed
 --       5... names of slices, class letter and number, oldest first
 -- Reply {0, now, dropped, money horizon, volume horizon, {name, bytes, ...} of all that is left}
 --       {2, f, seq}
@@ -19,7 +19,7 @@ local M = {}
 for i = 1, #F, 2 do
   M[F[i]] = F[i + 1]
 end
-local stop = fenced(M.f or false, M.seq or false)
+local stop = fenced(M.f or false, M.seq or false, M.t)
 if stop then
   return stop
 end

@@ -35,7 +35,7 @@ local HOLDS = 5 + depth + (depth > 1 and 1 or 0)
 local id, print = sub(ARGV[4], 1, 16), sub(ARGV[4], 17, 32)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack', 'nb', 'om', 'ov', 'hm', 'hv',
   class .. format('%d', slice), (class == 'm' and 'v' or 'm') .. format('%d', slice))
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
@@ -174,6 +174,8 @@ local function see(l)
     local level, name, start = placeIn(P[b + 4])
     local cell, amount, length = slotOf(level, name, start), amounts[i], P[b + 6]
     local reason, left, retry = nil, 0, -1
+    -- What is counted now is looked at while the next period runs.
+    rows[level].life = max(rows[level].life, start + 2 * length + DAY)
     -- include: sliding
     return reason, max(0, room - reach[l]), retry
   elseif kind == 5 then

@@ -87,14 +87,15 @@ package struct DecideBatch: ScriptCall {
     }
     var writer = MessagePackWriter(capacity: 64 + 16 * slices.count)
     writer.append(fence.seenSequence)
+    writer.append(fence.seenMicroseconds)
     writer.append(String(fence.epoch))
     writer.append(fence.epoch)
     writer.append(limits.dedupeWindowMilliseconds)
-    writer.append(limits.recordBytesMax(.money))
-    writer.append(limits.recordBytesMax(.volume))
     writer.append(limits.outboxEntriesMax)
     writer.append(operations.count)
     writer.append(slices.count)
+    writer.append(limits.recordBytesMax(.money))
+    writer.append(limits.recordBytesMax(.volume))
     for (at, slice) in slices.enumerated() {
       writer.append(3 + at)
       writer.append(slice.recordClass.letter)

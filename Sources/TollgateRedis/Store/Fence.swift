@@ -11,22 +11,30 @@ package struct Fence: Hashable, Sendable {
   package var replicationID: String
   /// The highest outbox sequence of this epoch that the caller has seen in any reply.
   package var seenSequence: Int64
+  /// The latest Redis time of this epoch at which the caller knows that something was written.
+  /// Denials are recorded without a delta: where only they are lost, nothing else tells.
+  package var seenTime: WallTime
 
   package init(
-    deployment: Name, epoch: Int64, runID: String, replicationID: String, seenSequence: Int64
+    deployment: Name, epoch: Int64, runID: String, replicationID: String, seenSequence: Int64,
+    seenTime: WallTime = WallTime(milliseconds: 0)
   ) {
     self.deployment = deployment
     self.epoch = epoch
     self.runID = runID
     self.replicationID = replicationID
     self.seenSequence = seenSequence
+    self.seenTime = seenTime
   }
 
   /// The text that meta field `f` must equal. None of the parts holds a space.
   package var text: String { "\(deployment.text) \(epoch) \(runID) \(replicationID)" }
 
+  /// As `meta.t` counts.
+  var seenMicroseconds: Int64 { seenTime.milliseconds * 1000 }
+
   package enum Difference: String, Hashable, Sendable {
-    case missing, deployment, epoch, runID, replicationID, sequence
+    case missing, deployment, epoch, runID, replicationID, sequence, time
   }
 }
 
@@ -59,6 +67,6 @@ package struct FenceState: Hashable, Sendable {
     if epoch != fence.epoch { return .epoch }
     if runID != fence.runID { return .runID }
     if replicationID != fence.replicationID { return .replicationID }
-    return .sequence
+    return (sequence ?? 0) < fence.seenSequence ? .sequence : .time
   }
 }

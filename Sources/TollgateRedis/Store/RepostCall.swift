@@ -6,6 +6,21 @@
 package import TollgateCore
 
 package struct RepostCall: ScriptCall {
+  /// How an instance of a grant begins that nobody has counted in yet: what comes over into it is
+  /// noted by whoever counts first.
+  package struct Beginning: Hashable, Sendable {
+    package var amount: Int64
+    package var rollover: Rollover
+    /// The start of the instance before; nil: there was none.
+    package var before: WallTime?
+
+    package init(amount: Int64, rollover: Rollover, before: WallTime?) {
+      self.amount = amount
+      self.rollover = rollover
+      self.before = before
+    }
+  }
+
   package enum Outcome: Hashable, Sendable {
     case appended(sequence: Int64)
     /// The account is not seeded in this epoch: seed it and call again.
@@ -21,12 +36,15 @@ package struct RepostCall: ScriptCall {
   package var entry: OutboxEntry
   package var subject: Subject
   package var feature: Name
-  package var cells: [CellReference]
+  /// Counters and what each gets.
+  package var counts: [CountedPart]
+  /// Of the grants among them, in the same places.
+  package var beginnings: [Int: Beginning]
 
-  /// Subject, feature and cells are those that the entry's body names.
+  /// Subject, feature and counts are those that the entry's body names.
   package init(
     keySpace: KeySpace, fence: Fence, entry: OutboxEntry, subject: Subject, feature: Name,
-    cells: [CellReference]
+    counts: [CountedPart], beginnings: [Int: Beginning] = [:]
   ) {
     self.keySpace = keySpace
     self.bucket = keySpace.bucket(of: subject)
@@ -34,12 +52,13 @@ package struct RepostCall: ScriptCall {
     self.entry = entry
     self.subject = subject
     self.feature = feature
-    self.cells = cells
+    self.counts = counts
+    self.beginnings = beginnings
   }
 
   package var script: ScriptName { .repost }
 
-  private var levels: [Int] { cells.deeperLevels(of: subject) }
+  private var levels: [Int] { counts.deeperLevels(of: subject) }
 
   package var keys: [String] {
     let levels = levels
@@ -64,13 +83,19 @@ package struct RepostCall: ScriptCall {
     writer.append(entry.charged)
     writer.append(entry.absorbed)
     writer.append(levels.count + 1)
-    writer.append(cells.count)
-    for cell in cells {
-      let level = min(cell.level, subject.depth)
+    writer.append(counts.count)
+    for (index, count) in counts.enumerated() {
+      let level = min(count.level, subject.depth)
       writer.append(level == 1 ? 1 : 2 + (levels.firstIndex(of: level) ?? 0))
-      writer.append(KeySpace.field(feature: feature, window: cell.window))
-      writer.append(cell.period.start.milliseconds)
-      writer.append(cell.period.end.milliseconds)
+      writer.append(KeySpace.field(feature: feature, window: count.window))
+      writer.append(count.period.start.milliseconds)
+      writer.append(count.period.end.milliseconds)
+      writer.append(count.amount)
+      let beginning = beginnings[index]
+      writer.append(beginning?.amount ?? 0)
+      writer.append(beginning?.rollover.min ?? 0)
+      writer.append(beginning?.rollover.max ?? 0)
+      writer.append(beginning?.before?.milliseconds ?? -1)
     }
     return fence.arguments + [
       .bytes(writer.bytes), .bytes(entry.id.operation.bytes), .bytes(entry.body),

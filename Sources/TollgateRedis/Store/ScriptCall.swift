@@ -93,8 +93,10 @@ extension RESPReply {
 }
 
 extension Fence {
-  /// The two first arguments of every mutating script.
-  var arguments: [RESPArgument] { [.string(text), .integer(seenSequence)] }
+  /// The two first arguments of every mutating script: the text, and sequence and time seen.
+  var arguments: [RESPArgument] {
+    [.string(text), .string("\(seenSequence) \(seenMicroseconds)")]
+  }
 }
 
 extension OperationID {

@@ -14,7 +14,7 @@ package struct SeedCell: Hashable, Sendable {
   /// The current period, and what was settled in it.
   package var period: Period
   package var settled: Int64
-  /// What an operator forgave of it.
+  /// What an operator forgave of it; of an instance of a grant what came over into it.
   package var forgiven: Int64
   /// The period before, where the ledger has one: late settles and cancels land there.
   package var previousStart: WallTime?

@@ -139,13 +139,12 @@ package struct ReverseCall: ScriptCall {
   package var position: StreamPosition
   package var subject: Subject
   package var feature: Name
-  package var cells: [CellReference]
-  /// `charged` of the duplicate delta: what counters sum.
-  package var amount: Int64
+  /// What the duplicate delta added, and to which counters.
+  package var counts: [CountedPart]
 
   package init(
     keySpace: KeySpace, fence: Fence, position: StreamPosition, subject: Subject, feature: Name,
-    cells: [CellReference], amount: Int64
+    counts: [CountedPart]
   ) {
     self.keySpace = keySpace
     self.bucket = keySpace.bucket(of: subject)
@@ -153,13 +152,12 @@ package struct ReverseCall: ScriptCall {
     self.position = position
     self.subject = subject
     self.feature = feature
-    self.cells = cells
-    self.amount = amount
+    self.counts = counts
   }
 
   package var script: ScriptName { .reverse }
 
-  private var levels: [Int] { cells.deeperLevels(of: subject) }
+  private var levels: [Int] { counts.deeperLevels(of: subject) }
 
   package var keys: [String] {
     [
@@ -174,13 +172,13 @@ package struct ReverseCall: ScriptCall {
     writer.append(fence.epoch)
     writer.append(position.epoch)
     writer.append(position.sequence)
-    writer.append(amount)
-    writer.append(cells.count)
-    for cell in cells {
-      let level = min(cell.level, subject.depth)
+    writer.append(counts.count)
+    for count in counts {
+      let level = min(count.level, subject.depth)
       writer.append(level == 1 ? 1 : 2 + (levels.firstIndex(of: level) ?? 0))
-      writer.append(KeySpace.field(feature: feature, window: cell.window))
-      writer.append(cell.period.start.milliseconds)
+      writer.append(KeySpace.field(feature: feature, window: count.window))
+      writer.append(count.period.start.milliseconds)
+      writer.append(count.amount)
     }
     return fence.arguments + [.bytes(writer.bytes)]
   }
@@ -197,7 +195,7 @@ package struct ReverseCall: ScriptCall {
   }
 }
 
-extension [CellReference] {
+extension [CountedPart] {
   /// The levels below the account whose hashes hold these cells, ascending.
   func deeperLevels(of subject: Subject) -> [Int] {
     Set(map { Swift.min($0.level, subject.depth) }).subtracting([1]).sorted()

@@ -168,11 +168,20 @@ extension Healer {
     let isUnknown =
       version == 0 && balances.isEmpty && known.memory.isEmpty && (stored.version ?? 0) == 0
     if isUnknown, purpose != .post, global?.catalog.unknownAccount ?? .deny == .deny { return nil }
+    let config =
+      version > 0 ? (known.pages.first?.config).map { String(decoding: $0, as: UTF8.self) } : nil
+    // The one that will be in force.
+    let isNewer = (stored.version ?? -1) >= version
+    let force = isNewer ? stored.config ?? config : config ?? stored.config
+    let grants = global.flatMap { global in
+      AccountConfig(stored: force ?? "").map {
+        GrantInstances(
+          account: one.errand.account, config: $0, global: global, now: store.wallTime())
+      }
+    }
     return SeedPlan(
-      account: one.errand.account, cells: SeedCell.cells(balances, now: store.wallTime()),
-      version: version,
-      config: version > 0
-        ? (known.pages.first?.config).map { String(decoding: $0, as: UTF8.self) } : nil,
+      account: one.errand.account, cells: SeedCell.cells(balances, grants), version: version,
+      config: config,
       memory: known.memory, isLossy: isLossy,
       isForRead: purpose == .read && isUnknown && !isStored)
   }

@@ -153,7 +153,7 @@ actor Healer {
     guard let identity = await store.identity() else { return false }
     // In this order: what was seen before the meta is read is in it, if Redis has lost nothing.
     // The other way round a bucket in use would be ahead of its own meta.
-    let seen = store.seen[bucket].position
+    let seen = store.seen[bucket]
     let meta: BucketMeta?
     do { meta = try await store.meta(bucket: bucket) } catch { return false }
     if found[bucket].map({ $0.state != meta?.fence }) ?? true {
@@ -162,7 +162,7 @@ actor Healer {
     // A Redis that lost everything lost the deployment record too: it is written again.
     guard await deploymentCheck.passes(store, identity, again: meta == nil) else { return false }
     let position = meta?.position ?? StreamPosition(epoch: 0, sequence: 0)
-    if let meta, isCurrent(meta, identity), position >= seen,
+    if let meta, isCurrent(meta, identity), seen.isKept(by: meta),
       grants[bucket].map({ position.epoch >= $0.epoch }) ?? true
     {
       switch verdict(bucket, position) {
@@ -171,7 +171,7 @@ actor Healer {
       case .early, .recover: break
       }
     }
-    let old = max(knownEpoch, seen.epoch, position.epoch, book.left(bucket: bucket))
+    let old = max(knownEpoch, seen.position.epoch, position.epoch, book.left(bucket: bucket))
     guard let granted = await grant(bucket, old: old, meta: meta) else { return false }
     do {
       let opened = try await store.open(
@@ -244,10 +244,9 @@ actor Healer {
       await deploymentCheck.passes(store, identity, again: false)
     else { return }
     for bucket in 0...buckets.control where open[bucket] == nil && !recovering.contains(bucket) {
-      let seen = store.seen[bucket].position
+      let seen = store.seen[bucket]
       guard let meta = try? await store.meta(bucket: bucket), isCurrent(meta, identity),
-        case let position = meta.position, position.epoch > 0,
-        position >= seen
+        case let position = meta.position, position.epoch > 0, seen.isKept(by: meta)
       else { continue }
       _ = adopt(bucket, position)
     }
@@ -387,32 +386,5 @@ extension Healer: EnforcerDelegate {
 
   nonisolated func pushVersion(bucket: Int) {
     Task { () async in await self.pushVersion(bucket: bucket) }
-  }
-}
-
-extension SeedCell {
-  /// The ledger's balances as counters: per counter the latest period, and the one before it.
-  static func cells(_ balances: [BalancesReply.Balance], now: WallTime) -> [SeedCell] {
-    struct Key: Hashable {
-      var subject: Subject
-      var feature: Name
-      var window: Window
-    }
-    var grouped: [Key: [BalancesReply.Balance]] = [:]
-    for balance in balances {
-      grouped[
-        Key(subject: balance.subject, feature: balance.feature, window: balance.window),
-        default: []
-      ].append(balance)
-    }
-    return grouped.map { key, found in
-      let sorted = found.sorted { $0.period.start > $1.period.start }
-      let latest = sorted[0]
-      let previous = sorted.count > 1 ? sorted[1] : nil
-      return SeedCell(
-        subject: key.subject, feature: key.feature, window: key.window,
-        period: latest.period, settled: latest.settled, forgiven: latest.forgiven,
-        previousStart: previous?.period.start, previousSettled: previous?.settled ?? 0)
-    }
   }
 }

@@ -16,17 +16,26 @@ struct LatePost: Sendable, Hashable {
     bucket = request.bucket
   }
 
+  enum Deltas {
+    case known([(entry: OutboxEntry, body: UsageBody)])
+    /// The zone of the account is not known here, and so are its periods.
+    case unknownZone
+    /// What was burnt from which grant and what it cost hung on the counters of that moment: only
+    /// what was written then tells.
+    case rich
+  }
+
   /// The deltas `decide` would have borne at that time: in its periods, one for each metered item.
-  /// nil: the zone of the account is not known here, and so are its periods.
   func deltas(
     global: GlobalConfig, account: AccountConfig, at time: WallTime
-  ) -> [(entry: OutboxEntry, body: UsageBody)]? {
+  ) -> Deltas {
     let (subject, items) = (operation.subject, operation.items)
     let resolution = Resolution.resolve(
-      subject: subject, items: items, global: global, account: account, now: time,
-      zones: SystemZones.book)
-    guard resolution.unknownZone == nil else { return nil }
-    return items.indices.filter { resolution.metered[$0] }.map { item in
+      subject: subject, items: items, attributes: operation.attributes, global: global,
+      account: account, now: time, zones: SystemZones.book)
+    guard resolution.unknownZone == nil else { return .unknownZone }
+    guard !resolution.isRich else { return .rich }
+    let deltas = items.indices.filter { resolution.metered[$0] }.map { item in
       let cells = resolution.cells.filter { $0.item == item }
       let billing = cells.first { $0.level == 1 && $0.window == .month }
       let body = UsageBody(
@@ -39,12 +48,13 @@ struct LatePost: Sendable, Hashable {
         attributes: operation.attributes, traceParent: operation.traceParent)
       let amount = items[item].amount
       return (
-        OutboxEntry(
+        entry: OutboxEntry(
           sequence: 0, kind: .usage,
           id: DeltaID(operation: operation.id, index: UInt16(item)), time: time, actual: amount,
           charged: amount, absorbed: 0, body: body.encode()),
-        body
+        body: body
       )
     }
+    return .known(deltas)
   }
 }

@@ -124,7 +124,9 @@ final class LedgerLink: Sendable {
     defer { channel.close(promise: nil) }
     _ = try await exchange(
       bound, channel.eventLoop,
-      Hello(role: .ledger, client: "tollgate-sidecar", token: token), as: Welcome.self)
+      Hello(
+        role: .ledger, client: "tollgate-sidecar", token: token, features: [.reservations]),
+      as: Welcome.self)
     let linked = try await exchange(bound, channel.eventLoop, link, as: Linked.self)
     state.withLockedValue {
       $0.connection = bound

@@ -221,7 +221,7 @@ struct Reposter: Sendable {
     _ entry: OutboxEntry, _ body: UsageBody, _ epoch: Int64
   ) async -> Outcome {
     do throws(StoreFailure) {
-      switch try await store.repost(entry, body, epoch: epoch) {
+      switch try await store.repost(entry, body, epoch: epoch, global: await healer.currentGlobal) {
       case .appended(let sequence):
         var placed = entry
         placed.sequence = sequence
@@ -270,9 +270,23 @@ struct Reposter: Sendable {
             globalVersion: global.version, accountVersion: config.version))
       }
       // The id tells when the operation was admitted.
-      guard
-        let deltas = late.deltas(global: global, account: config, at: late.operation.id.time)
-      else { return Self.unavailable("the account's zone is not installed beside this sidecar") }
+      let deltas: [(entry: OutboxEntry, body: UsageBody)]
+      var isOnRecord = false
+      switch late.deltas(global: global, account: config, at: late.operation.id.time) {
+      case .known(let found): deltas = found
+      case .unknownZone:
+        return Self.unavailable("the account's zone is not installed beside this sidecar")
+      case .rich:
+        // Whether it counts the ledger can say; what it would have burnt and cost nobody can.
+        let ids = late.operation.items.indices.map {
+          DeltaID(operation: late.operation.id, index: UInt16($0))
+        }
+        guard try await !onRecord(ids, bucket: late.bucket).isEmpty else {
+          return Self.unavailable("what it burns of grants or costs is only counted in time")
+        }
+        deltas = []
+        isOnRecord = true
+      }
       let known = try await onRecord(deltas.map(\.entry.id), bucket: late.bucket)
       for (entry, body) in deltas where !known.contains(entry.id) {
         switch await repost(entry, body, epoch) {
@@ -298,7 +312,8 @@ struct Reposter: Sendable {
         Decision(
           reason: .allowedPosted, source: .redis, time: store.wallTime(),
           globalVersion: global.version, accountVersion: config.version,
-          replayed: !deltas.isEmpty && deltas.allSatisfy { known.contains($0.entry.id) }))
+          replayed: isOnRecord
+            || (!deltas.isEmpty && deltas.allSatisfy { known.contains($0.entry.id) })))
     } catch is LedgerFailure {
       return Self.unavailable("the ledger cannot be asked whether it counts")
     } catch {

@@ -128,23 +128,24 @@ struct Shipper: Sendable {
 
   /// The bucket's meta, where it is what everybody here and the ledger have seen. One that is not
   /// is healed before anybody needs it; one that went back in its own epoch shows in nothing but
-  /// its sequence, and what is read after the cursor would never tell.
+  /// its sequence and its time, and what is read after the cursor would never tell.
   private func standing(
     _ bucket: Int, _ epoch: Int64, _ cursor: Int64
   ) async throws -> BucketMeta? {
-    let seen = max(cursor, store.seen.sequence(bucket: bucket, epoch: epoch))
+    // In this order: what was seen before the meta is read is in it.
+    let seen = store.seen.seen(bucket: bucket, epoch: epoch)
     let meta = try await store.meta(bucket: bucket)
     guard let meta, meta.fence.epoch == epoch else {
       await healer.fenced(bucket: bucket, epoch: epoch)
       return nil
     }
-    guard meta.position.sequence >= seen else {
+    guard meta.position.sequence >= cursor, seen.isKept(by: meta) else {
       metrics.forks.add()
       logger.warning(
         "redis was put back",
         metadata: [
           "bucket": "\(bucket)", "epoch": "\(epoch)", "sequence": "\(meta.position.sequence)",
-          "seen": "\(seen)",
+          "seen": "\(max(cursor, seen.position.sequence))",
         ])
       await healer.rebuildEpoch(bucket: bucket, epoch: epoch)
       return nil

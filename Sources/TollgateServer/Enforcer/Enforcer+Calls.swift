@@ -150,10 +150,11 @@ extension Enforcer {
   func fence(_ bucket: Int) -> Fence? {
     guard let identity = link?.connection?.identity else { return nil }
     let epoch = buckets[bucket].epoch
+    let seen = seen.seen(bucket: bucket, epoch: epoch)
     return Fence(
       deployment: configuration.deployment.id, epoch: epoch, runID: identity.runID,
-      replicationID: identity.replicationID,
-      seenSequence: seen.sequence(bucket: bucket, epoch: epoch))
+      replicationID: identity.replicationID, seenSequence: seen.position.sequence,
+      seenTime: seen.time)
   }
 
   /// No call will be answered soon: what was not sent yet is answered without the store.

@@ -125,10 +125,11 @@ struct ColdStore: Sendable {
     guard let identity = await identity() else {
       throw .unavailable("redis is not connected", mayHaveHappened: false)
     }
+    let seen = seen.seen(bucket: bucket, epoch: epoch)
     return Fence(
       deployment: deployment.id, epoch: epoch, runID: identity.runID,
-      replicationID: identity.replicationID,
-      seenSequence: seen.sequence(bucket: bucket, epoch: epoch))
+      replicationID: identity.replicationID, seenSequence: seen.position.sequence,
+      seenTime: seen.time)
   }
 
   // MARK: - Deployment
@@ -332,18 +333,31 @@ struct ColdStore: Sendable {
     let call = ReverseCall(
       keySpace: keys, fence: try await fence(bucket: bucket, epoch: epoch),
       position: StreamPosition(epoch: epoch, sequence: entry.sequence), subject: body.subject,
-      feature: body.feature, cells: body.cells, amount: entry.charged)
+      feature: body.feature, counts: body.counts(charged: entry.charged))
     return try value(call.decode(try await raw(call)))
   }
 
   /// Appends a delta born earlier to the outbox of this epoch and counts it.
   func repost(
-    _ entry: OutboxEntry, _ body: UsageBody, epoch: Int64
+    _ entry: OutboxEntry, _ body: UsageBody, epoch: Int64, global: GlobalConfig?
   ) async throws(StoreFailure) -> RepostCall.Outcome {
+    let counts = body.counts(charged: entry.charged)
+    var beginnings: [Int: RepostCall.Beginning] = [:]
+    let isOfGrants = counts.contains {
+      if case .grant = $0.window.tally { true } else { false }
+    }
+    if isOfGrants, let global {
+      let header = try await header(account: body.subject.account)
+      if let config = AccountConfig(stored: header.config ?? "") {
+        let instances = GrantInstances(
+          account: body.subject.account, config: config, global: global, now: wallTime())
+        beginnings = instances.beginnings(counts, of: body.feature)
+      }
+    }
     let call = RepostCall(
       keySpace: keys, fence: try await fence(bucket: keys.bucket(of: body.subject), epoch: epoch),
-      entry: entry,
-      subject: body.subject, feature: body.feature, cells: body.cells)
+      entry: entry, subject: body.subject, feature: body.feature, counts: counts,
+      beginnings: beginnings)
     return try value(call.decode(try await raw(call)))
   }
 

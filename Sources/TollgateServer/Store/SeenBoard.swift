@@ -3,12 +3,13 @@
 // put back in place (same run id, same replication id, same epoch) is met by the first call of any
 // of them, whoever saw what was lost (DESIGN 5).
 //
-// A value once seen stays true: Redis answers one call after another and its sequence only grows,
-// so a call that leaves later never names more than it will find. One lock for each bucket,
-// held for a comparison.
+// A value once seen stays true: Redis answers one call after another, and its sequence and its time
+// only grow, so a call that leaves later never names more than it will find. One lock for each
+// bucket, held for a comparison.
 
 import NIOConcurrencyHelpers
 import TollgateCore
+import TollgateRedis
 
 final class SeenBoard: Sendable {
   struct Seen: Sendable, Hashable {
@@ -43,8 +44,19 @@ final class SeenBoard: Sendable {
   subscript(bucket: Int) -> Seen { slots[bucket].seen.withLockedValue { $0 } }
 
   /// What a call under `epoch` must find at least.
-  func sequence(bucket: Int, epoch: Int64) -> Int64 {
-    let position = self[bucket].position
-    return position.epoch == epoch ? position.sequence : 0
+  func seen(bucket: Int, epoch: Int64) -> Seen {
+    let seen = self[bucket]
+    return seen.position.epoch == epoch
+      ? seen : Seen(position: StreamPosition(epoch: epoch, sequence: 0))
+  }
+}
+
+extension SeenBoard.Seen {
+  /// Whether this meta has all of it. The time tells where nothing was lost but denials, which
+  /// are recorded without a delta; it goes with the epoch it was seen in.
+  func isKept(by meta: BucketMeta) -> Bool {
+    guard meta.position.epoch == position.epoch else { return meta.position > position }
+    return meta.position.sequence >= position.sequence
+      && meta.microseconds >= time.milliseconds * 1000
   }
 }
