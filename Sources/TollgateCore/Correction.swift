@@ -85,7 +85,7 @@ package struct Correction: Hashable, Sendable {
     let books = recorded.filter { $0.kind == .usage }.sorted { $0.id < $1.id }
       .map { Book($0, corrections: recorded + earlier) }
     // Units of each rate that come back now, and that came back before.
-    var units: [RateKey: (before: Int64, now: Int64)] = [:]
+    var units: [PricedBy: (before: Int64, now: Int64)] = [:]
     var shares: [Int: Share] = [:]
     func asked(_ book: Book) -> Int64 {
       if items.isEmpty { return book.left }
@@ -102,7 +102,7 @@ package struct Correction: Hashable, Sendable {
       var charged: Int64 = 0
       let wanted = asked(books[position])
       for charge in books[position].delta.body.charges {
-        let key = RateKey(rate: charge.rate, from: charge.from)
+        let key = PricedBy(rate: charge.rate, from: charge.from)
         let back = books[position].given(key)
         let moved = units[key] ?? (before: back.units, now: 0)
         // All that is asked for includes what has no units on record of its own.
@@ -188,7 +188,7 @@ extension Window {
   }
 }
 
-private struct RateKey: Hashable {
+private struct PricedBy: Hashable {
   var rate: Name
   var from: WallTime
 }
@@ -214,7 +214,7 @@ private struct Book {
   /// Of `left`, what no rate charged: what may be asked for by name.
   private(set) var direct: Int64
   private var partsLeft: [PartKey: Int64] = [:]
-  private var back: [RateKey: (units: Int64, charge: Int64)] = [:]
+  private var back: [PricedBy: (units: Int64, charge: Int64)] = [:]
 
   init(_ delta: RecordedDelta, corrections: [RecordedDelta]) {
     self.delta = delta
@@ -232,7 +232,7 @@ private struct Book {
       for part in Self.parts(of: one) { partsLeft[PartKey(part), default: 0] += part.amount }
       for charge in one.body.charges {
         direct -= charge.charge
-        let key = RateKey(rate: charge.rate, from: charge.from)
+        let key = PricedBy(rate: charge.rate, from: charge.from)
         let so = back[key] ?? (0, 0)
         back[key] = (so.units - charge.units, so.charge - charge.charge)
       }
@@ -250,14 +250,14 @@ private struct Book {
       }
   }
 
-  func given(_ key: RateKey) -> (units: Int64, charge: Int64) { back[key] ?? (0, 0) }
+  func given(_ key: PricedBy) -> (units: Int64, charge: Int64) { back[key] ?? (0, 0) }
 
   private func left(_ part: CountedPart) -> Int64 { partsLeft[PartKey(part)] ?? 0 }
 
   /// The counters beside plain units that lose something when `amount` units come back. `priced` is
   /// told of each rate how many of its units came back before and come back now.
   func unwind(
-    _ amount: Int64, priced: (_ rate: RateKey, _ before: Int64, _ now: Int64) -> Void
+    _ amount: Int64, priced: (_ rate: PricedBy, _ before: Int64, _ now: Int64) -> Void
   ) -> [CountedPart] {
     var taken: [CountedPart] = []
     func take(_ part: CountedPart, _ units: Int64) {
@@ -304,7 +304,7 @@ private struct Book {
       guard case .priced(let rate, let from) = part.window.tally else { continue }
       // A rate prices every unit, or only the overage: the delta says which by what it counted.
       let units = min(part.amount == delta.charged ? amount : beyond, max(0, left(part)))
-      priced(RateKey(rate: rate, from: from), part.amount - left(part), units)
+      priced(PricedBy(rate: rate, from: from), part.amount - left(part), units)
       take(part, units)
     }
     return taken

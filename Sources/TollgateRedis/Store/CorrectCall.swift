@@ -63,6 +63,8 @@ package struct CorrectCall: ScriptCall {
   /// Whose counters are moved: that of the operation corrected, or an account.
   package var subject: Subject
   package var corrected: OperationID?
+  /// As asked; none: all of the operation. The answer is in their order.
+  package var items: [Item]
   package var recordClass: RecordClass
   package var limits: StoreLimits
   /// nil: the look.
@@ -70,8 +72,8 @@ package struct CorrectCall: ScriptCall {
 
   package init(
     keySpace: KeySpace, fence: Fence, operation: OperationID, fingerprint: OperationFingerprint,
-    subject: Subject, corrected: OperationID?, recordClass: RecordClass, limits: StoreLimits,
-    plan: Plan? = nil
+    subject: Subject, corrected: OperationID?, items: [Item], recordClass: RecordClass,
+    limits: StoreLimits, plan: Plan? = nil
   ) {
     self.keySpace = keySpace
     self.bucket = keySpace.bucket(of: subject)
@@ -80,6 +82,7 @@ package struct CorrectCall: ScriptCall {
     self.fingerprint = fingerprint
     self.subject = subject
     self.corrected = corrected
+    self.items = items
     self.recordClass = recordClass
     self.limits = limits
     self.plan = plan
@@ -94,7 +97,7 @@ package struct CorrectCall: ScriptCall {
       keySpace.subject(bucket, subject.account), keySpace.audit(bucket),
       keySpace.corrected(bucket), keySpace.operations(bucket, recordClass, slice: slice),
       keySpace.operations(bucket, recordClass.other, slice: slice),
-    ] + (subject.depth > 1 ? (2...subject.depth).map { keySpace.subject(bucket, subject.prefix($0)) } : [])
+    ] + (1...subject.depth).dropFirst().map { keySpace.subject(bucket, subject.prefix($0)) }
   }
 
   package var arguments: [RESPArgument] {
@@ -162,7 +165,7 @@ package struct CorrectCall: ScriptCall {
     case .outboxFull?: return .full
     case .done?, .replayed?:
       var answer = DecideReply(reply)
-      if let bytes = reply[1].bytes { answer.addCorrection(from: bytes) }
+      if let bytes = reply[1].bytes { answer.addCorrection(from: bytes, items) }
       return .answered(answer)
     default: return .answered(DecideReply(reply))
     }
@@ -248,24 +251,57 @@ enum CorrectionRecord {
 
 extension DecideReply {
   /// Settlements, burns and features of a correction, from its record.
-  fileprivate mutating func addCorrection(from record: [UInt8]) {
+  fileprivate mutating func addCorrection(from record: [UInt8], _ items: [Item]) {
     guard let (features, burns) = CorrectionRecord.decode(record) else { return }
     switch self {
     case .decided(var decided):
-      decided.decision.add(features, burns)
+      decided.decision.describe(features, burns, items)
       self = .decided(decided)
     case .replayed(var decided):
-      decided.decision.add(features, burns)
+      decided.decision.describe(features, burns, items)
       self = .replayed(decided)
-    default: break
+    case .mismatch, .idTooOld, .idFromFuture, .expired, .stale, .rebuild, .period, .fenced,
+      .error:
+      break
     }
   }
 }
 
 extension Decision {
-  fileprivate mutating func add(_ features: [CorrectionRecord.Feature], _ burns: [Burn]) {
-    settlements = features.map { Settlement(actual: $0.amount, charged: $0.amount) }
-    self.burns = burns
+  /// Brings what is said by feature into the order of the items that were asked for, those that
+  /// rates charged behind them.
+  mutating func describe(
+    _ features: [CorrectionRecord.Feature], _ burns: [Burn], _ asked: [Item]
+  ) {
+    var order = asked.map { item in
+      features.firstIndex { $0.name == item.feature && !$0.isDerived }
+    }
+    order += features.indices.filter { features[$0].isDerived }
+    let states = self.items
+    items = order.map { place in
+      place.flatMap { states.indices.contains($0) ? states[$0] : nil } ?? ItemState()
+    }
+    settlements = order.map { place in
+      let amount = place.map { features[$0].amount } ?? 0
+      return Settlement(actual: amount, charged: amount)
+    }
+    self.burns = burns.compactMap { burn in
+      guard let item = order.firstIndex(of: burn.item) else { return nil }
+      return Burn(item: item, grant: burn.grant, amount: burn.amount)
+    }
     derived = features.filter(\.isDerived).map(\.name)
+  }
+
+  /// The answer to a correction whose effect is on record and whose answer is not any more.
+  package init(
+    corrected correction: Correction, _ asked: [Item], reason: Reason, time: WallTime,
+    globalVersion: Int64
+  ) {
+    self.init(
+      reason: reason, source: .redis, time: time, globalVersion: globalVersion, replayed: true)
+    describe(
+      correction.shares.map {
+        .init(name: $0.body.feature, amount: $0.amount, isDerived: $0.isDerived)
+      }, correction.burns, asked)
   }
 }

@@ -32,6 +32,8 @@ protocol EnforcerDelegate: AnyObject, Sendable {
   func pushVersion(bucket: Int)
   /// A POST whose operation is older than the dedupe window: the ledger knows whether it counts.
   func postLate(_ operation: LatePost)
+  /// What is left of an operation the ledger knows.
+  func refund(_ errand: RefundErrand)
 }
 
 final class Enforcer {
@@ -41,6 +43,7 @@ final class Enforcer {
     case bucket(Int)
     case link
     case late(LatePost)
+    case refund(RefundErrand.Key)
   }
 
   struct BucketState {
@@ -198,6 +201,7 @@ final class Enforcer {
     }
     request.attempts += 1
     if request.mode == .cancel { return sendCancel(request, global: global) }
+    if request.mode == .refund { return sendRefund(request) }
     if request.mode.holdVerb != nil { return sendHold(request) }
     let account = accounts[request.account] ?? AccountConfig(version: -1)
     let plan = plans.plan(

@@ -112,6 +112,7 @@ struct Metrics: Sendable {
   let lateDeltas = Gauge()
   let lateReposted = Counter()
   let latePosts = Counter()
+  let corrections = Counter()
   let ledgerLost = Gauge()
   let ledgerLostAcknowledged = Gauge()
   let ledgerSetbacks = Gauge()
@@ -238,6 +239,8 @@ struct Metrics: Sendable {
     counter(
       "tollgate_late_posts_total",
       "Posts older than the dedupe window, counted once by the ledger's word.", latePosts)
+    counter(
+      "tollgate_corrections_total", "Refunds and adjustments made by this sidecar.", corrections)
     counter(
       "tollgate_fallback_units_total", "Units let through by an open failure policy.",
       fallbackUnits)
