@@ -34,6 +34,10 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
   case fallbackList = 24
   case fallbackRetry = 25
   case fallbackDrop = 26
+  case adjust = 40
+  case usageHistory = 41
+  case top = 42
+  case tail = 43
 
   package var name: String {
     switch self {
@@ -63,6 +67,10 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
     case .fallbackList: "fallback.list"
     case .fallbackRetry: "fallback.retry"
     case .fallbackDrop: "fallback.drop"
+    case .adjust: "adjust"
+    case .usageHistory: "usage.history"
+    case .top: "top"
+    case .tail: "tail"
     }
   }
 }
@@ -80,6 +88,8 @@ package enum QueryMethod: UInt16, Sendable, Hashable, CaseIterable {
   case configCurrent = 6
   /// The deltas of one operation with all they counted, and those that correct it, paged.
   case operation = 7
+  /// Sums over the deltas of an account, grouped, page by page of deltas.
+  case usage = 12
 
   package var name: String {
     switch self {
@@ -90,6 +100,7 @@ package enum QueryMethod: UInt16, Sendable, Hashable, CaseIterable {
     case .status: "status"
     case .configCurrent: "config.current"
     case .operation: "operation"
+    case .usage: "usage"
     }
   }
 }

@@ -80,6 +80,10 @@ package struct AdminService<Backend: AdminBackend>: Sendable {
     case .fallbackList: try encode(await fallbackList(decode(body)))
     case .fallbackRetry: try encode(await fallbackRetry(decode(body), caller))
     case .fallbackDrop: try encode(await fallbackDrop(decode(body), caller))
+    case .adjust: try encode(await adjust(decode(body), caller))
+    case .usageHistory: try encode(await usageHistory(decode(body)))
+    case .top: try encode(await top(decode(body)))
+    case .tail: try encode(await tail(decode(body)))
     }
   }
 

@@ -226,8 +226,17 @@ struct Corrector: Sendable {
     case .decided(let decided):
       let entries = call.entries(decided)
       await loops[0].value { $0.reposted(entries, bucket: bucket, epoch: epoch) }
+      var position = Self.position(decided)
+      if let change = call.plan?.change, !change.isEmpty {
+        position.sequence += 1
+        await healer.retainConfig(
+          OutboxEntry(
+            sequence: position.sequence, kind: .config, id: DeltaID(change: call.operation),
+            time: decided.bornAt, actual: 0, charged: 0, absorbed: 0, body: change),
+          bucket: bucket, epoch: epoch)
+      }
       metrics.corrections.add()
-      return .decided(decided.decision, position: Self.position(decided))
+      return .decided(decided.decision, position: position)
     case .replayed(let decided):
       await retain(decided, bucket, epoch)
       return .decided(decided.decision, position: Self.position(decided))
@@ -235,7 +244,8 @@ struct Corrector: Sendable {
       return .refused(
         .idempotencyMismatch, "\(field.name) differ from the first request of this id")
     case .idTooOld: return .refused(.idTooOld, "the id is older than the dedupe window")
-    case .idFromFuture: return .refused(.idFromFuture, "the id's time is ahead of the server's")
+    case .idFromFuture:
+      return .refused(.idFromFuture, "the id's time is ahead of the server's")
     case .rebuild:
       switch await healer.load(account: call.subject.account, bucket: bucket, epoch: epoch) {
       case .unknown: return .refused(.nothingToRefund, "the account is not known")

@@ -124,6 +124,8 @@ final class Enforcer {
   var queued: [Int] = []
   var callsScheduled = false
   private var linkIsUp = false
+  /// nil: nobody watches.
+  var tail: DecisionTail?
 
   /// A request repeats its call at most this often before it is answered UNAVAILABLE.
   static let attemptsMax = 12
@@ -178,6 +180,7 @@ final class Enforcer {
     outstanding -= 1
     metrics.inFlight.add(-1)
     metrics.requestLatency.record(nanoseconds: (now - request.arrived).nanoseconds)
+    if tail != nil { noteTail(request, outcome, at: now) }
     switch outcome {
     case .decision(let decision):
       metrics.decided(decision.reason, decision.source)

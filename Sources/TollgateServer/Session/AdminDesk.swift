@@ -119,11 +119,11 @@ extension AdminMethod {
   var changes: Bool {
     switch self {
     case .catalogApply, .catalogRollback, .accountSet, .accountImport, .limitSet, .limitUnset,
-      .reset, .bypassSet, .bypassClear, .fallbackRetry, .fallbackDrop:
+      .reset, .bypassSet, .bypassClear, .fallbackRetry, .fallbackDrop, .adjust:
       true
     case .catalogValidate, .catalogDiff, .catalogShow, .accountShow, .accountList, .limitList,
       .usage, .explain, .bypassList, .auditLog, .reconcile, .status, .doctor, .resolveOperation,
-      .fallbackList:
+      .fallbackList, .usageHistory, .top, .tail:
       false
     }
   }
