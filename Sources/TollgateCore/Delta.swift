@@ -133,12 +133,14 @@ public struct UsageBody: Hashable, Sendable {
   public var charges: [RateCharge]
   /// The reservation that a settle ends, or the operation that a refund corrects.
   public var corrects: OperationID?
+  /// Why, in the words of whoever corrects; or empty.
+  public var note: String
 
   public init(
     subject: Subject, feature: Name, period: Period, cells: [CellReference],
     catalogVersion: Int64, source: Source, attributes: [String: String] = [:],
     traceParent: String = "", parts: [CountedPart] = [], charges: [RateCharge] = [],
-    corrects: OperationID? = nil
+    corrects: OperationID? = nil, note: String = ""
   ) {
     self.subject = subject
     self.feature = feature
@@ -151,6 +153,7 @@ public struct UsageBody: Hashable, Sendable {
     self.parts = parts
     self.charges = charges
     self.corrects = corrects
+    self.note = note
   }
 }
 

@@ -34,6 +34,8 @@ struct CounterChange: Decodable {
   var limit: Name?
   var start: Int64?
   var end: Int64?
+  /// An adjustment: the counter was moved by a delta of its own, and this one only says why.
+  var adjust: Int64?
 }
 
 /// Why an entry posts nothing for now.
@@ -178,7 +180,9 @@ extension DeltaBodies {
     } catch {
       throw Poison(reason: "undecodable counter change: \(error)")
     }
-    if change.window == nil, change.limit != nil, entry.actual == 0, entry.charged == 0 {
+    if change.window == nil, change.limit != nil || change.adjust != nil, entry.actual == 0,
+      entry.charged == 0
+    {
       return meaning
     }
     guard let window = change.window.flatMap({ Window(code: $0) }) else {

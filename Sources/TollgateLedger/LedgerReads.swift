@@ -158,6 +158,21 @@ struct LedgerReads: Sendable {
     var posted: [String]
     var parked: [String]
   }
+  private struct UsageQuery: Decodable {
+    var account: String
+    var subject: String?
+    var by: [String]?
+    var from: Int64
+    var to: Int64
+    var days: [Int64]?
+    var feature: String?
+    var cursor: String?
+    var count: Int?
+  }
+  private struct UsageAnswer: Encodable {
+    var rows: [UsageGroup]
+    var next: String?
+  }
   private struct StatusAnswer: Encodable {
     var status: LedgerStatus
     var losses: [LossRecord]
@@ -180,6 +195,7 @@ struct LedgerReads: Sendable {
       case .status: try encode(status())
       case .configCurrent: try encode(current(decode(CurrentQuery.self, body)))
       case .operation: try encode(operation(decode(OperationQuery.self, body)))
+      case .usage: try encode(usage(decode(UsageQuery.self, body)))
       }
     // One frame holds almost a mebibyte; a longer document goes on in the next.
     var rest = document[...]
@@ -233,6 +249,31 @@ struct LedgerReads: Sendable {
     return OperationPage(
       deltas: answer.deltas, corrections: answer.corrections, left: answer.left,
       next: next.map { "\($0.isCorrection ? 1 : 0)|\($0.id)" })
+  }
+
+  private func usage(_ query: UsageQuery) throws -> UsageAnswer {
+    let by = try (query.by ?? []).map { text in
+      guard let grouping = UsageGrouping(text: text) else {
+        throw WireError.refused(.invalidDocument, "usage by \"\(text)\"")
+      }
+      return grouping
+    }
+    guard by.count <= LedgerStore.usageGroupingsMax,
+      (query.days?.count ?? 0) <= LedgerStore.usageDaysMax
+    else { throw WireError.refused(.invalidDocument, "usage by more than is summed at once") }
+    let key = try query.cursor.map { text in
+      let parts = text.split(separator: "|")
+      guard parts.count == 2, let series = Int64(parts[0]), let id = Self.deltaID(parts[1]) else {
+        throw Self.badCursor(text)
+      }
+      return LedgerStore.UsagePageKey(series: series, id: id)
+    }
+    let page = try store.usage(
+      .init(
+        account: query.account, subject: query.subject ?? query.account, by: by, from: query.from,
+        to: query.to, days: query.days ?? [], feature: query.feature),
+      after: key, limit: query.count ?? LedgerStore.usageDeltasMax)
+    return UsageAnswer(rows: page.rows, next: page.next.map { "\($0.series)|\($0.id)" })
   }
 
   private func history(_ query: HistoryQuery) throws -> HistoryAnswer {

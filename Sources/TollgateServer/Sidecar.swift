@@ -243,7 +243,12 @@ final class Sidecar: Sendable {
       await healer.beat()
       await healer.reopen()
       for unit in sessions { unit.onLoop { $0.timePassed() } }
-      for loop in loops { loop.onLoop { $0.probeStore() } }
+      for loop in loops {
+        loop.onLoop {
+          $0.probeStore()
+          $0.forgetSilentListeners()
+        }
+      }
       await refreshGauges()
       try? await Task.sleep(for: .milliseconds(Self.beatMilliseconds))
     }

@@ -18,6 +18,7 @@ extension UsageBody {
     static let parts: UInt16 = 9
     static let charges: UInt16 = 10
     static let corrects: UInt16 = 11
+    static let note: UInt16 = 12
   }
 
   /// Fields 5 to 8: what a sidecar knows where a script knows the rest.
@@ -58,6 +59,7 @@ extension UsageBody {
     if !parts.isEmpty { buffer.putField(Tag.parts) { $0.put(parts) } }
     if !charges.isEmpty { buffer.putField(Tag.charges) { $0.put(charges) } }
     if let corrects { buffer.putField(Tag.corrects) { $0.put(corrects) } }
+    if !note.isEmpty { buffer.putField(Tag.note, text: note) }
   }
 
   package static func decode(_ bytes: [UInt8]) throws(WireError) -> UsageBody {
@@ -73,6 +75,7 @@ extension UsageBody {
     var parts: [CountedPart] = []
     var charges: [RateCharge] = []
     var corrects: OperationID?
+    var note = ""
     try buffer.takeFields { (tag, field) throws(WireError) in
       switch tag {
       case Tag.subject: subject = try field.takeSubject(field.readableBytes)
@@ -90,6 +93,7 @@ extension UsageBody {
       case Tag.parts: parts = try field.takeParts()
       case Tag.charges: charges = try field.takeCharges()
       case Tag.corrects: corrects = try field.takeOperationID()
+      case Tag.note: note = try field.takeWholeText(max: WireLimits.auditReasonBytesMax)
       default: return false
       }
       return true
@@ -100,7 +104,7 @@ extension UsageBody {
     return UsageBody(
       subject: subject, feature: feature, period: period, cells: cells,
       catalogVersion: catalogVersion, source: source, attributes: attributes,
-      traceParent: traceParent, parts: parts, charges: charges, corrects: corrects)
+      traceParent: traceParent, parts: parts, charges: charges, corrects: corrects, note: note)
   }
 }
 

@@ -39,6 +39,10 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
   case grantAdd = 34
   case grantVoid = 35
   case grantList = 36
+  case adjust = 40
+  case usageHistory = 41
+  case top = 42
+  case tail = 43
 
   package var name: String {
     switch self {
@@ -73,6 +77,10 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
     case .grantAdd: "grant.add"
     case .grantVoid: "grant.void"
     case .grantList: "grant.list"
+    case .adjust: "adjust"
+    case .usageHistory: "usage.history"
+    case .top: "top"
+    case .tail: "tail"
     }
   }
 }
@@ -90,6 +98,8 @@ package enum QueryMethod: UInt16, Sendable, Hashable, CaseIterable {
   case configCurrent = 6
   /// The deltas of one operation with all they counted, and those that correct it, paged.
   case operation = 7
+  /// Sums over the deltas of an account, grouped, page by page of deltas.
+  case usage = 12
 
   package var name: String {
     switch self {
@@ -100,6 +110,7 @@ package enum QueryMethod: UInt16, Sendable, Hashable, CaseIterable {
     case .status: "status"
     case .configCurrent: "config.current"
     case .operation: "operation"
+    case .usage: "usage"
     }
   }
 }

@@ -32,13 +32,13 @@ struct Tollgate: AsyncParsableCommand {
         name: "Tuning:",
         subcommands: [
           CatalogCommand.self, AccountCommand.self, GrantCommand.self, LimitCommand.self,
-          UsageCommand.self, ResetCommand.self, BypassCommand.self,
+          UsageCommand.self, ResetCommand.self, AdjustCommand.self, BypassCommand.self,
         ]),
       CommandGroup(
         name: "Observing:",
         subcommands: [
-          StatusCommand.self, DoctorCommand.self, ReconcileCommand.self, AuditLogCommand.self,
-          FallbackCommand.self,
+          StatusCommand.self, TopCommand.self, TailCommand.self, DoctorCommand.self,
+          ReconcileCommand.self, AuditLogCommand.self, FallbackCommand.self,
         ]),
       CommandGroup(name: "Measuring:", subcommands: [BenchCommand.self]),
     ])

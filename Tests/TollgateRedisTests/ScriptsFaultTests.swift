@@ -94,6 +94,37 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     Scenario("cancel of an operation that never came", .cancel) {
       command($0, $0.cancelCall(try $0.call("acme/ann", [("chat", 2)])))
     },
+    Scenario("look of a refund", .correct) {
+      let call = try $0.call("acme/ann", [("chat", 2)])
+      _ = try $0.run(call)
+      return command($0, try ScriptsCorrectTests.Refund($0, of: call).call)
+    },
+    Scenario("refund of an operation", .correct) {
+      let call = try $0.call("acme/ann", [("chat", 2), ("tokens", 5)])
+      _ = try $0.run(call)
+      let refund = try ScriptsCorrectTests.Refund($0, of: call)
+      return command($0, try refund.planned(try refund.look($0)))
+    },
+    Scenario("later refund of an operation, which prunes marks", .correct) {
+      let call = try $0.call("acme/ann", [("chat", 2), ("tokens", 5)])
+      _ = try $0.run(call)
+      _ = try ScriptsCorrectTests.Refund($0, of: call, [("chat", 1)]).run($0)
+      try $0.advance(700_000)
+      let other = try $0.call("acme", [("tokens", 5)])
+      _ = try $0.run(other)
+      _ = try ScriptsCorrectTests.Refund($0, of: other, [("tokens", 1)]).run($0)
+      try $0.advance(500)
+      _ = try $0.run(call)
+      let refund = try ScriptsCorrectTests.Refund($0, of: other, [("tokens", 1)])
+      return command($0, try refund.planned(try refund.look($0)))
+    },
+    Scenario("adjustment", .correct) {
+      _ = try $0.consume("acme", ("tokens", 100))
+      return command($0, try ScriptsCorrectTests.adjust($0, -30))
+    },
+    Scenario("first adjustment of a period", .correct) {
+      command($0, try ScriptsCorrectTests.adjust($0, 30))
+    },
     Scenario("reverse", .reverse) {
       let call = try $0.call("acme/ann", [("chat", 2)])
       let decided = try #require(try $0.run(call).decided)

@@ -64,6 +64,8 @@ package struct KeySpace: Sendable {
   /// passed.
   package func takenBack(_ bucket: Int) -> String { prefixes[bucket] + "rev" }
   package func audit(_ bucket: Int) -> String { prefixes[bucket] + "aud" }
+  /// ZSET of operations that were corrected lately: id → mark of the latest correction.
+  package func corrected(_ bucket: Int) -> String { prefixes[bucket] + "cor" }
 
   package func operations(_ bucket: Int, _ recordClass: RecordClass, slice: Int64) -> String {
     prefixes[bucket] + "op:" + recordClass.letter + ":" + String(slice)

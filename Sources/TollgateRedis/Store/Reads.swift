@@ -208,6 +208,18 @@ package enum Reads {
     ) { reply in OutboxCodec.entries(reply)?.map(\.entry) }
   }
 
+  /// The newest entries of the outbox, the newest first, delivered or not.
+  package static func newest(
+    _ keySpace: KeySpace, bucket: Int, count: Int
+  ) -> ReadCommand<[OutboxEntry]> {
+    ReadCommand(
+      bucket: bucket,
+      words: [
+        "XREVRANGE", .string(keySpace.outbox(bucket)), "+", "-", "COUNT", .integer(Int64(count)),
+      ]
+    ) { reply in OutboxCodec.entries(reply)?.map(\.entry) }
+  }
+
   /// Whatever survives in the outbox, of any epoch: what recovery presents.
   package static func survivingOutbox(
     _ keySpace: KeySpace, bucket: Int, after position: StreamPosition, count: Int

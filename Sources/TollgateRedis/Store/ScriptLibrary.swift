@@ -8,7 +8,7 @@
 // asking changes nothing, and answers it when memory is full.
 
 package enum ScriptName: String, Sendable, Hashable, CaseIterable {
-  case decide, check, cancel, reverse, repost, seed, open, trim, own, sweep, deployment
+  case decide, check, cancel, correct, reverse, repost, seed, open, trim, own, sweep, deployment
   case configAccount = "config_account"
   case configGlobal = "config_global"
   case pushVersion = "push_version"
@@ -119,6 +119,7 @@ package struct ScriptLibrary: Sendable {
     switch name {
     case .decide, .check: PackageResources.decide_lua
     case .cancel: PackageResources.cancel_lua
+    case .correct: PackageResources.correct_lua
     case .reverse: PackageResources.reverse_lua
     case .repost: PackageResources.repost_lua
     case .seed: PackageResources.seed_lua

@@ -108,6 +108,29 @@ package protocol AdminBackend: Sendable {
     bucket: Int, position: StreamPosition?, milliseconds: Int64
   ) async throws(AdminFailure) -> Bool
 
+  // MARK: Corrections and history
+
+  /// Moves what is billed, and the counters with it. `period`: the billing month; of an operation
+  /// that `corrects` names, its own.
+  func adjust(
+    _ adjustment: Adjustment, change: ChangeRecord
+  ) async throws(AdminFailure) -> AdjustOutcome
+  /// What is left of each feature of an operation, after every correction; empty where the ledger
+  /// knows none of its deltas, or it is another account's.
+  func left(
+    of operation: OperationID, account: Subject
+  ) async throws(AdminFailure) -> [Item]
+  /// One page of the deltas of an account, grouped.
+  func history(_ question: HistoryQuestion) async throws(AdminFailure) -> HistoryPage
+  /// The newest deltas of every bucket, born after `since`; at most so many of each.
+  func newestDeltas(
+    since: WallTime, limit: Int
+  ) async throws(AdminFailure) -> [BucketSample]
+  /// What passed through this sidecar since this listener asked before; nil: there are too many.
+  func tail(
+    listener: UInt64, account: Subject?, deniedOnly: Bool, limit: Int
+  ) async -> (events: [TailReply.Event], dropped: Int64)?
+
   // MARK: Health
 
   /// From the sidecar's own state; never waits for Redis or the ledger, never fails.
@@ -188,6 +211,101 @@ package struct Written: Hashable, Sendable {
     self.bucket = bucket
     self.position = position
     self.time = time
+  }
+}
+
+package struct Adjustment: Hashable, Sendable {
+  package var account: Subject
+  package var feature: Name
+  package var amount: Int64
+  package var period: Period
+  /// Whether `period` is the one that runs.
+  package var isRunning: Bool
+  package var corrects: OperationID?
+
+  package init(
+    account: Subject, feature: Name, amount: Int64, period: Period, isRunning: Bool,
+    corrects: OperationID?
+  ) {
+    self.account = account
+    self.feature = feature
+    self.amount = amount
+    self.period = period
+    self.isRunning = isRunning
+    self.corrects = corrects
+  }
+}
+
+package enum AdjustOutcome: Hashable, Sendable {
+  case adjusted(Written)
+  case replayed(Written)
+}
+
+package struct HistoryQuestion: Hashable, Sendable {
+  /// `day`, `feature`, `level:2`, `attribute:model`.
+  package var by: [String]
+  package var account: Subject
+  /// Only this subject and what lies below it.
+  package var subject: Subject
+  package var from: WallTime
+  package var to: WallTime
+  /// The first instants of the days in between, where grouped by day.
+  package var days: [WallTime]
+  package var feature: Name?
+  package var cursor: String?
+
+  package init(
+    by: [String], account: Subject, subject: Subject, from: WallTime, to: WallTime,
+    days: [WallTime], feature: Name?, cursor: String?
+  ) {
+    self.by = by
+    self.account = account
+    self.subject = subject
+    self.from = from
+    self.to = to
+    self.days = days
+    self.feature = feature
+    self.cursor = cursor
+  }
+}
+
+package struct HistoryPage: Hashable, Sendable {
+  /// A day is the number of milliseconds of its first instant.
+  package var rows: [HistoryReply.Row]
+  package var next: String?
+
+  package init(rows: [HistoryReply.Row], next: String?) {
+    self.rows = rows
+    self.next = next
+  }
+}
+
+/// The newest deltas of one bucket.
+package struct BucketSample: Hashable, Sendable {
+  package struct Use: Hashable, Sendable {
+    package var time: WallTime
+    package var account: Subject
+    package var feature: Name
+    package var units: Int64
+
+    package init(time: WallTime, account: Subject, feature: Name, units: Int64) {
+      self.time = time
+      self.account = account
+      self.feature = feature
+      self.units = units
+    }
+  }
+
+  package var uses: [Use]
+  /// There were more than were read.
+  package var isCut: Bool
+  /// It could not be read.
+  package var isUnread: Bool
+
+  package init(uses: [Use], isCut: Bool, isUnread: Bool = false) {
+    self.uses = uses
+    self.isCut = isCut
+    self.isUnread = isUnread
   }
 }
 

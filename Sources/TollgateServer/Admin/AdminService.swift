@@ -85,6 +85,10 @@ package struct AdminService<Backend: AdminBackend>: Sendable {
     case .grantAdd: try encode(await grantAdd(decode(body), caller))
     case .grantVoid: try encode(await grantVoid(decode(body), caller))
     case .grantList: try encode(await grantList(decode(body)))
+    case .adjust: try encode(await adjust(decode(body), caller))
+    case .usageHistory: try encode(await usageHistory(decode(body)))
+    case .top: try encode(await top(decode(body)))
+    case .tail: try encode(await tail(decode(body)))
     }
   }
 

@@ -79,6 +79,13 @@ actor Healer {
     }
   }
 
+  /// What gives back units, and adjusts them.
+  nonisolated var corrector: Corrector {
+    Corrector(
+      store: store, ledger: ledger, healer: self, loops: loops, metrics: metrics, logger: logger,
+      limits: configuration.storeLimits)
+  }
+
   /// What empties outboxes that were set aside; nil: there is no ledger, and none are.
   nonisolated var lateOutboxes: LateOutboxes? {
     reposter.map {
@@ -381,6 +388,13 @@ extension Healer: EnforcerDelegate {
     Task { () async in
       let outcome = await reposter?.post(operation) ?? .error(.idTooOld, "there is no ledger")
       for loop in loops { loop.onLoop { $0.latePosted(operation, outcome) } }
+    }
+  }
+
+  nonisolated func refund(_ errand: RefundErrand) {
+    Task { () async in
+      let outcome = await corrector.refund(errand)
+      for loop in loops { loop.onLoop { $0.refunded(errand.key, outcome) } }
     }
   }
 

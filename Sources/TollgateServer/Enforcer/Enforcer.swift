@@ -37,6 +37,8 @@ protocol EnforcerDelegate: AnyObject, Sendable {
   /// What is held of the account is not counted in this epoch yet. `known`: as this sidecar
   /// remembers it.
   func bringHolds(account: String, bucket: Int, epoch: Int64, known: [StoredHold])
+  /// What is left of an operation the ledger knows.
+  func refund(_ errand: RefundErrand)
 }
 
 final class Enforcer {
@@ -48,6 +50,7 @@ final class Enforcer {
     case late(LatePost)
     /// Reservations of the account that are to be expired, or brought into the epoch.
     case holds(String)
+    case refund(RefundErrand.Key)
   }
 
   struct BucketState {
@@ -130,6 +133,8 @@ final class Enforcer {
   var queued: [Int] = []
   var callsScheduled = false
   private var linkIsUp = false
+  /// nil: nobody watches.
+  var tail: DecisionTail?
 
   /// A request repeats its call at most this often before it is answered UNAVAILABLE.
   static let attemptsMax = 12
@@ -184,6 +189,7 @@ final class Enforcer {
     outstanding -= 1
     metrics.inFlight.add(-1)
     metrics.requestLatency.record(nanoseconds: (now - request.arrived).nanoseconds)
+    if tail != nil { noteTail(request, outcome, at: now) }
     switch outcome {
     case .decision(let decision):
       metrics.decided(decision.reason, decision.source)
@@ -207,6 +213,7 @@ final class Enforcer {
     }
     request.attempts += 1
     if request.mode == .cancel { return sendCancel(request, global: global) }
+    if request.mode == .refund { return sendRefund(request) }
     let account = accounts[request.account] ?? AccountConfig(version: -1)
     if request.mode.tellsOnly, request.mode != .post {
       return sendStep(request, global: global, account: account)

@@ -114,6 +114,7 @@ struct Metrics: Sendable {
   let lateDeltas = Gauge()
   let lateReposted = Counter()
   let latePosts = Counter()
+  let corrections = Counter()
   let ledgerLost = Gauge()
   let ledgerLostAcknowledged = Gauge()
   let ledgerSetbacks = Gauge()
@@ -246,6 +247,8 @@ struct Metrics: Sendable {
     counter(
       "tollgate_late_posts_total",
       "Posts older than the dedupe window, counted once by the ledger's word.", latePosts)
+    counter(
+      "tollgate_corrections_total", "Refunds and adjustments made by this sidecar.", corrections)
     counter(
       "tollgate_fallback_units_total", "Units let through by an open failure policy.",
       fallbackUnits)

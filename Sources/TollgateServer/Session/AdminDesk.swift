@@ -120,11 +120,11 @@ extension AdminMethod {
     switch self {
     case .catalogApply, .catalogRollback, .accountSet, .accountImport, .limitSet, .limitUnset,
       .reset, .bypassSet, .bypassClear, .fallbackRetry, .fallbackDrop, .accountPlan,
-      .accountPastDue, .grantAdd, .grantVoid:
+      .accountPastDue, .grantAdd, .grantVoid, .adjust:
       true
     case .catalogValidate, .catalogDiff, .catalogShow, .accountShow, .accountList, .limitList,
       .usage, .explain, .bypassList, .auditLog, .reconcile, .status, .doctor, .resolveOperation,
-      .fallbackList, .grantList:
+      .fallbackList, .grantList, .usageHistory, .top, .tail:
       false
     }
   }

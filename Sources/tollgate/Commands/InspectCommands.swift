@@ -7,13 +7,18 @@ import TollgateWire
 
 struct UsageCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "usage", abstract: "What a subject has used, per feature and window.")
+    commandName: "usage",
+    abstract: "What a subject has used, per feature and window; with --history, over time.")
 
   @Argument(help: "account[/member…]") var subject: Subject
+  @OptionGroup var history: HistoryOptions
   @OptionGroup var connection: ConnectionOptions
   @OptionGroup var output: OutputOptions
 
   func run() async throws {
+    if history.history {
+      return try await UsageHistory.run(subject, history, over: connection, output)
+    }
     let (reply, body) = try await Changing.ask(
       .usage, UsageRequest(subject: subject), as: UsageReply.self, over: connection)
     if output.json { Output.json(body) } else { Output.line(Self.text(of: reply)) }

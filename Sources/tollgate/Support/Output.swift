@@ -18,8 +18,11 @@ struct Table {
   var rows: [[String]] = []
 
   init(_ columns: Column...) { self.columns = columns }
+  init(_ columns: [Column]) { self.columns = columns }
 
-  mutating func add(_ cells: String...) {
+  mutating func add(_ cells: String...) { add(cells) }
+
+  mutating func add(_ cells: [String]) {
     precondition(cells.count == columns.count)
     rows.append(cells)
   }
@@ -45,6 +48,9 @@ struct Table {
 
 enum Output {
   static func line(_ text: String) { print(text) }
+
+  /// What was printed is seen at once, also through a pipe.
+  static func flush() { _ = unsafe fflush(nil) }
 
   static func error(_ text: String) {
     FileHandle.standardError.write(Data((text + "\n").utf8))
