@@ -261,7 +261,7 @@ extension DecideReply {
       decided.decision.describe(features, burns, items)
       self = .replayed(decided)
     case .mismatch, .idTooOld, .idFromFuture, .expired, .stale, .rebuild, .period, .fenced,
-      .error:
+      .holdsDue, .young, .holdsElsewhere, .planWanted, .notHeld, .error:
       break
     }
   }

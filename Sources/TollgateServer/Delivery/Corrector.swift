@@ -261,7 +261,7 @@ struct Corrector: Sendable {
         .amountOutOfRange,
         "a counter would leave its range: below zero by an adjustment, or beyond 2^53 − 1")
     case .error(let text): throw StoreFailure.refused(text)
-    case .expired, .stale, .period:
+    case .expired, .stale, .period, .holdsDue, .young, .holdsElsewhere, .planWanted, .notHeld:
       return .refused(.internalError, "an answer that a correction never gets")
     }
   }

@@ -67,12 +67,6 @@ extension Enforcer {
   // MARK: - After a reservation is made
 
   func sendStep(_ request: Request, global: GlobalConfig, account: AccountConfig) {
-    switch request.mode {
-    case .settle, .release, .extend: break
-    case .check, .consume, .post, .cancel, .reserve: return
-    case .refund:
-      return finish(request, .error(.unavailable, "refunds are not served here yet"))
-    }
     step(request, plan: nil, global: global, account: account)
   }
 
