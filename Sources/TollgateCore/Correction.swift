@@ -36,7 +36,7 @@ package struct RecordedDelta: Hashable, Sendable {
 package struct Correction: Hashable, Sendable {
   /// One delta of the correction: its numbers, and the body that says which counters lose them.
   package struct Share: Hashable, Sendable {
-    /// When the delta that it corrects was born: what a reset has forgiven since is told apart by it.
+    /// When the delta that it corrects was born: by it is told what a reset has forgiven since.
     package var born: WallTime
     /// actual and charged alike: nothing is absorbed anew.
     package var amount: Int64
@@ -95,7 +95,8 @@ package struct Correction: Hashable, Sendable {
       return min(amount, beyondRates ? book.left : book.direct)
     }
     // What is charged by rates comes after what they are for.
-    let order = books.indices.filter { books[$0].delta.body.charges.isEmpty }
+    let order =
+      books.indices.filter { books[$0].delta.body.charges.isEmpty }
       + books.indices.filter { !books[$0].delta.body.charges.isEmpty }
     for position in order {
       var charges: [RateCharge] = []

@@ -32,10 +32,13 @@ final class WireConnection {
 
   deinit { Socket.close(fd) }
 
-  func hello(token: String, role: Role = .check) throws {
+  func hello(
+    token: String, role: Role = .check, features: ProtocolFeatures = []
+  ) throws {
     var buffer = ByteBuffer()
-    buffer.writeFrame(
-      Hello(role: role, client: "auditor", token: token), correlation: nextCorrelation())
+    var hello = Hello(role: role, client: "auditor", token: token)
+    hello.features = features
+    buffer.writeFrame(hello, correlation: nextCorrelation())
     try send(buffer)
     welcome = try Welcome.decode(try frame(.welcome, within: 5000))
   }

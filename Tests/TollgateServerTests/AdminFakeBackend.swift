@@ -39,6 +39,14 @@ final class FakeBackend: AdminBackend {
     var failing: AdminFailure?
     var fallback = FallbackListReply(sidecar: "sidecar-1", pending: 0, deferred: 0, parked: [])
     var unparked: [String] = []
+    var adjustments: [Adjustment] = []
+    var left: [OperationID: [Item]] = [:]
+    var questions: [HistoryQuestion] = []
+    var historyPages: [HistoryPage] = []
+    var samples: [BucketSample] = []
+    var passed: (events: [TailReply.Event], dropped: Int64) = ([], 0)
+    /// By listener.
+    var listeners: [UInt64] = []
   }
 
   let deployment: Deployment
@@ -306,6 +314,58 @@ final class FakeBackend: AdminBackend {
   // MARK: What an open policy let through
 
   func fallback() async -> FallbackListReply { read(\.fallback) }
+
+  func adjust(
+    _ adjustment: Adjustment, change: ChangeRecord
+  ) async throws(AdminFailure) -> AdjustOutcome {
+    try check()
+    return state.withLockedValue { state in
+      if let known = state.operations[change.operation] { return .replayed(known.written) }
+      state.sequence += 1
+      let written = Written(
+        version: 0, bucket: 0, position: StreamPosition(epoch: 1, sequence: state.sequence),
+        time: state.now)
+      state.operations[change.operation] = (change.fingerprint, written)
+      state.adjustments.append(adjustment)
+      return .adjusted(written)
+    }
+  }
+
+  func left(
+    of operation: OperationID, account: Subject
+  ) async throws(AdminFailure) -> [Item] {
+    try check()
+    return read { $0.left[operation] ?? [] }
+  }
+
+  func history(_ question: HistoryQuestion) async throws(AdminFailure) -> HistoryPage {
+    try check()
+    return state.withLockedValue { state in
+      state.questions.append(question)
+      return state.historyPages.isEmpty
+        ? HistoryPage(rows: [], next: nil) : state.historyPages.removeFirst()
+    }
+  }
+
+  func newestDeltas(
+    since: WallTime, limit: Int
+  ) async throws(AdminFailure) -> [BucketSample] {
+    try check()
+    return read(\.samples)
+  }
+
+  func tail(
+    listener: UInt64, account: Subject?, deniedOnly: Bool, limit: Int
+  ) async -> (events: [TailReply.Event], dropped: Int64)? {
+    state.withLockedValue { state in
+      if !state.listeners.contains(listener) {
+        guard state.listeners.count < 2 else { return nil }
+        state.listeners.append(listener)
+      }
+      defer { state.passed = ([], 0) }
+      return state.passed
+    }
+  }
 
   func unpark(
     _ operation: OperationID, _ action: FallbackAction, change: ChangeRecord

@@ -60,6 +60,12 @@ private struct Harness {
     ["account", "set", "acme"], ["account", "set", "acme", "--plan", "p", "--source-id", "s"],
     ["status", "--timeout", "soon"], ["status", "--tcp", "nohost"],
     ["consume", "acme", "x", "--id", "zz"], ["reset", "acme", "x"],
+    ["adjust", "acme", "x", "5", "--reason", "r"], ["adjust", "acme", "x", "+5"],
+    ["adjust", "acme", "x", "+0", "--reason", "r"],
+    ["adjust", "acme", "x", "-5x", "--reason", "r"],
+    ["adjust", "acme", "x", "-5", "--reason", "r", "--period", "2026-10", "--operation", "ff"],
+    ["usage", "acme", "--by", "day"], ["usage", "acme", "--history", "--from", "then"],
+    ["top", "--count", "0"], ["top", "--window", "2m"], ["tail", "--limit", "0"],
     ["catalog", "validate", "/nonexistent/file"], ["status", "--token-file", "/nonexistent/file"],
   ])
   func aUsageErrorIsTwo(_ arguments: [String]) async throws {

@@ -117,12 +117,13 @@ package struct CorrectCall: ScriptCall {
     writer.append(plan?.look.time.milliseconds ?? 0)
     writer.append(plan?.look.mark ?? 0)
     writer.append(plan?.correction.shares.count ?? 0)
-    var result = fence.arguments + [
-      .bytes(operation.bytes + fingerprint.bytes), .bytes(writer.bytes),
-      .bytes(corrected?.bytes ?? []),
-      .bytes(plan.map { CorrectionRecord.encode($0.correction) } ?? []),
-      .bytes(plan?.change ?? []),
-    ]
+    var result =
+      fence.arguments + [
+        .bytes(operation.bytes + fingerprint.bytes), .bytes(writer.bytes),
+        .bytes(corrected?.bytes ?? []),
+        .bytes(plan.map { CorrectionRecord.encode($0.correction) } ?? []),
+        .bytes(plan?.change ?? []),
+      ]
     guard let plan else { return result }
     for (share, body) in zip(plan.correction.shares, plan.bodies) {
       result.append(.bytes(Self.encode(share, of: subject)))
@@ -187,7 +188,8 @@ package struct CorrectCall: ScriptCall {
 /// What the record of a correction says behind the part that all records have: the features, what
 /// came back of each, and where to.
 enum CorrectionRecord {
-  private static let burnsMax = 256
+  /// As many as an answer can say; the deltas say them all.
+  private static let burnsMax = 64
 
   /// features: name, amount, derived; then burns: item, grant or empty, amount.
   static func encode(_ correction: Correction) -> [UInt8] {

@@ -26,7 +26,7 @@ extension AdminService {
     let global = try await backend.globalConfig()
     guard let feature = global?.catalog.features[request.feature], feature.metered else {
       throw .badRequest(
-        "feature", "is not a metered feature of the catalog: there is nothing on the bill to adjust",
+        "feature", "is not a metered feature of the catalog: nothing of it is on the bill",
         value: request.feature.text)
     }
     let state = try await backend.account(account)
@@ -77,7 +77,7 @@ extension AdminService {
       guard let item = left.first(where: { $0.feature == feature }) else {
         throw .notFound(
           "operation \(operation) of \(account) used no \(feature) that the ledger knows of",
-          fix: "a delta is delivered within a second where the ledger is up; otherwise check the id")
+          fix: "check the id; a delta is delivered within a second where the ledger is up")
       }
       guard amount > 0 || -amount <= item.amount else {
         throw AdminFailure(
@@ -91,12 +91,12 @@ extension AdminService {
     let billed = billing.totals.filter { $0.feature == feature && $0.period.start == period.start }
       .reduce(0) { $0 + $1.settled }
     guard let after = Quantity.adding(billed, amount) else {
-      throw .badRequest("amount", "the bill would leave the range of quantities", value: "\(amount)")
+      throw .badRequest("amount", "the bill would leave the range", value: "\(amount)")
     }
     // Of the running month Redis has the last word: some of it is on its way to the ledger.
     guard after >= 0 || amount > 0 || period.contains(clock()) else {
       throw AdminFailure(
-        .conflict, "\(billed) of \(feature) were billed in that month: less than shall be taken back")
+        .conflict, "\(billed) of \(feature) were billed in that month: no more can be taken back")
     }
     return [
       "\(account) \(feature) in the month from \(CivilDate.text(period.start)): "

@@ -153,8 +153,8 @@ extension AdminService {
         for limit in usage.usage where limit.feature == rows[index].feature {
           guard let amount = limit.amount, let remaining = limit.remaining, let id = limit.limit
           else { continue }
-          let used = amount > 0 ? (Int128(amount) - Int128(remaining)) * 1_000 / Int128(amount) : 1_000
-          let share = Int64(clamping: min(max(used, 0), 1_000))
+          let left = amount > 0 ? Int128(remaining) * 1_000 / Int128(amount) : 0
+          let share = Int64(clamping: 1_000 - min(max(left, 0), 1_000))
           guard share > rows[index].usedPerMille ?? -1 else { continue }
           rows[index].limit = id
           rows[index].remaining = remaining

@@ -10,8 +10,8 @@
 //
 // Why it is exactly once: the id's record and the effect are one script call, so whatever is
 // repeated is answered; two refunds of one operation cannot be worked out from the same books,
-// because the second finds the mark moved; and where Redis lost its records, the books show what the
-// id did (promises 3 and 4). All or nothing: one call writes every feature's part.
+// because the second finds the mark moved; and where Redis lost its records, the books show what
+// the id did (promises 3 and 4). All or nothing: one call writes every feature's part.
 
 import Foundation
 import Logging
@@ -140,6 +140,7 @@ struct Corrector: Sendable {
     let end = errand.deadline - .milliseconds(Self.answerMilliseconds)
     var trouble = "the account's bucket is being recovered"
     var inDoubt = false
+    var attempts: Int64 = 0
     while NIODeadline.now() < end, !Task.isCancelled {
       do {
         if let result = try await attempt(errand, judge, until: end, &inDoubt, &trouble) {
@@ -153,7 +154,10 @@ struct Corrector: Sendable {
       } catch {
         trouble = "\(error)"
       }
-      try? await Task.sleep(for: .milliseconds(Self.pollMilliseconds))
+      // Whoever was overtaken waits longer each time, so that of many the others get their turn.
+      attempts += 1
+      let pause = Int64.random(in: 1...Self.pollMilliseconds * min(attempts, 20))
+      try? await Task.sleep(for: .milliseconds(pause))
     }
     let text = "\(trouble); repeat with the same id"
     return .refused(inDoubt ? .outcomeUnknown : .unavailable, text)

@@ -56,4 +56,17 @@ struct SignedAmount: ExpressibleByArgument {
     else { return nil }
     value = sign == "+" ? amount : -amount
   }
+
+  /// `tollgate adjust ACCOUNT FEATURE -30`: a minus sign in front of digits would be read as an
+  /// option, the sign of print would not.
+  static func spared(_ arguments: some Sequence<String>) -> [String] {
+    let words = Array(arguments)
+    guard words.first == AdjustCommand.configuration.commandName else { return words }
+    return words.map { word in
+      let digits = word.dropFirst().utf8
+      guard word.first == "-", !digits.isEmpty, digits.allSatisfy({ (0x30...0x39).contains($0) })
+      else { return word }
+      return "−" + word.dropFirst()
+    }
+  }
 }

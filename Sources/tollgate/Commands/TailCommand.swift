@@ -66,7 +66,8 @@ struct TailCommand: AsyncParsableCommand {
 
   static func text(of event: TailReply.Event) -> String {
     let items = event.items.map { "\($0.feature)=\($0.amount)" }.joined(separator: " ")
-    var text = "\(CivilDate.text(event.time)) \(event.allowed ? "ok  " : "DENY") \(event.kind) "
+    var text =
+      "\(CivilDate.text(event.time)) \(event.allowed ? "ok  " : "DENY") \(event.kind) "
       + "\(event.subject) \(items) \(event.reason)"
     if let limit = event.limit { text += " by \(limit)" }
     if event.replayed { text += " (replayed)" }

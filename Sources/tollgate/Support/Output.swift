@@ -50,7 +50,7 @@ enum Output {
   static func line(_ text: String) { print(text) }
 
   /// What was printed is seen at once, also through a pipe.
-  static func flush() { _ = unsafe fflush(nil) }
+  static func flush() { fflush(nil) }
 
   static func error(_ text: String) {
     FileHandle.standardError.write(Data((text + "\n").utf8))
