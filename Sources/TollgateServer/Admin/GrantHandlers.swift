@@ -4,9 +4,9 @@
 // negative (PITFALLS 38).
 //
 // An id is never given twice, since it names a counter in Redis and in the ledger. At most 64
-// grants stand in an account. One that ended (expired, or voided) more than 400 days ago may make room for
-// a new one: by then its month is billed, its operations cannot be settled, refunded or cancelled
-// any more, and no counter of it is kept in Redis. Its id stays taken.
+// grants stand in an account. One that ended (expired, or voided) more than 400 days ago may make
+// room for a new one: by then its month is billed, its operations cannot be settled, refunded or
+// cancelled any more, and no counter of it is kept in Redis. Its id stays taken.
 
 import TollgateCore
 
