@@ -46,6 +46,7 @@ extension LedgerStore {
     try checkConfig(db, &report)
     // A file that an older release wrote is read as it is.
     if try Schema.hasParts(db) { try checkTerms(db, &report) }
+    if try db.tableExists("closings") { try checkClosings(db, &report) }
     return report
   }
 

@@ -22,6 +22,8 @@ struct ExportLine: Codable {
   var charged: Int64
   var absorbed: Int64
   var adjustment: Bool
+  /// The start of the period in whose statement it stands: its own, unless that was closed.
+  var billedStart: String
   var catalogVersion: Int64
   var source: String
   var bucket: Int
@@ -40,9 +42,9 @@ struct ExportLine: Codable {
 
   static let columns = [
     "id", "kind", "time", "time_milliseconds", "account", "subject", "feature", "period_start",
-    "period_end", "actual", "charged", "absorbed", "adjustment", "catalog_version", "source",
-    "bucket", "epoch", "sequence", "attributes", "included", "grants", "overage", "deficit",
-    "charges", "corrects",
+    "period_end", "actual", "charged", "absorbed", "adjustment", "billed_start", "catalog_version",
+    "source", "bucket", "epoch", "sequence", "attributes", "included", "grants", "overage",
+    "deficit", "charges", "corrects",
   ]
 
   var csv: String {
@@ -52,7 +54,7 @@ struct ExportLine: Codable {
     return [
       id, kind, time, "\(timeMilliseconds)", account, subject, feature, periodStart, periodEnd,
       "\(actual)", "\(charged)", "\(absorbed)", adjustment ? "true" : "false",
-      "\(catalogVersion)", source, "\(bucket)", "\(epoch)", "\(sequence)",
+      billedStart, "\(catalogVersion)", source, "\(bucket)", "\(epoch)", "\(sequence)",
       pairs(attributes), "\(included)", pairs(grants), "\(overage)", "\(deficit)", pairs(charges),
       corrects,
     ].map(Self.field).joined(separator: ",")
@@ -83,7 +85,8 @@ extension LedgerStore {
         db,
         sql: """
           SELECT d.*, s.account AS account, s.feature AS feature, s.period_start AS start,
-            s.period_end AS end, s.adjustment AS adjustment
+            s.period_end AS end, s.adjustment AS adjustment,
+            \(try Schema.billed(db).start) AS billed
           FROM deltas AS d JOIN series AS s ON s.id = d.series
           WHERE (?1 IS NULL OR s.account = ?1) AND s.period_start >= ?2 AND s.period_start < ?3
           ORDER BY d.op, d.idx, d.bucket
@@ -140,7 +143,8 @@ extension LedgerStore {
       subject: body?.subject.path ?? row["account"], feature: row["feature"],
       periodStart: text(row["start"]), periodEnd: text(row["end"]), actual: entry.actual,
       charged: entry.charged, absorbed: entry.absorbed, adjustment: row["adjustment"],
-      catalogVersion: body?.catalogVersion ?? 0, source: body?.source.name ?? "",
+      billedStart: text(row["billed"]), catalogVersion: body?.catalogVersion ?? 0,
+      source: body?.source.name ?? "",
       bucket: row["bucket"], epoch: row["epoch"], sequence: entry.sequence,
       attributes: body?.attributes ?? [:], included: included, grants: grants, overage: overage,
       deficit: deficit, charges: Dictionary(charges, uniquingKeysWith: +),

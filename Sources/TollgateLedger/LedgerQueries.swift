@@ -224,12 +224,13 @@ extension LedgerStore {
         try Row.fetchAll(
           db,
           sql: """
-            SELECT account, feature, period_start, period_end, adjustment, actual, charged,
-              absorbed, deltas
+            SELECT account, feature, period_start, max(period_end), adjustment, sum(actual),
+              sum(charged), sum(absorbed), sum(deltas)
             FROM series WHERE (account, feature, period_start, adjustment) > (?, ?, ?, ?)
               AND deltas > 0 AND period_start >= ? AND period_start < ?
               \(filter.account == nil ? "AND ? IS NULL" : "AND account = ?")
               \(filter.feature == nil ? "AND ? IS NULL" : "AND feature = ?")
+            GROUP BY account, feature, period_start, adjustment
             ORDER BY account, feature, period_start, adjustment LIMIT ?
             """,
           arguments: [

@@ -20,6 +20,8 @@ package struct LedgerConfiguration: Sendable {
   package var graceMilliseconds: Int
   /// How often sums of past short periods are dropped; 0: never.
   package var pruneMilliseconds: Int64
+  /// Months are closed so many days after their end; nil: by hand.
+  package var closeAfterDays: Int?
   /// When a connection that says nothing is given up.
   package var silence = LedgerSilence()
 
@@ -28,7 +30,7 @@ package struct LedgerConfiguration: Sendable {
   package init(
     database: String, listen: (host: String, port: Int)? = nil, unix: String? = nil,
     token: String = "", graceMilliseconds: Int = 10_000,
-    pruneMilliseconds: Int64 = pruneDefaultMilliseconds
+    pruneMilliseconds: Int64 = pruneDefaultMilliseconds, closeAfterDays: Int? = nil
   ) {
     self.database = database
     self.listen = listen
@@ -36,6 +38,7 @@ package struct LedgerConfiguration: Sendable {
     self.token = token
     self.graceMilliseconds = graceMilliseconds
     self.pruneMilliseconds = pruneMilliseconds
+    self.closeAfterDays = closeAfterDays
   }
 }
 
@@ -165,8 +168,8 @@ private func serve(
   ready(endpoints)
   let upkeep = Task {
     await LedgerUpkeep(
-      store: store, intervalMilliseconds: configuration.pruneMilliseconds, logger: logger,
-      clock: clock.wall
+      store: store, intervalMilliseconds: configuration.pruneMilliseconds,
+      closeAfterDays: configuration.closeAfterDays, logger: logger, clock: clock.wall
     ).run()
   }
   await stop.wait()

@@ -1,6 +1,6 @@
-// What a running ledger does by itself now and then: it drops sums of short windows that no seed
-// can need any more. Counters of minutes and hours would otherwise be most of the file. Deltas,
-// books and ids stay for good (proto/LEDGER.md).
+// What a running ledger does by itself now and then: it closes months, where it is told to, and
+// drops sums of short windows that no seed can need any more. Counters of minutes and hours would
+// otherwise be most of the file. Deltas, books and ids stay for good (proto/LEDGER.md).
 //
 // In small transactions with pauses between, on a queue of its own: a batch that waits for the file
 // waits for one of them. A failure ends one round, never the task.
@@ -12,6 +12,8 @@ internal import TollgateCore
 struct LedgerUpkeep: Sendable {
   let store: LedgerStore
   let intervalMilliseconds: Int64
+  /// Months are closed so many days after their end; nil: by hand.
+  let closeAfterDays: Int?
   let clock: @Sendable () -> WallTime
   let logger: Logger
   private let queue = DispatchQueue(label: "tollgate.ledger.upkeep", qos: .utility)
@@ -20,21 +22,26 @@ struct LedgerUpkeep: Sendable {
   static let pauseMilliseconds: Int64 = 20
 
   init(
-    store: LedgerStore, intervalMilliseconds: Int64, logger: Logger,
+    store: LedgerStore, intervalMilliseconds: Int64, closeAfterDays: Int? = nil, logger: Logger,
     clock: @escaping @Sendable () -> WallTime
   ) {
     self.store = store
     self.intervalMilliseconds = intervalMilliseconds
+    self.closeAfterDays = closeAfterDays
     self.logger = logger
     self.clock = clock
   }
 
   /// A round at once, and then at each interval, until the task is cancelled.
   func run() async {
-    guard intervalMilliseconds > 0 else { return }
+    let prunes = intervalMilliseconds > 0
+    guard prunes || closeAfterDays != nil else { return }
     while !Task.isCancelled {
-      await round()
-      try? await Task.sleep(for: .milliseconds(intervalMilliseconds))
+      await closeMonths()
+      if prunes { await round() }
+      try? await Task.sleep(
+        for: .milliseconds(
+          prunes ? intervalMilliseconds : LedgerConfiguration.pruneDefaultMilliseconds))
     }
   }
 
@@ -54,6 +61,22 @@ struct LedgerUpkeep: Sendable {
     }
     guard dropped > 0 else { return }
     logger.notice("counters of past short periods dropped", metadata: ["count": "\(dropped)"])
+  }
+
+  func closeMonths() async {
+    guard let days = closeAfterDays else { return }
+    do {
+      let month = try await withCheckedThrowingContinuation { continuation in
+        queue.async {
+          continuation.resume(with: Result { try store.closeEnded(daysAgo: days, now: clock()) })
+        }
+      }
+      guard let month else { return }
+      logger.notice(
+        "months closed", metadata: ["through": "\(CivilDate.text(month.start).prefix(7))"])
+    } catch {
+      logger.warning("months were not closed", metadata: ["error": "\(error)"])
+    }
   }
 
   private func prune(_ limit: Int) async throws -> Int {

@@ -15,7 +15,7 @@ struct Poster {
   private let db: Database
   private let bodies: DeltaBodies
   private let now: WallTime
-  private let closed: [ClosedMonth]
+  private var closings: Closings
   private var sums: Sums
 
   init(_ db: Database, bodies: DeltaBodies, now: WallTime) throws {
@@ -23,13 +23,7 @@ struct Poster {
     sums = Sums(db)
     self.bodies = bodies
     self.now = now
-    let rows = try Row.fetchAll(
-      db, sql: "SELECT period_start, period_end, time FROM closed_periods")
-    closed = rows.map {
-      ClosedMonth(
-        period: Period(start: WallTime(milliseconds: $0[0]), end: WallTime(milliseconds: $0[1])),
-        time: WallTime(milliseconds: $0[2]))
-    }
+    closings = try Closings(db, now: now)
   }
 
   /// Whether the id is on record, and where.
@@ -124,10 +118,14 @@ extension Poster {
       plan.cells.append((change.key, sum))
     }
     guard let usage = meaning.usage else { return plan }
+    // What comes for a closed period is an adjustment in the one that is open.
+    let isClosed = try closings.isClosed(usage.period, of: usage.account)
+    let billed = isClosed ? try closings.openPeriod(of: usage.account) : usage.period
     let key = Sums.SeriesKey(
       account: usage.account, feature: usage.feature, start: usage.period.start.milliseconds,
-      adjustment: closed.contains { $0.holds(usage.period, at: now) })
-    var line = try sums.series(key, end: usage.period.end.milliseconds)
+      adjustment: isClosed, billed: billed.start.milliseconds)
+    var line = try sums.series(
+      key, end: usage.period.end.milliseconds, billedEnd: billed.end.milliseconds)
     line.actual = try Self.add(line.actual, entry.actual, "total")
     line.charged = try Self.add(line.charged, entry.charged, "total")
     line.absorbed = try Self.add(line.absorbed, entry.absorbed, "total")

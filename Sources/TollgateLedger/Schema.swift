@@ -48,8 +48,32 @@ enum Schema {
       try db.execute(sql: parts)
       try Terms.noteAll(db)
     }
+    migrator.registerMigration("7-closings") { db in try db.execute(sql: closings) }
     return migrator
   }
+
+  /// What is closed, and in which period each line of the books is billed: its own, or, where that
+  /// was closed when it came, the one that was open. What an older release posted as adjustments
+  /// stays where it stood.
+  private static let closings = """
+    CREATE TABLE closings (
+      account TEXT NOT NULL, month_start INTEGER NOT NULL, month_end INTEGER NOT NULL,
+      time INTEGER NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL,
+      PRIMARY KEY (account, month_start)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE new_series (
+      id INTEGER PRIMARY KEY,
+      account TEXT NOT NULL, feature TEXT NOT NULL,
+      period_start INTEGER NOT NULL, period_end INTEGER NOT NULL, adjustment INTEGER NOT NULL,
+      actual INTEGER NOT NULL, charged INTEGER NOT NULL, absorbed INTEGER NOT NULL,
+      deltas INTEGER NOT NULL, billed_start INTEGER NOT NULL, billed_end INTEGER NOT NULL,
+      UNIQUE (account, feature, period_start, adjustment, billed_start)
+    ) STRICT;
+    INSERT INTO new_series SELECT *, period_start, period_end FROM series;
+    DROP TABLE series;
+    ALTER TABLE new_series RENAME TO series;
+    CREATE INDEX adjustments_by_period ON series (account, billed_start) WHERE adjustment = 1;
+    """
 
   /// Counters that earlier releases dropped after their period, by their code.
   private static let isShort = "rtrim(window, '^@') NOT IN ('M', 'Q', 'Y', 'L')"
@@ -123,6 +147,12 @@ enum Schema {
       WHERE \(isShort);
     CREATE INDEX cells_by_end ON cells (goes) WHERE goes IS NOT NULL;
     """
+
+  /// Where a line is billed: a file that an older release wrote is read as it is.
+  static func billed(_ db: Database) throws -> (start: String, end: String) {
+    try db.tableExists("closings")
+      ? ("s.billed_start", "s.billed_end") : ("s.period_start", "s.period_end")
+  }
 
   /// Whether the file has these tables: one that an older release wrote is read as it is.
   static func hasParts(_ db: Database) throws -> Bool { try db.tableExists("charges") }

@@ -26,7 +26,7 @@ package struct Statement: Hashable, Sendable, Codable {
     /// What is billed, refunds and adjustments included.
     package var charged: Int64
     package var absorbed: Int64
-    /// Of `charged`: posted after the period was closed.
+    /// Of `charged`: of periods that were closed when it came (`closed` says which).
     package var adjustments: Int64
     package var deltas: Int64
     package var included: Int64 = 0
@@ -38,6 +38,19 @@ package struct Statement: Hashable, Sendable, Codable {
     /// Of `charged`: operators' adjustments, of either sign.
     package var adjusted: Int64 = 0
     package var entries: [Entry] = []
+  }
+
+  /// Part of a line: what was used, or given back, in an earlier period that was closed when it
+  /// came. The statement of that period does not change.
+  package struct ClosedLine: Hashable, Sendable, Codable {
+    package var feature: String
+    /// The period it is of.
+    package var start: Int64
+    package var end: Int64
+    package var actual: Int64
+    package var charged: Int64
+    package var absorbed: Int64
+    package var deltas: Int64
   }
 
   /// What one version of a rate charged to a feature.
@@ -105,6 +118,7 @@ package struct Statement: Hashable, Sendable, Codable {
   package var lines: [Line]
   package var rates: [RateLine] = []
   package var grants: [GrantLine] = []
+  package var closed: [ClosedLine] = []
   /// There are more grants than these.
   package var moreGrants: Bool = false
 }
@@ -139,6 +153,9 @@ extension Statement {
       }
       row(line.feature, "charged", line.charged)
       row(line.feature, "after_close", line.adjustments)
+      for one in closed where one.feature == line.feature {
+        row(one.feature, "closed", version: instant(one.start), units: one.actual, one.charged)
+      }
     }
     for rate in rates {
       row(

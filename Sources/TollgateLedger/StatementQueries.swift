@@ -15,28 +15,30 @@ extension LedgerStore {
     let month = BillingMonth.month(ofStart: start)
     let starts = BillingMonth.starts(in: month)
     return try read { db in
+      let billed = try Schema.billed(db)
       let found = try Row.fetchOne(
         db,
         sql: """
-          SELECT min(period_start), max(period_end) FROM series
-          WHERE account = ? AND period_start >= ? AND period_start < ?
+          SELECT min(\(billed.start)), max(\(billed.end)) FROM series AS s
+          WHERE account = ? AND \(billed.start) >= ? AND \(billed.start) < ?
           """, arguments: [account, starts.lowerBound, starts.upperBound])
       let place: (start: Int64?, end: Int64?) = (found?[0], found?[1])
       let end = place.end ?? month.end.milliseconds
       var statement = Statement(
         deployment: deployment?.id.text ?? "", account: account,
         start: place.start ?? month.start.milliseconds, end: end,
-        lines: try Self.lines(db, account: account, starts))
+        lines: try Self.lines(db, account: account, starts, billed.start))
       // A file that an older release wrote has no parts, and is read as it is.
       guard try Schema.hasParts(db) else { return statement }
-      statement.rates = try Self.rates(db, account: account, starts)
+      statement.rates = try Self.rates(db, account: account, starts, billed.start)
+      statement.closed = try Self.closed(db, account: account, starts, billed.start)
       try Self.addGrants(to: &statement, db, now: min(now?.milliseconds ?? end, end))
       return statement
     }
   }
 
   private static func lines(
-    _ db: Database, account: String, _ starts: Range<Int64>
+    _ db: Database, account: String, _ starts: Range<Int64>, _ billed: String
   ) throws -> [Statement.Line] {
     var lines = try Row.fetchAll(
       db,
@@ -47,7 +49,7 @@ extension LedgerStore {
           sum(d.charged), sum(d.absorbed),
           coalesce(sum(CASE WHEN s.adjustment = 1 THEN d.charged END), 0), count(*)
         FROM series AS s JOIN deltas AS d ON d.series = s.id
-        WHERE s.account = ? AND s.period_start >= ? AND s.period_start < ?
+        WHERE s.account = ? AND \(billed) >= ? AND \(billed) < ?
         GROUP BY s.feature ORDER BY s.feature
         """, arguments: [account, starts.lowerBound, starts.upperBound]
     ).map {
@@ -62,7 +64,7 @@ extension LedgerStore {
           SELECT s.feature AS feature, p.account AS account, sum(p.amount) AS total
           FROM series AS s JOIN deltas AS d ON d.series = s.id
           JOIN postings AS p ON p.op = d.op AND p.idx = d.idx AND p.bucket = d.bucket
-          WHERE s.account = ? AND s.period_start >= ? AND s.period_start < ?
+          WHERE s.account = ? AND \(billed) >= ? AND \(billed) < ?
           GROUP BY s.feature, p.account
         ) AS e JOIN accounts AS a ON a.id = e.account ORDER BY e.feature, a.name
         """, arguments: [account, starts.lowerBound, starts.upperBound])
@@ -77,7 +79,7 @@ extension LedgerStore {
   }
 
   private static func rates(
-    _ db: Database, account: String, _ starts: Range<Int64>
+    _ db: Database, account: String, _ starts: Range<Int64>, _ billed: String
   ) throws -> [Statement.RateLine] {
     try Row.fetchAll(
       db,
@@ -85,13 +87,35 @@ extension LedgerStore {
         SELECT s.feature, c.rate, c.rate_from, sum(c.units), sum(c.charge), p.amount, p.per
         FROM series AS s JOIN charges AS c ON c.series = s.id
         LEFT JOIN prices AS p ON p.rate = c.rate AND p.rate_from = c.rate_from AND p.changed = 0
-        WHERE s.account = ? AND s.period_start >= ? AND s.period_start < ?
+        WHERE s.account = ? AND \(billed) >= ? AND \(billed) < ?
         GROUP BY s.feature, c.rate, c.rate_from ORDER BY s.feature, c.rate, c.rate_from
         """, arguments: [account, starts.lowerBound, starts.upperBound]
     ).map {
       Statement.RateLine(
         feature: $0[0], rate: $0[1], from: $0[2], units: $0[3], charge: $0[4], price: $0[5],
         per: $0[6])
+    }
+  }
+}
+
+extension LedgerStore {
+  /// What stands here of periods that were closed when it came.
+  private static func closed(
+    _ db: Database, account: String, _ starts: Range<Int64>, _ billed: String
+  ) throws -> [Statement.ClosedLine] {
+    try Row.fetchAll(
+      db,
+      sql: """
+        SELECT s.feature, s.period_start, s.period_end, sum(s.actual), sum(s.charged),
+          sum(s.absorbed), sum(s.deltas)
+        FROM series AS s WHERE s.account = ? AND \(billed) >= ? AND \(billed) < ?
+          AND s.adjustment = 1 AND s.deltas > 0
+        GROUP BY s.feature, s.period_start ORDER BY s.feature, s.period_start
+        """, arguments: [account, starts.lowerBound, starts.upperBound]
+    ).map {
+      Statement.ClosedLine(
+        feature: $0[0], start: $0[1], end: $0[2], actual: $0[3], charged: $0[4], absorbed: $0[5],
+        deltas: $0[6])
     }
   }
 }

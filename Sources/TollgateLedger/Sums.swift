@@ -16,6 +16,8 @@ struct Sums {
     var feature: String
     var start: Int64
     var adjustment: Bool
+    /// Of the period in whose statement it stands: its own, unless that is closed.
+    var billed: Int64
   }
   struct Series {
     var id: Int64
@@ -81,16 +83,18 @@ struct Sums {
     return sum
   }
 
-  mutating func series(_ key: SeriesKey, end: Int64) throws -> Series {
+  mutating func series(_ key: SeriesKey, end: Int64, billedEnd: Int64) throws -> Series {
     if let found = series[key] { return found }
     let select = try db.cachedStatement(
       sql: """
         SELECT id, actual, charged, absorbed, deltas FROM series
         WHERE account = ? AND feature = ? AND period_start = ? AND adjustment = ?
+          AND billed_start = ?
         """)
     let found: Series
     if let row = try Row.fetchOne(
-      select, arguments: [key.account, key.feature, key.start, key.adjustment ? 1 : 0])
+      select,
+      arguments: [key.account, key.feature, key.start, key.adjustment ? 1 : 0, key.billed])
     {
       found = Series(
         id: row[0], actual: row[1], charged: row[2], absorbed: row[3], deltas: row[4])
@@ -98,9 +102,12 @@ struct Sums {
       try db.cachedStatement(
         sql: """
           INSERT INTO series (account, feature, period_start, period_end, adjustment, actual,
-            charged, absorbed, deltas) VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0)
+            charged, absorbed, deltas, billed_start, billed_end)
+          VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0, ?, ?)
           """
-      ).execute(arguments: [key.account, key.feature, key.start, end, key.adjustment ? 1 : 0])
+      ).execute(arguments: [
+        key.account, key.feature, key.start, end, key.adjustment ? 1 : 0, key.billed, billedEnd,
+      ])
       found = Series(id: db.lastInsertedRowID, actual: 0, charged: 0, absorbed: 0, deltas: 0)
     }
     series[key] = found

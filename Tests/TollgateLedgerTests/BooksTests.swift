@@ -258,8 +258,13 @@ import TollgateWire
     #expect(lines.filter { !$0.adjustment } == before)
     #expect(lines.filter(\.adjustment).map(\.charged) == [3])
     let statement = try books.store.statement(account: "acme", start: november.start.milliseconds)
-    #expect(statement.lines.map(\.charged) == [8])
-    #expect(statement.lines.map(\.adjustments) == [3])
+    #expect(statement.lines.map(\.charged) == [5])
+    #expect(statement.lines.map(\.adjustments) == [0])
+    // It runs still, and is closed: the next is the one that is open.
+    let next = try books.store.statement(account: "acme", start: november.end.milliseconds)
+    #expect(next.lines.map(\.charged) == [3])
+    #expect(next.lines.map(\.adjustments) == [3])
+    #expect(next.closed.map(\.start) == [november.start.milliseconds])
   }
 
   @Test func pruningDropsShortCountersOnly() throws {

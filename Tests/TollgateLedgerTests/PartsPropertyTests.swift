@@ -2,7 +2,8 @@
 // random batches that overlap, come twice and repeat ids at new positions. After every few batches
 // the file must say what a model says that was built from the same components and knows nothing of
 // bodies, postings or SQL: each double entry sums to 0, and what was delivered before may come
-// again without a trace.
+// again without a trace. On the way a month is closed: its statements stay, and all statements
+// together are what was posted.
 
 import GRDB
 import Testing
@@ -18,6 +19,7 @@ private struct Made {
   var index: UInt16 = 0
   var kind: DeltaKind = .usage
   var account = "acme"
+  var period = november
   var included: Int64 = 0
   var grants: [String: Int64] = [:]
   var overage: Int64 = 0
@@ -53,13 +55,15 @@ private struct Made {
     if let own { parts.append(try grant("own", own, level: 2)) }
     var charges: [RateCharge] = []
     if units != 0 {
-      parts.append(try priced("r", units))
+      var part = try priced("r", units)
+      part.period = period
+      parts.append(part)
       charges = [try charge("r", units: units, price)]
     }
     let body = UsageBody(
-      subject: try Subject("\(account)/ann"), feature: try Name("spend"), period: november,
+      subject: try Subject("\(account)/ann"), feature: try Name("spend"), period: period,
       cells: [
-        CellReference(level: 1, window: .month, period: november),
+        CellReference(level: 1, window: .month, period: period),
         CellReference(level: 2, window: .day, period: Window.day.period(containing: start)),
       ], catalogVersion: 1, source: .redis, parts: parts, charges: charges,
       corrects: corrects.map { operation($0) })
@@ -140,9 +144,11 @@ private struct Model: Equatable {
         cells: try sums("SELECT subject || ' ' || window, settled FROM cells"),
         rates: try pairs(
           """
-          SELECT s.account, c.units, c.charge FROM charges AS c JOIN series AS s ON s.id = c.series
+          SELECT s.account, sum(c.units), sum(c.charge) FROM charges AS c
+          JOIN series AS s ON s.id = c.series GROUP BY s.account
           """),
-        totals: try pairs("SELECT account, charged, absorbed FROM series"))
+        totals: try pairs(
+          "SELECT account, sum(charged), sum(absorbed) FROM series GROUP BY account"))
     }
   }
 }
@@ -168,10 +174,13 @@ private struct Maker {
 
   mutating func chance(_ one: Int) -> Bool { Int.random(in: 0..<one, using: &random) == 0 }
 
-  private mutating func price(_ units: Int64, _ account: String) -> Int64 {
+  /// A rate counts by the month.
+  private func key(_ made: Made) -> String { "\(made.account) \(made.period.start)" }
+
+  private mutating func price(_ units: Int64, _ made: Made) -> Int64 {
     func total(_ units: Int64) -> Int64 { units * Self.rate.amount / Self.rate.per }
-    let before = priced[account, default: 0]
-    priced[account] = before + units
+    let before = priced[key(made), default: 0]
+    priced[key(made)] = before + units
     return total(before + units) - total(before)
   }
 
@@ -191,6 +200,7 @@ private struct Maker {
   private mutating func usage(_ empty: Made) -> Made {
     var made = empty
     made.account = Self.accounts.randomElement(using: &random) ?? "acme"
+    if chance(3) { made.period = PartsPropertyTests.october }
     if chance(2) { made.included = number(0...500) }
     if chance(2) {
       for id in ["a", "b", "c"].prefix(Int(number(1...3))) { made.grants[id] = number(0...300) }
@@ -208,7 +218,7 @@ private struct Maker {
     let units = number(0...1000)
     if chance(2), units <= made.charged + made.absorbed {
       made.units = units
-      made.price = price(units, made.account)
+      made.price = price(units, made)
     }
     open.append(made)
     return made
@@ -217,7 +227,7 @@ private struct Maker {
   private mutating func reversal() -> Made {
     let index = Int(number(0...Int64(open.count - 1)))
     var made = open.remove(at: index).negated
-    priced[made.account, default: 0] += made.units
+    priced[key(made), default: 0] += made.units
     made.kind = .reversal
     made.index = 64
     return made
@@ -234,6 +244,7 @@ private struct Maker {
     var made = empty
     made.kind = .refund
     made.account = left.account
+    made.period = left.period
     made.corrects = left.op
     made.caps = left.caps
     var amount = number(0...(left.included + left.overage + left.grants.values.reduce(0, +)))
@@ -254,7 +265,7 @@ private struct Maker {
     let units = min(left.units, -made.charged)
     if units > 0 {
       made.units = -units
-      made.price = price(-units, made.account)
+      made.price = price(-units, made)
       left.units -= units
     }
     // It may be refunded again. Not reversed: that takes back what one delta did.
@@ -266,6 +277,7 @@ private struct Maker {
     var made = empty
     made.kind = .adjustment
     made.account = Self.accounts.randomElement(using: &random) ?? "acme"
+    if chance(3) { made.period = PartsPropertyTests.october }
     made.corrects = chance(2) ? open.last?.op : nil
     let sign: Int64 = chance(2) ? 1 : -1
     made.included = sign * number(0...200)
@@ -284,6 +296,7 @@ private struct Maker {
 }
 
 @Suite(.blocking) struct PartsPropertyTests {
+  static let october = Window.month.period(containing: november.start + -1)
   static let catalog = #"{"catalog":{"rates":[{"id":"r","price":3,"per":7}]}}"#
 
   @Test(arguments: [11, 12, 13, 14, 15, 16] as [UInt64])
@@ -324,6 +337,12 @@ private struct Maker {
     var model = Model()
     var delivered = 0
     var replays = 0
+    var sent: [TollgateLedger.Statement]?
+    func statements(_ month: Period) throws -> [TollgateLedger.Statement] {
+      try Maker.accounts.map {
+        try books.store.statement(account: $0, start: month.start.milliseconds)
+      }
+    }
     while delivered < stream.count {
       let first = max(0, delivered - Int(maker.number(0...15)))
       let end = min(stream.count, delivered + Int(maker.number(1...40)))
@@ -331,6 +350,11 @@ private struct Maker {
       _ = try books.apply(batch, after: Int64(first))
       for one in made[delivered..<end].compactMap({ $0 }) { model.post(one) }
       delivered = end
+      if sent == nil, delivered > 300 {
+        sent = try statements(Self.october)
+        #expect(
+          try books.store.close(through: Self.october, actor: "ops", reason: "test", now: start))
+      }
       guard maker.chance(4) || delivered == stream.count else { continue }
       let now = try Model(books)
       #expect(now.plain == model.plain, "after \(delivered), seed \(seed)")
@@ -351,12 +375,21 @@ private struct Maker {
     #expect(replays > 3 && poisoned > 5)
     #expect(try books.store.parked().count == poisoned)
     #expect(try books.soundness() == [])
-    let statement = try books.statement()
-    for line in statement.lines where line.feature == "spend" {
-      let payers =
-        line.included + line.granted + line.overage + line.deficit + line.refunds + line.adjusted
-      #expect(line.charged == payers)
-      #expect(line.charged == model.totals["acme"]?[0])
+    let (closed, running) = (try statements(Self.october), try statements(november))
+    for (index, account) in Maker.accounts.enumerated() {
+      #expect(closed[index].lines == sent?[index].lines)
+      #expect(closed[index].rates == sent?[index].rates)
+      #expect(closed[index].closed == [])
+      for line in closed[index].lines + running[index].lines {
+        let payers =
+          line.included + line.granted + line.overage + line.deficit + line.refunds + line.adjusted
+        #expect(line.charged == payers)
+      }
+      let late = running[index].closed
+      #expect(late.count == 1 && late.allSatisfy { $0.start == Self.october.start.milliseconds })
+      #expect(late.map(\.charged) == running[index].lines.map(\.adjustments))
+      let charged = (closed[index].lines + running[index].lines).reduce(0) { $0 + $1.charged }
+      #expect(charged == model.totals[account]?[0], "all statements of \(account)")
     }
   }
 

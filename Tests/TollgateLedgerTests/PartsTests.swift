@@ -167,7 +167,10 @@ import TollgateWire
     let lines = try books.store.totals(.init(account: "acme")).page.elements
     #expect(lines.filter { !$0.adjustment }.map(\.charged) == [50])
     #expect(lines.filter(\.adjustment).map(\.charged) == [-30])
-    #expect(try books.statement().lines.map(\.adjustments) == [-30])
+    #expect(try books.statement().lines.map(\.charged) == [50])
+    let next = try books.store.statement(account: "acme", start: november.end.milliseconds)
+    #expect(next.lines.map(\.adjustments) == [-30])
+    #expect(next.lines.map(\.refunds) == [-30])
     #expect(try books.soundness() == [])
   }
 

@@ -86,6 +86,7 @@ import TollgateTesting
   @Test(arguments: [
     ["losses"], ["balances"], ["verify"], ["statement", "acme"], ["export"], ["replay"],
     ["losses", "acknowledge", "--all", "--reason", "r"],
+    ["close", "--through", "2020-01", "--reason", "r"],
   ])
   func aFileThatIsNotThereIsTheUsualDocument(_ words: [String]) async throws {
     let run = try await run(words + ["--json"])
@@ -101,6 +102,22 @@ import TollgateTesting
     #expect(run.error == "Error: \(message)\n")
     let text = try await self.run(words)
     #expect(text.code == 4 && text.out.isEmpty && text.error == run.error)
+  }
+
+  @Test func aMonthIsClosedOnceAndNotBeforeItIsOver() async throws {
+    try make()
+    let words = ["close", "--reason", "invoices", "--json", "--through"]
+    let first = try await run(words + ["2020-01"])
+    #expect(first.code == 0 && first.out == "{\"through\":\"2020-01\",\"changed\":true}\n")
+    let again = try await run(words + ["2019-12"])
+    #expect(again.code == 0 && again.out == "{\"through\":\"2019-12\",\"changed\":false}\n")
+    let one = try await run(["close", "--reason", "r", "--through", "2020-02", "--account", "acme"])
+    #expect(one.code == 0 && one.out == "months of acme are closed through 2020-02\n")
+    let running = try await run(words + ["9998-01"])
+    #expect(running.code == 2)
+    #expect(try Document(json: running.out)["name"] == .string("BAD_REQUEST"))
+    #expect(try await run(["close", "--reason", "r", "--through", "2020-13"]).code == 2)
+    #expect(try await run(["verify"]).code == 0)
   }
 
   @Test func whatIsRefusedHasItsCode() async throws {

@@ -15,7 +15,7 @@ struct LedgerCommand: AsyncParsableCommand {
     abstract: "Run the reference ledger, or read its books.",
     subcommands: [
       LedgerRun.self, LedgerExport.self, LedgerStatement.self, LedgerBalances.self,
-      LedgerVerify.self, LedgerReplay.self, LedgerLosses.self,
+      LedgerVerify.self, LedgerReplay.self, LedgerLosses.self, LedgerClose.self,
     ],
     defaultSubcommand: LedgerRun.self)
 }
@@ -59,6 +59,12 @@ struct LedgerRun: AsyncParsableCommand {
       valueName: "seconds"))
   var pruneInterval: Int = Int(LedgerConfiguration.pruneDefaultMilliseconds / 1000)
 
+  @Option(
+    help: ArgumentHelp(
+      "Close each month so many days after its end; without it, months are closed by hand.",
+      valueName: "days"))
+  var closeAfter: Int?
+
   @Flag(help: "Say that it is ready as one line of JSON.")
   var json = false
 
@@ -74,6 +80,9 @@ struct LedgerRun: AsyncParsableCommand {
     }
     guard (0...600_000).contains(grace) else {
       throw ValidationError("--grace \(grace): give 0 … 600000 milliseconds.")
+    }
+    if let closeAfter, !(0...3650).contains(closeAfter) {
+      throw ValidationError("--close-after \(closeAfter): give 0 … 3650 days.")
     }
     guard (0...86_400).contains(pruneInterval) else {
       throw ValidationError("--prune-interval \(pruneInterval): give 0 … 86400 seconds.")
@@ -104,7 +113,7 @@ struct LedgerRun: AsyncParsableCommand {
     let configuration = LedgerConfiguration(
       database: database, listen: listen.flatMap(Self.address), unix: unix,
       token: token, graceMilliseconds: grace,
-      pruneMilliseconds: Int64(pruneInterval) * 1000)
+      pruneMilliseconds: Int64(pruneInterval) * 1000, closeAfterDays: closeAfter)
     let stop = LedgerStop()
     let signals = [SIGTERM, SIGINT].map { number in
       // The default action would end the process before the books are in order.

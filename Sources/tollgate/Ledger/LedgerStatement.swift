@@ -13,9 +13,10 @@ struct LedgerStatement: AsyncParsableCommand {
       The month is that of the account's zone: the period on record that begins closest to the \
       first of the month.
 
-      CHARGED is what is billed: included + grants + overage + deficit + refunds + adjusted. It is \
-      the number that `tollgate reconcile` compares with Redis. ABSORBED was used and is not \
-      billed; AFTER CLOSE is the part of CHARGED that came when the month was closed.
+      CHARGED is what is billed: included + grants + overage + deficit + refunds + adjusted. But for \
+      AFTER CLOSE it is the number that `tollgate reconcile` compares with Redis. ABSORBED was used \
+      and is not billed; AFTER CLOSE is the part of CHARGED that is of earlier months, which were \
+      closed when it came: these are listed below, and their own statements stay as they were.
       """)
 
   @OptionGroup var file: LedgerFileOptions
@@ -70,6 +71,17 @@ struct LedgerStatement: AsyncParsableCommand {
           ].map { "\($0)" })
     }
     lines.write()
+    if !statement.closed.isEmpty {
+      print("")
+      var closed = LedgerTable(["closed period", "to", "feature", "used", "charged", "absorbed"])
+      for line in statement.closed {
+        closed.add([
+          time(line.start), time(line.end), line.feature, "\(line.actual)", "\(line.charged)",
+          "\(line.absorbed)",
+        ])
+      }
+      closed.write()
+    }
     if !statement.rates.isEmpty {
       print("")
       var rates = LedgerTable(["rate", "from", "charged to", "price", "units", "charge"])
