@@ -55,9 +55,9 @@ public struct ClientConfiguration: Sendable {
   /// many wait, such a call ends in `.outcomeUnknown` instead.
   public var uncancelledMax: Int = 10_000
 
-  /// Settles that no sidecar answered while their call lasted. The client goes on sending them, under
-  /// their ids, until they are answered. When so many wait, one more is not kept: its call ends as
-  /// any other, and to repeat it is the caller's. They are kept in memory only.
+  /// Settles that no sidecar answered while their call lasted. The client goes on sending them,
+  /// under their ids, until they are answered. When so many wait, one more is not kept: its call
+  /// ends as any other, and to repeat it is the caller's. They are kept in memory only.
   public var unsettledMax: Int = 10_000
 
   /// How long `withReservation` waits for the answer to its last settle; after that the client goes
@@ -74,9 +74,9 @@ public struct ClientConfiguration: Sendable {
   public var onRefusedPost: (@Sendable (_ refused: RefusedPost) -> Void)?
 
   /// Called when a sidecar finally refuses what was used of a reservation (another request has
-  /// ended it, its overrun policy is `reject`, …) and no call is there to hear it: its call has ended,
-  /// or it was the last settle of `withReservation`. The last chance to keep it. Called on the
-  /// client's event loop or on the task of `withReservation`; must not block.
+  /// ended it, its overrun policy is `reject`, …) and no call is there to hear it: its call has
+  /// ended, or it was the last settle of `withReservation`. The last chance to keep it. Called on
+  /// the client's event loop or on the task of `withReservation`; must not block.
   public var onRefusedSettle: (@Sendable (_ refused: RefusedSettle) -> Void)?
 
   /// A configuration with defaults.

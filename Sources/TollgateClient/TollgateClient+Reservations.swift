@@ -5,8 +5,9 @@ internal import TollgateWire
 extension TollgateClient {
   // MARK: by hand
 
-  /// Sets `items` aside for `subject` as an estimate of what will be used, all or nothing. An allowed
-  /// answer says when the hold `expires`; what is held counts against every limit until then.
+  /// Sets `items` aside for `subject` as an estimate of what will be used, all or nothing. An
+  /// allowed answer says when the hold `expires`; what is held counts against every limit until
+  /// then.
   ///
   /// No failure policy lets a reserve through: without a sidecar or its store it is denied
   /// STORE_UNAVAILABLE, since nothing could be held. After `.outcomeUnknown`, repeat it with the
@@ -113,12 +114,13 @@ extension TollgateClient {
   /// While the block runs the hold is extended whenever half of the time it has left has passed,
   /// and where that fails again at half of the rest. When it ends:
   ///
-  /// | the block | the reservation |
-  /// |---|---|
-  /// | returned | settled with what `used` was told; features it never spoke of count as 0, and the settle is then marked as the least that is known |
-  /// | threw, or its task was cancelled | settled with what `used` was told, as the least that is known |
-  /// | threw, and had told nothing | left to expire: what was used is not known, so it is neither charged nor released; it can still be settled by hand for a day |
-  /// | called `usedNothing` and used nothing | released |
+  /// * It returned: what `used` was told is settled. Features it never spoke of count as 0, and the
+  ///   settle is then marked as the least that is known.
+  /// * It threw, or its task was cancelled: what `used` was told is settled as the least that is
+  ///   known.
+  /// * It threw and had told nothing: the hold is left to expire. What was used is not known, so it
+  ///   is neither charged nor released; it can still be settled by hand for a day.
+  /// * It called `usedNothing` and used nothing: the hold is released.
   ///
   /// The last settle is made even where the task was cancelled, and awaited for at most
   /// `ClientConfiguration.settlePatience`; after that the client goes on sending it.
@@ -161,7 +163,8 @@ extension TollgateClient {
     }
   }
 
-  /// Settles in a task of its own: that the caller's was cancelled is no reason to lose what it used.
+  /// Settles in a task of its own: that the caller's was cancelled is no reason to lose what it
+  /// used.
   private func end(
     _ reservation: Reservation, _ exit: ReservationMachine.Exit, _ keeper: Task<Void, Never>
   ) async -> Result<Decision, TollgateError>? {

@@ -151,6 +151,26 @@ extension Decision {
       "account_version": .integer(accountVersion),
       "replayed": .bool(replayed),
       "items": .list(items.map(\.document)),
+      "expires_ms": expires.map { .integer($0.milliseconds) },
+      "settlements": settlements.isEmpty ? nil : .list(settlements.map(\.document)),
+      "burns": burns.isEmpty ? nil : .list(burns.map(\.document)),
+      "derived": derived.isEmpty ? nil : .list(derived.map { .string($0.text) }),
+    ])
+  }
+}
+
+extension Decision.Settlement {
+  package var document: Document {
+    ["actual": .integer(actual), "charged": .integer(charged), "absorbed": .integer(absorbed)]
+  }
+}
+
+extension Decision.Burn {
+  /// Without a grant: beyond every grant.
+  package var document: Document {
+    .fields([
+      "item": .integer(Int64(item)), "grant": grant.map { .string($0.text) },
+      "amount": .integer(amount),
     ])
   }
 }

@@ -27,7 +27,10 @@ struct Tollgate: AsyncParsableCommand {
       CommandGroup(name: "Services:", subcommands: [ServeCommand.self, LedgerCommand.self]),
       CommandGroup(
         name: "Data path by hand:",
-        subcommands: [CheckCommand.self, ConsumeCommand.self, ExplainCommand.self]),
+        subcommands: [
+          CheckCommand.self, ConsumeCommand.self, ReserveCommand.self, SettleCommand.self,
+          ExtendCommand.self, ReleaseCommand.self, RefundCommand.self, ExplainCommand.self,
+        ]),
       CommandGroup(
         name: "Tuning:",
         subcommands: [

@@ -135,7 +135,10 @@ extension LiveTests {
     }
 
     @Test func thePythonClientDrivesARunningSidecar() throws {
-      let stack = try Stack(.init(sidecars: 1, persistence: .none, accounts: ["acme": "big"]))
+      let catalog = Stack.catalog.replacingOccurrences(
+        of: "unit: call}", with: "unit: call, reservable: true}")
+      let stack = try Stack(
+        .init(sidecars: 1, persistence: .none, catalog: catalog, accounts: ["acme": "big"]))
       guard case .unix(let path) = stack.endpoint(0) else { return }
       let script = Self.root.appendingPathComponent("proto/clients/python/drive.py").path
       let drive = try ChildProcess(

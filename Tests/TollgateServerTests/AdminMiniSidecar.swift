@@ -1,13 +1,15 @@
 // A sidecar's admin port without a sidecar: accepts one protocol, answers HELLO, ADMIN (through
-// the real service over the fake backend) and CONSUME (a canned decision). It exists so that the
+// the real service over the fake backend), CONSUME and the requests of reservations (a canned
+// decision each). It exists so that the
 // built command line is tested end to end, output and exit codes, with a state that is known.
 
 import NIOCore
 import NIOPosix
 import TollgateCore
-import TollgateServer
 import TollgateTesting
 import TollgateWire
+
+@testable import TollgateServer
 
 final class MiniSidecar: Sendable {
   let path: String
@@ -16,6 +18,10 @@ final class MiniSidecar: Sendable {
   init(
     _ fixture: AdminFixture, directory: TemporaryDirectory,
     decision: @escaping @Sendable (TollgateWire.OperationRecord) -> DecisionRecord = { _ in
+      .error(.unavailable, message: "no decision prepared")
+    },
+    features: ProtocolFeatures = .reservations,
+    hold: @escaping @Sendable (RequestMode, AskedRecord) -> DecisionRecord = { _, _ in
       .error(.unavailable, message: "no decision prepared")
     }
   ) async throws {
@@ -26,7 +32,7 @@ final class MiniSidecar: Sendable {
       .childChannelInitializer { channel in
         channel.eventLoop.makeCompletedFuture {
           try channel.pipeline.syncOperations.addHandler(
-            MiniHandler(service: service, decision: decision))
+            MiniHandler(service: service, decision: decision, features: features, hold: hold))
         }
       }
       .bind(unixDomainSocketPath: path).get()
@@ -42,13 +48,19 @@ private final class MiniHandler: ChannelInboundHandler {
   private var decoder = FrameDecoder(frameBytesMax: WireLimits.frameBytesMax)
   private let service: AdminService<FakeBackend>
   private let decision: @Sendable (TollgateWire.OperationRecord) -> DecisionRecord
+  private let features: ProtocolFeatures
+  private let hold: @Sendable (RequestMode, AskedRecord) -> DecisionRecord
 
   init(
     service: AdminService<FakeBackend>,
-    decision: @escaping @Sendable (TollgateWire.OperationRecord) -> DecisionRecord
+    decision: @escaping @Sendable (TollgateWire.OperationRecord) -> DecisionRecord,
+    features: ProtocolFeatures,
+    hold: @escaping @Sendable (RequestMode, AskedRecord) -> DecisionRecord
   ) {
     self.service = service
     self.decision = decision
+    self.features = features
+    self.hold = hold
   }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
@@ -73,7 +85,8 @@ private final class MiniHandler: ChannelInboundHandler {
       } else {
         buffer.writeFrame(
           Welcome(
-            role: hello.role, deployment: try Name("test"), sidecar: try Name("mini"),
+            role: hello.role, features: hello.features.intersection(features),
+            deployment: try Name("test"), sidecar: try Name("mini"),
             frameBytesMax: 1 << 20, inFlightMax: 64, defaultDeadlineMilliseconds: 1000,
             maxDeadlineMilliseconds: 30_000, idleTimeoutMilliseconds: 0,
             time: WallTime(milliseconds: 0), globalVersion: 1, policies: []),
@@ -108,8 +121,24 @@ private final class MiniHandler: ChannelInboundHandler {
     case .check, .consume:
       let batch = try OperationBatch.decode(frame)
       buffer.writeFrame(DecisionBatch(batch.records.map(decision)), correlation: correlation)
+    case .reserve, .settle, .release, .extend, .refund:
+      var records = try Self.records(frame)
+      var answers: [DecisionRecord] = []
+      while let record = records.next() { answers.append(hold(records.mode, try record.get())) }
+      buffer.writeFrame(DecisionBatch(answers), correlation: correlation)
     default: return
     }
     context.writeAndFlush(wrapOutboundOut(buffer), promise: nil)
+  }
+
+  private static func records(_ frame: Frame) throws -> AskedRecords {
+    switch frame.header.opcode {
+    case .reserve: .reserves(try .init(frame.payload))
+    case .settle: .settles(try .init(frame.payload))
+    case .release: .releases(try .init(frame.payload))
+    case .extend: .extends(try .init(frame.payload))
+    case .refund: .refunds(try .init(frame.payload))
+    default: .operations(.check, try .init(frame.payload))
+    }
   }
 }

@@ -8,47 +8,6 @@ import TollgateServer
 import TollgateTesting
 import TollgateWire
 
-private struct Run {
-  var code: Int32
-  var out: String
-  var error: String
-}
-
-private struct Harness {
-  let directory: TemporaryDirectory
-  let fixture: AdminFixture
-  let sidecar: MiniSidecar
-
-  init(
-    decision: @escaping @Sendable (TollgateWire.OperationRecord) -> DecisionRecord = { _ in
-      .error(.unavailable, message: "no decision prepared")
-    }
-  ) async throws {
-    directory = try TemporaryDirectory("cli")
-    fixture = try AdminFixture()
-    sidecar = try await MiniSidecar(fixture, directory: directory, decision: decision)
-  }
-
-  func run(_ arguments: String..., environment: [String: String] = [:]) async throws -> Run {
-    try await Harness.run(
-      arguments, directory, environment.merging(["TOLLGATE_UNIX": sidecar.path]) { a, _ in a })
-  }
-
-  static func run(
-    _ arguments: [String], _ directory: TemporaryDirectory, _ environment: [String: String] = [:]
-  ) async throws -> Run {
-    var all = ["PATH": "/usr/bin:/bin", "USER": "ann"]
-    for (key, value) in environment { all[key] = value }
-    let process = try ChildProcess(
-      ChildProcess.tollgateBinary(), arguments, environment: all)
-    let status = try await process.waitAsync()
-    guard case .exited(let code) = status else {
-      throw AdminFailure(.internalError, "tollgate \(arguments) ended by \(status)")
-    }
-    return Run(code: code, out: process.standardOutput, error: process.standardError)
-  }
-}
-
 @Suite(.serialized) struct CommandLineTests {
   // MARK: Exit codes
 
@@ -70,7 +29,7 @@ private struct Harness {
   ])
   func aUsageErrorIsTwo(_ arguments: [String]) async throws {
     let directory = try TemporaryDirectory("cli")
-    let run = try await Harness.run(arguments, directory)
+    let run = try await CommandHarness.run(arguments, directory)
     #expect(run.code == 2, "\(arguments): \(run.error)")
     #expect(run.error.hasPrefix("Error: "))
     #expect(run.out.isEmpty)
@@ -90,7 +49,7 @@ private struct Harness {
   ])
   func aUsageErrorIsJSONOnRequest(_ arguments: [String], _ wanted: String) async throws {
     let directory = try TemporaryDirectory("cli")
-    let run = try await Harness.run(arguments + ["--json"], directory)
+    let run = try await CommandHarness.run(arguments + ["--json"], directory)
     #expect(run.code == 2)
     let document = try Document(json: run.out)
     #expect(document["name"] == "BAD_REQUEST" && document["code"] == 5)
@@ -104,10 +63,10 @@ private struct Harness {
   @Test func aSocketPathThatIsTooLongIsAUsageError() async throws {
     let directory = try TemporaryDirectory("cli")
     let path = "/tmp/" + String(repeating: "x", count: 150)
-    let option = try await Harness.run(["status", "--unix", path], directory)
+    let option = try await CommandHarness.run(["status", "--unix", path], directory)
     #expect(option.code == 2)
     #expect(option.error.contains("has at most 107 bytes, and this one has 155"))
-    let variable = try await Harness.run(["status"], directory, ["TOLLGATE_UNIX": path])
+    let variable = try await CommandHarness.run(["status"], directory, ["TOLLGATE_UNIX": path])
     #expect(variable.code == 2 && variable.error.contains("TOLLGATE_UNIX=/tmp/xxx"))
   }
 
@@ -125,7 +84,7 @@ private struct Harness {
       journal: ""
 
       """)
-    let run = try await Harness.run(
+    let run = try await CommandHarness.run(
       ["serve", "--config", file, "--check-config"], directory,
       ["TOLLGATE_SIDECAR_ID": "bad name!"])
     #expect(run.code == 2)
@@ -136,7 +95,7 @@ private struct Harness {
       #expect(run.error.contains(wanted), "\(wanted) in \(run.error)")
     }
     #expect(!run.error.contains("ccc") && !run.error.contains("aaa"), "no secret is printed")
-    let environment = try await Harness.run(
+    let environment = try await CommandHarness.run(
       ["serve", "--config", file, "--check-config"], directory,
       ["TOLLGATE_CHECK_TOKEN": String(repeating: "e", count: 513)])
     #expect(environment.error.contains("TOLLGATE_CHECK_TOKEN: (hidden): has 513 bytes"))
@@ -144,32 +103,32 @@ private struct Harness {
 
   @Test func helpAndVersionAreZero() async throws {
     let directory = try TemporaryDirectory("cli")
-    let help = try await Harness.run(["--help"], directory)
+    let help = try await CommandHarness.run(["--help"], directory)
     #expect(help.code == 0)
     #expect(help.out.contains("Exit codes: 0 ok or allowed, 1 denied"))
-    #expect(try await Harness.run(["--version"], directory).code == 0)
-    let script = try await Harness.run(["--generate-completion-script", "bash"], directory)
+    #expect(try await CommandHarness.run(["--version"], directory).code == 0)
+    let script = try await CommandHarness.run(["--generate-completion-script", "bash"], directory)
     #expect(script.code == 0)
     #expect(script.out.contains("_tollgate"))
   }
 
   @Test func noSidecarIsThreeAndSaysHowToNameOne() async throws {
     let directory = try TemporaryDirectory("cli")
-    let run = try await Harness.run(["status", "--unix", directory.file("none")], directory)
+    let run = try await CommandHarness.run(["status", "--unix", directory.file("none")], directory)
     #expect(run.code == 3)
     #expect(run.error.contains("No such file or directory"))
     #expect(run.error.contains("→ start one (tollgate serve --config FILE)"))
   }
 
   @Test func aWrongCredentialIsFive() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let run = try await harness.run("status", "--token", "wrong")
     #expect(run.code == 5)
     #expect(run.error.contains("--token-file FILE or TOLLGATE_TOKEN"))
   }
 
   @Test func aRefusalIsFourAndJSONOnRequest() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let run = try await harness.run("account", "set", "acme", "--plan", "gold", "--json")
     #expect(run.code == 4)
     #expect(run.error.contains("→ use one of: free, pro"))
@@ -181,13 +140,13 @@ private struct Harness {
     let directory = try TemporaryDirectory("cli")
     let file = try directory.write(
       "c.yaml", AdminFixture.catalogYAML.replacing("quota: 100,", with: "quota: -1,"))
-    let run = try await Harness.run(["catalog", "validate", file], directory)
+    let run = try await CommandHarness.run(["catalog", "validate", file], directory)
     #expect(run.code == 4)
     #expect(run.error.contains("\(file):9: plans/free/chat.requests/0/quota: -1: "))
   }
 
   @Test func anAnswerThatDoesNotComeIsSixWithTheID() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     harness.fixture.backend.edit { $0.failing = AdminFailure(.outcomeUnknown, "cut off") }
     let id = AdminFixture.id(7).hex
     let run = try await harness.run("account", "set", "acme", "--plan", "pro", "--id", id)
@@ -198,7 +157,7 @@ private struct Harness {
   // MARK: Data path
 
   @Test func consumeTellsTheDecisionAndItsExitCode() async throws {
-    let harness = try await Harness { record in
+    let harness = try await CommandHarness { record in
       var decision = Decision(
         reason: record.items[0].amount > 5 ? .quotaExceeded : .allowed, source: .redis,
         time: WallTime(milliseconds: 1_763_700_000_000))
@@ -233,7 +192,7 @@ private struct Harness {
   // MARK: Tables
 
   @Test func explainIsATable() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     try harness.fixture.use(harness.fixture.acme, "chat.requests", .month, settled: 99)
     let run = try await harness.run("explain", "acme", "chat.requests=2")
     #expect(run.code == 1)
@@ -254,7 +213,7 @@ private struct Harness {
   }
 
   @Test func usageIsATable() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     try harness.fixture.use(harness.fixture.acme, "chat.requests", .month, settled: 40)
     let run = try await harness.run("usage", "acme")
     #expect(run.code == 0)
@@ -270,7 +229,7 @@ private struct Harness {
   }
 
   @Test func aChangeTellsBeforeAfterAndTheID() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let id = AdminFixture.id(9).hex
     let run = try await harness.run(
       "limit", "set", "acme", "chat.month", "--amount", "5", "--reason", "abuse", "--id", id)
@@ -288,7 +247,7 @@ private struct Harness {
   }
 
   @Test func aDryRunSaysSo() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     try harness.fixture.use(harness.fixture.acme, "chat.requests", .month, settled: 60)
     let run = try await harness.run(
       "limit", "set", "acme", "chat.month", "--amount", "60", "--reason", "r", "--dry-run")
@@ -305,7 +264,7 @@ private struct Harness {
   // MARK: What an open policy let through
 
   @Test func fallbackListRetryAndDrop() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let empty = try await harness.run("fallback", "list")
     #expect(empty.code == 0)
     #expect(empty.out == "nothing is parked in sidecar-1; 0 to post, 0 of them deferred\n")
@@ -347,7 +306,7 @@ private struct Harness {
   }
 
   @Test func catalogApplyRefusesAnotherImportance() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let file = try harness.directory.write(
       "c.yaml", AdminFixture.catalogYAML.replacing("importance: volume", with: "importance: money"))
     let run = try await harness.run("catalog", "apply", file, "--reason", "r")
@@ -360,7 +319,7 @@ private struct Harness {
   }
 
   @Test func catalogDiffAndApply() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let file = try harness.directory.write(
       "c.yaml", AdminFixture.catalogYAML.replacing("quota: 100,", with: "quota: 120,"))
     let diff = try await harness.run("catalog", "diff", file)
@@ -374,7 +333,7 @@ private struct Harness {
   }
 
   @Test func theDefaultOfBypassIsToSetOne() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     #expect(
       try await harness.run("bypass", "chat.requests", "--for", "30m", "--reason", "r").code == 0)
     let list = try await harness.run("bypass", "list")
@@ -384,7 +343,7 @@ private struct Harness {
   }
 
   @Test func statusOfADegradedSidecarIsOne() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     #expect(try await harness.run("status").code == 0)
     harness.fixture.backend.edit { $0.health.redis.breaker = "open" }
     let run = try await harness.run("status")
@@ -393,7 +352,7 @@ private struct Harness {
   }
 
   @Test func reconcileEndsWithTheDifference() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let month = Window.month.period(containing: harness.fixture.backend.read(\.now))
     let acme = harness.fixture.acme
     let total = { (settled: Int64) in
@@ -429,7 +388,7 @@ private struct Harness {
   // MARK: Import
 
   @Test func anImportGoesOnWhereItWasStopped() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let text = "account,plan\n" + (1...250).map { "b\($0),free" }.joined(separator: "\n")
     let file = try harness.directory.write("rows.csv", text)
     // Of a small file the first and the last window are the whole of it.
@@ -465,7 +424,7 @@ private struct Harness {
   }
 
   @Test func anImportReadsJSONLinesAndReportsBadRows() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let file = try harness.directory.write(
       "rows.jsonl",
       """
@@ -483,7 +442,7 @@ private struct Harness {
   }
 
   @Test func aColumnTooManyIsNotPassedOver() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let odd = try harness.directory.write("odd.csv", "account,paln\nx,free\n")
     let run = try await harness.run("account", "import", odd)
     #expect(run.code == 2 && run.error.contains("has a column paln"), "\(run.error)")
@@ -493,7 +452,7 @@ private struct Harness {
   }
 
   @Test func anImportReadsZonesAndAnchors() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let file = try harness.directory.write(
       "rows.csv",
       """
@@ -523,7 +482,7 @@ private struct Harness {
   }
 
   @Test func showTellsTheCalendarInWords() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let set = try await harness.run(
       "account", "set", "acme", "--zone", "Europe/Berlin", "--restart")
     #expect(set.code == 0, "\(set.error)")
@@ -539,7 +498,7 @@ private struct Harness {
   @Test(arguments: ["bash", "zsh", "fish"])
   func theShellCompletesEveryCommand(_ shell: String) async throws {
     let directory = try TemporaryDirectory("cli")
-    let script = try await Harness.run(["--generate-completion-script", shell], directory)
+    let script = try await CommandHarness.run(["--generate-completion-script", shell], directory)
     #expect(script.code == 0)
     for word in ["catalog", "audit-log", "bypass", "reconcile", "doctor", "import"] {
       #expect(script.out.contains(word), "\(word)")
@@ -547,7 +506,7 @@ private struct Harness {
   }
 
   @Test func aDryRunOfAnImportWritesNothing() async throws {
-    let harness = try await Harness()
+    let harness = try await CommandHarness()
     let file = try harness.directory.write("rows.csv", "x,free\ny,pro\n")
     let run = try await harness.run("account", "import", file, "--dry-run")
     #expect(run.out.contains("2 would change"))

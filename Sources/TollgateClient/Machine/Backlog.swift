@@ -1,6 +1,7 @@
 // Records that must reach a sidecar however long it takes: operations let through by policy (POST),
-// operations to take back (CANCEL), and what was used of reservations (SETTLE). One frame at a time, oldest first, until each record is
-// acknowledged or finally refused. Repeating is harmless: the id makes the effect happen once.
+// operations to take back (CANCEL), and what was used of reservations (SETTLE). One frame at a
+// time, oldest first, until each record is acknowledged or finally refused. Repeating is harmless:
+// the id makes the effect happen once.
 //
 // Promise: a record that was taken in leaves only by an acknowledgement or a final refusal.
 

@@ -194,9 +194,9 @@ extension ClientMachine {
     alarms.set(token, at: next)
   }
 
-  /// What was used of a reservation that is not known any more is posted under the settle's id. Where
-  /// that id turns out to stand for the settle, an attempt of it was applied after all, and its
-  /// record has the answer.
+  /// What was used of a reservation that is not known any more is posted under the settle's id.
+  /// Where that id turns out to stand for the settle, an attempt of it was applied after all, and
+  /// its record has the answer.
   private func successor(of ask: Ask, after code: ErrorCode) -> Ask? {
     switch ask {
     case .settle(let record):

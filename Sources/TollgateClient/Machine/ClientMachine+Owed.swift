@@ -1,6 +1,7 @@
 // Paying back: POST what was let through, CANCEL what was denied after a send of unknown outcome,
-// SETTLE what was used of a reservation and not answered while its caller waited. One frame of each kind is in flight at a time, so that a returning sidecar is not flooded and
-// live calls keep their room.
+// SETTLE what was used of a reservation and not answered while its caller waited. One frame of each
+// kind is in flight at a time, so that a returning sidecar is not flooded and live calls keep their
+// room.
 
 internal import DequeModule
 internal import TollgateWire

@@ -30,9 +30,9 @@ enum Verdict: Hashable, Sendable {
 
 extension Verdict {
   /// The settle finds no hold to draw from, and what was used is to be told without it: the hold or
-  /// its record was lost with Redis, or the time for it has passed, or it ended before a settle came
-  /// that was not to end it. A final settle that comes second is another word for the same use, and
-  /// is not told again.
+  /// its record was lost with Redis, or the time for it has passed, or it ended before a settle
+  /// came that was not to end it. A final settle that comes second is another word for the same
+  /// use, and is not told again.
   static func isWithoutHold(_ code: ErrorCode, _ settle: SettleRecord) -> Bool {
     switch code {
     case .reservationUnknown, .idTooOld: true

@@ -1,5 +1,5 @@
-// The records of a frame of requests, whatever their kind, read one by one as their turn comes. Here
-// the kinds of the wire end: behind it a request is a mode, a subject, items and terms.
+// The records of a frame of requests, whatever their kind, read one by one as their turn comes.
+// Here the kinds of the wire end: behind it a request is a mode, a subject, items and terms.
 
 import TollgateCore
 import TollgateRedis

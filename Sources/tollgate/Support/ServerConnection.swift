@@ -63,7 +63,8 @@ final class ServerConnection: Sendable {
         fix: "start one (tollgate serve --config FILE), or name another with --unix PATH or "
           + "--tcp HOST:PORT")
     }
-    let hello = Hello(role: role, client: "tollgate-cli", token: endpoint.token)
+    let hello = Hello(
+      role: role, client: "tollgate-cli", token: endpoint.token, features: .reservations)
     do throws(CommandFailure) {
       let frames = try await call(
         channel, Hello.opcode, hello, timeoutMilliseconds: timeoutMilliseconds)
@@ -127,7 +128,7 @@ final class ServerConnection: Sendable {
   }
 
   func operate(
-    _ opcode: Opcode, _ batch: OperationBatch
+    _ opcode: Opcode, _ batch: some WireMessage
   ) async throws(CommandFailure) -> [DecisionRecord] {
     let frames = try await Self.call(
       channel, opcode, batch, timeoutMilliseconds: timeoutMilliseconds)

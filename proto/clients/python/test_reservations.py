@@ -304,16 +304,47 @@ class ReservationTests(unittest.TestCase):
             held.use(FEATURE, 3)
         self.assertEqual((held.outcome.reason, self.settled()), ("ALLOWED_POSTED", 3))
 
-    def test_an_unknown_reservation_that_was_drawn_from_is_an_error(self):
-        with self.assertRaises(t.Rejected) as caught:
-            with self.client().reservation("acme", {FEATURE: 10}) as held:
-                held.use(FEATURE, 3)
-                held.draw()
-                with self.server.lock:
-                    self.server.holds.clear()
-                held.use(FEATURE, 1)
-        self.assertEqual(caught.exception.code, "RESERVATION_UNKNOWN")
-        self.assertEqual((held.pending, self.settled()), ({FEATURE: 1}, 3))
+    def test_use_after_a_draw_is_posted_where_the_hold_was_lost(self):
+        with self.client().reservation("acme", {FEATURE: 10}) as held:
+            held.use(FEATURE, 3)
+            held.draw()
+            with self.server.lock:
+                self.server.holds.clear()
+            held.use(FEATURE, 1)
+            self.assertEqual(held.draw().reason, "ALLOWED_POSTED")
+            held.use(FEATURE, 2)
+        self.assertEqual((held.outcome.reason, self.settled()), ("ALLOWED_POSTED", 6))
+
+    def test_a_settle_that_was_applied_after_all_is_not_posted(self):
+        real, lost = self.server._reservation, []
+
+        def late(name, record):
+            if name == "SETTLE" and not lost:
+                lost.append(record["id"])
+                real(name, record)  # Arrives after the answer that it made.
+                return {"error": "RESERVATION_UNKNOWN", "message": ""}
+            return real(name, record)
+
+        self.server._reservation = late
+        with self.client().reservation("acme", {FEATURE: 10}) as held:
+            held.use(FEATURE, 3)
+        self.assertEqual((held.outcome.reason, held.outcome.replayed), ("SETTLED", True))
+        self.assertEqual((held.outcome.id, self.settled()), (lost[0], 3))
+
+    def test_a_settle_whose_id_is_too_old_is_posted_under_it(self):
+        real, ids = self.server._reservation, []
+
+        def old(name, record):
+            if name == "SETTLE":
+                ids.append(record["id"])
+                return {"error": "ID_TOO_OLD", "message": ""}
+            return real(name, record)
+
+        self.server._reservation = old
+        with self.client().reservation("acme", {FEATURE: 10}) as held:
+            held.use(FEATURE, 3)
+        self.assertEqual((held.outcome.reason, self.settled()), ("ALLOWED_POSTED", 3))
+        self.assertEqual(ids, [held.outcome.id])
 
     def test_what_a_failure_policy_let_through_is_posted(self):
         self.server._reserve = lambda record: self.server._answer("ALLOWED_FAIL_OPEN", record)

@@ -1705,7 +1705,7 @@ class Reservation:
             self.over.set()
             self._again()
             if self.late and any(self.pending.values()):
-                self._post(self.pending)  # A late settle ended it, and this came after.
+                self._post(self._take())  # A late settle ended it, and this came after.
             if self.ended or not self.allowed:
                 return self.outcome
             unsaid = self.estimate.keys() - self.used.keys()
@@ -1714,22 +1714,27 @@ class Reservation:
             if self.holds:
                 self._settle(final=True, floor=floor or bool(unsaid))
             else:
-                self._post(self.pending)
+                self._post(self._take())
             return self.outcome
 
     # ---------------------------------------------------------------------------- inside
 
     def _settle(self, final, floor):
-        self.unanswered = {"id": new_id(), "used": self.pending, "final": final, "floor": floor}
-        self.pending = {}
+        self.unanswered = {"id": new_id(), "used": self._take(), "final": final, "floor": floor}
         self._again()
 
-    def _post(self, used):
+    def _take(self):
+        told, self.pending = self.pending, {}
+        return told
+
+    def _post(self, used, settle=None):
+        """What no hold covers: of a settle that found none, under its id, which keeps it from
+        counting twice."""
+        settle = settle or {"id": new_id(), "final": True}
         if any(used.values()):
-            self.unanswered = {"id": new_id(), "used": used, "post": True, "final": True}
-            self.pending = {}
+            self.unanswered = {**settle, "used": used, "post": True, "settle": settle}
             self._again()
-        self.ended = True
+        self.ended = self.ended or settle["final"]
 
     def _again(self):
         """Sends what is unanswered, with the id it has, until it is answered."""
@@ -1742,17 +1747,20 @@ class Reservation:
             if rejected.retry_same_id:
                 raise  # Not applied, and still to be said.
             self.unanswered = None
-            if rejected.code == "RESERVATION_UNKNOWN" and not self.drawn and ask.get("final"):
-                return self._post(ask["used"])  # Nobody has counted it.
+            if self._finds_no_hold(rejected, ask):
+                return self._post(ask["used"], ask)
+            if rejected.code == "IDEMPOTENCY_MISMATCH" and "floor" in ask.get("settle", {}):
+                self.unanswered = ask["settle"]  # It was applied after all: its record answers.
+                return self._again()
             if rejected.code in ("RESERVATION_UNKNOWN", "RESERVATION_ENDED"):
                 self.ended = True
             for feature, amount in ask.get("used", {}).items():
                 self.pending[feature] = self.pending.get(feature, 0) + amount
             raise
         except OutcomeUnknown as unknown:
-            if unknown.code == "ID_TOO_OLD" and ask.get("final") and "post" not in ask:
-                ask["id"] = new_id()  # Only one can end the reservation: a new id is safe.
-            raise
+            if not self._finds_no_hold(unknown, ask):
+                raise
+            return self._post(ask["used"], ask)
         self.unanswered = None
         self.drawn = self.drawn or "post" not in ask
         self.limit_reached = self.outcome.reason == "SETTLED_CLAMPED"
@@ -1760,12 +1768,19 @@ class Reservation:
         if ask.get("final") or "release" in ask or self.late:
             self.ended = True
 
+    @staticmethod
+    def _finds_no_hold(failed, ask):
+        """PROTOCOL 5.7, use without a hold."""
+        if "floor" not in ask or "post" in ask:
+            return False
+        return (failed.code in ("RESERVATION_UNKNOWN", "ID_TOO_OLD")
+                or failed.code == "RESERVATION_ENDED" and not ask["final"])
+
     def _ask(self, ask):
         if "release" in ask:
             return self.client.release(self.subject, self.id, id=ask["id"])
         if "post" in ask:
-            return self.client._one("POST", self.subject, ask["used"], id=ask["id"],
-                                    **self.options)
+            return self.client.post(self.subject, ask["used"], id=ask["id"], **self.options)
         return self.client.settle(self.subject, self.id, ask["used"], final=ask["final"],
                                   floor=ask["floor"], id=ask["id"], **self.options)
 
