@@ -168,7 +168,7 @@ extension LiveTests {
       try await withReservations { scene in
         let bob = try Subject("bob/m")
         for grant in [["3", "--grant", "a", "--priority", "10"], ["10", "--grant", "b"]] {
-          try await offThePool {
+          _ = try await offThePool {
             try scene.stack.command(["grant", "add", "bob", "tokens"] + grant + ["--reason", "r"])
           }
         }
