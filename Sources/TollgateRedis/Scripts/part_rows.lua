@@ -57,13 +57,13 @@ local function slotOf(level, name, start)
 end
 
 -- This field is written: as `text`, or as its cell stands at the end.
-local function changes(level, name, ending, text)
+local function changes(level, name, start, ending, text)
   local r = rows[level]
   if r.text[name] == nil then
     r.order[#r.order + 1] = name
   end
   r.text[name] = text or false
-  r.life = max(r.life, ending and lifetime(ending) or 0)
+  r.life = max(r.life, lifetime(name, start, ending))
 end
 
 -- Adds to a period's settled and held. False: it would leave the quantity range.
@@ -77,7 +77,7 @@ local function add(level, name, start, ending, settled, held)
     return false
   end
   c[at], c[at + 1] = s, h
-  changes(level, name, ending)
+  changes(level, name, start, ending)
   return true
 end
 

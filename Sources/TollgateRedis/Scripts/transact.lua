@@ -174,8 +174,6 @@ local function see(l)
     local level, name, start = placeIn(P[b + 4])
     local cell, amount, length = slotOf(level, name, start), amounts[i], P[b + 6]
     local reason, left, retry = nil, 0, -1
-    -- What is counted now is looked at while the next period runs.
-    rows[level].life = max(rows[level].life, start + 2 * length + DAY)
     -- include: sliding
     return reason, max(0, room - reach[l]), retry
   elseif kind == 5 then
@@ -300,7 +298,8 @@ if reason < 16 and mode ~= CHECK then
       if arrival[l] > LARGEST then
         return {10, P[b + 1]}
       end
-      changes(P[b + 4], P[b + 5], (floor((now + P[b + 7]) / 1000 / DAY) + 1) * DAY, int(arrival[l]))
+      local gone = (floor((now + P[b + 7]) / 1000 / DAY) + 1) * DAY
+      changes(P[b + 4], P[b + 5], 0, gone, int(arrival[l]))
     end
   end
 end

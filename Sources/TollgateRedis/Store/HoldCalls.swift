@@ -1,5 +1,5 @@
-// What becomes of reservations: settled, released, extended by their callers; expired when their time
-// has come; brought into a new epoch.
+// What becomes of reservations: settled, released, extended by their callers; expired when their
+// time has come; brought into a new epoch.
 
 package import TollgateCore
 
@@ -249,8 +249,9 @@ extension Reads {
     ReadCommand(
       bucket: bucket,
       words: [
-        .string("ZRANGEBYSCORE"), .string(keySpace.holdsDue(bucket)), .string("-inf"),
-        .integer(now.milliseconds), .string("LIMIT"), .integer(0), .integer(count),
+        .string("ZRANGE"), .string(keySpace.holdsDue(bucket)), .string("-inf"),
+        .integer(now.milliseconds), .string("BYSCORE"), .string("LIMIT"), .integer(0),
+        .integer(count),
       ]
     ) { reply in reply.array.map { $0.compactMap { $0.text.flatMap { try? Subject($0) } } } }
   }

@@ -1,5 +1,5 @@
-// What `transact` and `settle` are given of a resolution: which cells to read, which limits to judge,
-// which grants to burn in what order, what units are charged to what.
+// What `transact` and `settle` are given of a resolution: which cells to read, which limits to
+// judge, which grants to burn in what order, what units are charged to what.
 //
 // Layout (a run of MessagePack values, 1-based positions in Lua):
 //   levels, cells, limits, items, pricings, draws
