@@ -67,14 +67,14 @@ if last ~= mark or ms - looked > LOOK then
   return {11}
 end
 -- Where it is remembered still: annulled since the look, it has nothing left.
-local home
+local home, marked
 for k = 8, corrected ~= '' and 9 or 7 do
   local found = call('HGET', KEYS[k], corrected)
   if found then
     if decode(sub(found, 17)) == 28 then
       return {11}
     end
-    home = KEYS[k]
+    home, marked = KEYS[k], call('HGET', KEYS[k], corrected .. 'r')
   end
 end
 if call('HGET', KEYS[3], 'e') ~= e then
@@ -111,7 +111,7 @@ for s = 1, shares do
     end
     local v = cell.v
     -- Only an adjustment can be the first of its period.
-    local fresh = kind == 5 and P[b] == 0 and lifetime(P[b + 3]) > ms
+    local fresh = kind == 5 and P[b] == 0 and lifetime(name, start, P[b + 3]) > ms
     if v and v[1] == start then
       v[2] = v[2] + change
       -- Units that a reset had forgiven are forgiven no more: limits see what they saw. What came
@@ -167,7 +167,7 @@ for i = 1, #order do
   end
 end
 if home then
-  set(home, {corrected .. 'r', ''}, {call('HGET', home, corrected .. 'r')})
+  set(home, {corrected .. 'r', ''}, {marked})
 end
 if corrected ~= '' then
   local life = write(nil, 'PEXPIRETIME', KEYS[5])
