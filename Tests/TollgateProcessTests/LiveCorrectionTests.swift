@@ -231,7 +231,7 @@ extension LiveTests {
       try stack.command([
         "adjust", "acme", "calls", "-10", "--operation", used.id.hex, "--reason", "part",
       ])
-      let audit = try stack.command(["audit-log", "--account", "acme"])
+      let audit = try stack.command(["audit-log", "acme"])
       #expect(audit.contains("goodwill") && audit.contains("part"), "\(audit)")
       try Self.balance(stack, ["acme calls": 490])
     }

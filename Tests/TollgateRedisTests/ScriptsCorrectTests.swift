@@ -264,6 +264,33 @@ import TollgateTesting
     _ = try Self.decided(try Refund(rig, of: call).run(rig))
   }
 
+  @Test func whatWasRefundedIsNotAnnulledOnceMore() throws {
+    let rig = try StoreRig.ready()
+    let call = try rig.call("acme", [("tokens", 7)])
+    let decided = try #require(try rig.run(call).decided)
+    _ = try Self.decided(try Refund(rig, of: call, [("tokens", 3)]).run(rig))
+    let before = try rig.dump()
+    // Long after the mark is gone.
+    try rig.advance(700_000)
+    var expected = decided
+    expected.decision.replayed = true
+    #expect(try rig.run(rig.cancelCall(call)) == .answered(.replayed(expected)))
+    #expect(try rig.dump() == before)
+  }
+
+  @Test func whatWasAnnulledSinceTheLookIsNotRefunded() throws {
+    let rig = try StoreRig.ready()
+    let call = try rig.call("acme", [("tokens", 7)])
+    _ = try rig.run(call)
+    let refund = try Refund(rig, of: call)
+    let look = try refund.look(rig)
+    #expect(try rig.cancel(call).reason == .cancelled)
+    let before = try rig.dump()
+    #expect(try rig.run(refund.planned(look)) == .overtaken)
+    #expect(try rig.dump() == before)
+    #expect(try rig.settled("acme", "tokens", .month) == 0)
+  }
+
   @Test func aFullOutboxRefusesIt() throws {
     let rig = try StoreRig.ready()
     let call = try rig.call("acme", [("tokens", 7)])

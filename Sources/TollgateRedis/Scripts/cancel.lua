@@ -8,7 +8,7 @@
 --       4 MessagePack: epoch as text and as number, time of the id ms, dedupe window ms, class
 --         letter and number of the slice, number of items, per item: feature, amount
 --       5... delta bodies, one per metered item that was counted; none where it is not known
--- Reply {0, record, now}: annulled now; {1, record}: it was a denial or annulled before;
+-- Reply {0, record, now}: annulled now; {1, record}: it was a denial, annulled before, or corrected;
 --       {12, record}: it was counted as the record says, call again with the bodies of its
 --       reversals; {2, f, seq} {3, word} {4} {5} {8} {10}
 --
@@ -61,7 +61,8 @@ if record then
     end
   end
   O = {decode(sub(record, 17))}
-  if O[1] >= 16 then
+  -- What was corrected was acted on: what is left of it is for a refund to give back.
+  if O[1] >= 16 or call('HEXISTS', recordKey, id .. 'r') == 1 then
     return {1, record}
   end
   local mask = O[7]

@@ -3,8 +3,9 @@
 -- names by what it says, and bears one delta for each feature, all of it or nothing.
 --
 -- KEYS  1 meta · 2 outbox · 3 account header · 4 audit · 5 corrected operations, by their latest
---       correction · 6 operation slice · 7 the slice in the other class · 8... deeper subjects
--- ARGV  1 fence text · 2 seen sequence · 3 id (16 bytes) and fingerprint (4 x 4 bytes)
+--       correction · 6 operation slice · 7 the slice in the other class · 8, 9 the same of the operation
+--       corrected · 10... deeper subjects
+-- ARGV  1 fence text · 2 seen sequence and time · 3 id (16 bytes) and fingerprint (4 x 4 bytes)
 --       4 MessagePack: epoch as text and as number, time of the id ms, dedupe window ms, class letter
 --         and number of the slice, record bytes and outbox entries allowed, kind of the deltas,
 --         reason, global version, account version, when it was looked ms (0: this is the look),
@@ -13,16 +14,17 @@
 --       6 what the record says beside the numbers · 7 body of a config delta (empty: none)
 --       then per share
 --         · MessagePack: amount, time ms of the delta corrected, billing counter (0: none), number
---           of counters, per counter: key (0: account header, 1... KEYS[8]...), field, start, end,
+--           of counters, per counter: key (0: account header, 1... KEYS[10]...), field, start, end,
 --           change · delta body
 -- Reply {0, record, now} · {1, record} · {2, f, seq} {3, word} {4} {5} {8}
 --       {10} a counter would leave its range, or the bill fall below zero by an adjustment
---       {11} somebody else corrected the operation since the look · {12, mark, seq, ack, now} the
+--       {11} somebody else corrected or annulled the operation since the look · {12, mark, seq, ack, now} the
 --       look: the ledger has everything once ack has passed seq · {13} no room
 --
 -- Invariants: of one operation two corrections are never worked out from the same books: the mark of
 --   an operation (KEYS[5], ms, one more than before at least) is compared and moved in this call, and
---   is kept longer than a look is good for. Counters move in the delta's own period, where it is held
+--   is kept longer than a look is good for. An operation that is remembered and was corrected is not
+--   annulled any more: a field behind its record says so to `cancel`. Counters move in the delta's own period, where it is held
 --   still; an adjustment also makes the account's counter of a period that a seed would make.
 -- Complexity: O(counters + shares).
 -- include: base, journal, hashes, append, fence
@@ -32,7 +34,7 @@ local e, epoch, opTime, window, class, slice, bytesMax, outMax, kind, reason, gv
 local sliceField = class .. format('%.0f', slice)
 local other = (class == 'm' and 'v' or 'm') .. format('%.0f', slice)
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack', 'om', 'ov', 'hm', 'hv', sliceField, other)
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
@@ -64,6 +66,17 @@ end
 if last ~= mark or ms - looked > LOOK then
   return {11}
 end
+-- Where it is remembered still: annulled since the look, it has nothing left.
+local home, marked
+for k = 8, corrected ~= '' and 9 or 7 do
+  local found = call('HGET', KEYS[k], corrected)
+  if found then
+    if decode(sub(found, 17)) == 28 then
+      return {11}
+    end
+    home, marked = KEYS[k], call('HGET', KEYS[k], corrected .. 'r')
+  end
+end
 if call('HGET', KEYS[3], 'e') ~= e then
   return {8}
 end
@@ -82,7 +95,7 @@ for s = 1, shares do
   local settled, held = 0, 0
   for c = 1, P[4] do
     local b = c * 5
-    local key, name, start, change = KEYS[P[b] == 0 and 3 or 7 + P[b]], P[b + 1], P[b + 2], P[b + 4]
+    local key, name, start, change = KEYS[P[b] == 0 and 3 or 9 + P[b]], P[b + 1], P[b + 2], P[b + 4]
     local current = rows[key]
     if current == nil then
       current = call('HGET', key, 'e') == e
@@ -98,11 +111,13 @@ for s = 1, shares do
     end
     local v = cell.v
     -- Only an adjustment can be the first of its period.
-    local fresh = kind == 5 and P[b] == 0 and lifetime(P[b + 3]) > ms
+    local fresh = kind == 5 and P[b] == 0 and lifetime(name, start, P[b + 3]) > ms
     if v and v[1] == start then
       v[2] = v[2] + change
-      -- Units that a reset had forgiven are forgiven no more: limits see what they saw.
-      if change < 0 and v[4] ~= 0 and (not v[8] or time <= v[8]) then
+      -- Units that a reset had forgiven are forgiven no more: limits see what they saw. What came
+      -- over into a grant's instance is no reset.
+      if change < 0 and v[4] ~= 0 and (not v[8] or time <= v[8])
+        and not string.find(name, '|$', 1, true) then
         v[4] = v[4] + change
       end
     elseif v and v[5] == start then
@@ -150,6 +165,9 @@ for i = 1, #order do
   if cell.moved then
     set(cell.key, {cell.name, encode(unpack(cell.v, 1, cell.v[8] and 8 or 7))}, {cell.raw})
   end
+end
+if home then
+  set(home, {corrected .. 'r', ''}, {marked})
 end
 if corrected ~= '' then
   local life = write(nil, 'PEXPIRETIME', KEYS[5])

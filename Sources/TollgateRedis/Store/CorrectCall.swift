@@ -92,11 +92,14 @@ package struct CorrectCall: ScriptCall {
 
   package var keys: [String] {
     let slice = OperationSlice.of(operation.time)
+    let other = OperationSlice.of((corrected ?? operation).time)
     return [
       keySpace.meta(bucket), keySpace.outbox(bucket),
       keySpace.subject(bucket, subject.account), keySpace.audit(bucket),
       keySpace.corrected(bucket), keySpace.operations(bucket, recordClass, slice: slice),
       keySpace.operations(bucket, recordClass.other, slice: slice),
+      keySpace.operations(bucket, .money, slice: other),
+      keySpace.operations(bucket, .volume, slice: other),
     ] + (1...subject.depth).dropFirst().map { keySpace.subject(bucket, subject.prefix($0)) }
   }
 
