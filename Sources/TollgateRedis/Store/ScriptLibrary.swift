@@ -8,7 +8,7 @@
 // asking changes nothing, and answers it when memory is full.
 
 package enum ScriptName: String, Sendable, Hashable, CaseIterable {
-  case decide, check, cancel, reverse, repost, seed, open, trim, own, sweep, deployment
+  case decide, check, cancel, reverse, repost, seed, open, trim, own, sweep, deployment, threshold
   case configAccount = "config_account"
   case configGlobal = "config_global"
   case pushVersion = "push_version"
@@ -124,6 +124,7 @@ package struct ScriptLibrary: Sendable {
     case .restoreGlobal: PackageResources.restore_global_lua
     case .readAccount: PackageResources.read_account_lua
     case .moveLate: PackageResources.move_late_lua
+    case .threshold: PackageResources.threshold_lua
     }
   }
 }

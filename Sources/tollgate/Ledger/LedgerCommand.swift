@@ -15,7 +15,7 @@ struct LedgerCommand: AsyncParsableCommand {
     abstract: "Run the reference ledger, or read its books.",
     subcommands: [
       LedgerRun.self, LedgerExport.self, LedgerStatement.self, LedgerBalances.self,
-      LedgerVerify.self, LedgerReplay.self, LedgerLosses.self,
+      LedgerVerify.self, LedgerReplay.self, LedgerLosses.self, LedgerEvents.self,
     ],
     defaultSubcommand: LedgerRun.self)
 }
