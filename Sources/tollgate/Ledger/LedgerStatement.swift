@@ -13,10 +13,10 @@ struct LedgerStatement: AsyncParsableCommand {
       The month is that of the account's zone: the period on record that begins closest to the \
       first of the month.
 
-      CHARGED is what is billed: included + grants + overage + deficit + refunds + adjusted. But for \
-      AFTER CLOSE it is the number that `tollgate reconcile` compares with Redis. ABSORBED was used \
-      and is not billed; AFTER CLOSE is the part of CHARGED that is of earlier months, which were \
-      closed when it came: these are listed below, and their own statements stay as they were.
+      CHARGED is what is billed: included + grants + overage + deficit + refunds + adjusted. But \
+      for AFTER CLOSE it is the number that `tollgate reconcile` compares with Redis. ABSORBED was \
+      used and is not billed; AFTER CLOSE is the part of CHARGED that is of earlier months, which \
+      were closed when it came: these are listed below, and their own statements stay as they were.
       """)
 
   @OptionGroup var file: LedgerFileOptions
