@@ -9,6 +9,7 @@ import TollgateCore
 extension RichRound {
   /// Every counter's held is what the live holds hold there, nothing is below zero that cannot be.
   func invariants() -> String? {
+    if let problem = grantProblem() { return problem }
     var held: [CounterKey: [WallTime: Int64]] = [:]
     for hold in evaluator.state.holds.values where hold.state == .held {
       for part in hold.parts {
@@ -25,6 +26,47 @@ extension RichRound {
       guard counter.held == now else { return "\(key) holds \(counter.held), its holds \(now)" }
       if counter.previousStart.milliseconds != 0, counter.previousHeld != before {
         return "\(key) held \(counter.previousHeld) before, its holds \(before)"
+      }
+    }
+    return nil
+  }
+
+  /// A hard limit that has more used and held than it allows, right after something was let in.
+  func exceeded(_ resolution: Resolution, _ subject: Subject) -> Name? {
+    for limit in resolution.limits where limit.enforcement == .hard {
+      let cell: Cell
+      let most: Int64
+      switch limit.rule {
+      case .quota(let index, let amount), .concurrency(let index, let amount),
+        .spendCap(let index, .some(let amount)):
+        (cell, most) = (resolution.cells[index], amount)
+      case .deny, .rate, .sliding, .credit, .spendCap, .unlimited: continue
+      }
+      let key = CounterKey(
+        subject: subject.prefix(cell.level), feature: resolution.items[cell.item].feature,
+        window: cell.window)
+      let (counter, offset) = evaluator.state.reading(key, in: cell.period.start)
+      // What added nothing may stand where more was posted, owed or settled late before.
+      let added = resolution.items[cell.item].amount > 0
+      if added, cell.window.tally == .units, counter.settled - offset + counter.held > most {
+        return limit.id
+      }
+    }
+    return nil
+  }
+
+  /// What was given = what is left + what is held + what was burnt, none of them below zero.
+  private func grantProblem() -> String? {
+    for (key, counter) in evaluator.state.counters {
+      guard case .grant(let id) = key.window.tally,
+        let grant = account.grants.first(where: { $0.id == id })
+      else { continue }
+      let carried = evaluator.state.offsets[key].flatMap {
+        $0.start == counter.start ? $0.units : nil
+      }
+      let left = grant.amount + (carried ?? 0) - counter.settled - counter.held
+      guard left >= 0, counter.settled >= 0, counter.held >= 0 else {
+        return "\(key): of \(grant.amount) and \(carried ?? 0) carried \(counter)"
       }
     }
     return nil

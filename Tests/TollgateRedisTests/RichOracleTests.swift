@@ -31,4 +31,36 @@ import TollgateTesting
     print(tally.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", "))
     for outcome in RichRound.outcomes { #expect(tally[outcome, default: 0] > 0, "\(outcome)") }
   }
+
+  /// The canary: with one thing of a script wrong, the comparison must notice.
+  @Test(arguments: [
+    (
+      ScriptName.transact, "local burnt = math.min(rest, left)",
+      "local burnt = math.min(rest, left + 1)"
+    ),
+    (
+      .transact, "floor(sum * num / den) - floor(m * num / den)", "floor(sum * num / den)"
+    ),
+    (.transact, "shares[deficit] = (shares[deficit] or 0) - cures[k][2]", ""),
+    (.settle, "c[7], rest = c[7] - take, rest - take", "rest = rest - take"),
+    (.settle, "more = late and excess or math.min(excess, roomOf(i))", "more = excess"),
+    (.settle, "if ends and not free(hold, epoch) then", "if false then"),
+    (.expire, "if not free(hold, tonumber(e)) then", "if false then"),
+    (.cancel, "if not isGrant and cell[4] ~= 0", "if cell[4] ~= 0"),
+  ])
+  func aMistakeInAScriptIsFound(script: ScriptName, text: String, mistake: String) throws {
+    let rig = try StoreRig(transform: {
+      let source = StoreRig.testClock($1)
+      if $0 == script { #expect(source.contains(text)) }
+      return $0 == script ? source.replacing(text, with: mistake) : source
+    })
+    var random = SeededRandom(seed: 11)
+    var tally: [String: Int] = [:]
+    for _ in 0..<60 {
+      var round = try RichRound(rig: rig, random: random.fork(), tally: tally)
+      if try round.run(Self.operationsPerRound) != nil { return }
+      tally = round.tally
+    }
+    Issue.record("\(mistake) was not noticed")
+  }
 }

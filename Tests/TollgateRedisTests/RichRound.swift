@@ -194,6 +194,11 @@ struct RichRound {
       }
     }
     if let problem = try compare(outcome, call, "\(mode) \(made)") { return problem }
+    if case .decided(let decision, _) = outcome, decision.isAllowed, !decision.replayed,
+      mode != .post, mode != .check, let limit = exceeded(resolution, made.subject)
+    {
+      return "\(mode) \(made) was let in beyond \(limit)"
+    }
     if case .holdsDue = outcome {
       evaluator = before
       return try expire()

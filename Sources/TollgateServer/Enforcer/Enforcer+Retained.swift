@@ -80,7 +80,7 @@ extension Enforcer {
 
   private static let seldomRecorded: Set<Reason> = [
     .unknownAccount, .unknownFeature, .outboxFull, .dedupeFull, .storeUnavailable,
-    .fallbackExhausted,
+    .fallbackExhausted, .holdsExceeded,
   ]
 
   /// The deltas of an operation that was decided earlier. Its repetition may name later periods,
