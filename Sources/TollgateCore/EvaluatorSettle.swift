@@ -133,8 +133,11 @@ private struct Settling {
     let within = isLate ? 0 : min(used, hold.items[item].left)
     var beyond: Int64 = 0
     var owed: Int64 = 0
-    if used > within || isLate {
-      if !isLate, hold.overrun == .reject, item < hold.asked { return .notHeld(.overrun) }
+    let isBurnable = isBurnable(item)
+    if used > within || isLate || (isBurnable && within > heldOfGrants(item)) {
+      if !isLate, used > within, hold.overrun == .reject, item < hold.asked {
+        return .notHeld(.overrun)
+      }
       guard let resolution else {
         return .planWanted(created: hold.created, features: hold.items.map(\.feature))
       }
@@ -158,17 +161,15 @@ private struct Settling {
       guard count(hold.parts[index], drawn, held: -drawn) else { return out(item) }
       burns.append(.init(item: item, grant: grant, amount: drawn))
     }
-    var more: Int64 = 0
-    if beyond > 0, let resolution {
-      guard let left = burn(beyond, item, resolution) else { return out(item) }
-      more = left
+    // Of what it held beyond every grant, those that have something by now cover that much.
+    var overage = uncovered + beyond
+    let open = isBurnable ? overage : beyond
+    if open > 0, let resolution {
+      guard let left = burn(open, item, resolution) else { return out(item) }
+      overage += left - open
     }
     if owed > 0, let resolution, let deficit = resolution.deficits[item] {
       guard count(part(of: resolution.cells[deficit]), owed) else { return out(item) }
-    }
-    let overage = uncovered + more
-    var isBurnable = hold.parts.contains {
-      if case .grant = $0.window.tally { $0.item == item } else { false }
     }
     for index in hold.parts.indices where hold.parts[index].item == item {
       switch hold.parts[index].window.tally {
@@ -176,7 +177,6 @@ private struct Settling {
         hold.parts[index].left -= within
         guard count(hold.parts[index], charged[item], held: -within) else { return out(item) }
       case .overage:
-        isBurnable = true
         hold.parts[index].left -= uncovered
         guard count(hold.parts[index], overage, held: -uncovered) else { return out(item) }
       case .inFlight, .grant, .priced, .deficit: continue
@@ -184,6 +184,22 @@ private struct Settling {
     }
     if isBurnable, overage > 0 { burns.append(.init(item: item, grant: nil, amount: overage)) }
     return charge(item, overage)
+  }
+
+  /// Grants or a cap are about this item.
+  private func isBurnable(_ item: Int) -> Bool {
+    hold.parts.contains { part in
+      switch part.window.tally {
+      case .grant, .overage: part.item == item
+      case .units, .inFlight, .priced, .deficit: false
+      }
+    }
+  }
+
+  private func heldOfGrants(_ item: Int) -> Int64 {
+    hold.parts.reduce(0) { sum, part in
+      if case .grant = part.window.tally, part.item == item { sum + part.left } else { sum }
+    }
   }
 
   private func out(_ item: Int) -> Evaluator.Outcome { .amountOutOfRange(item: item) }

@@ -105,7 +105,7 @@ def audit(books, statement, price_list):
     total = fractions.Fraction(0)
     charges = collections.Counter()
     units = collections.Counter()
-    for charge in statement["charges"]:
+    for charge in statement["rates"]:
         charges[charge["rate"]] += charge["charge"]
         units[charge["rate"]] += charge["units"]
     for (feature, model), (rate, price) in sorted(price_list.items()):

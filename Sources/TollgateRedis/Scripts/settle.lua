@@ -20,9 +20,10 @@
 --       (1 to 3), an item that it does not hold (4), more used than held where that is refused (5)
 --
 -- Invariants: HELD ends once; what is settled moves from held to settled in the period that admitted
---   it, grants first burnt first; what is left goes back; beyond the hold only what every hard limit
---   leaves is charged, and up to the bound what is owed, the rest is absorbed; the expired are
---   charged in full. Never refused for want of room: what was used was used.
+--   it, grants first burnt first; what was held beyond every grant is burnt from those that have
+--   something by now; what is left goes back; beyond the hold only what every hard limit leaves is
+--   charged, and up to the bound what is owed, the rest is absorbed; the expired are charged in full.
+--   Never refused for want of room: what was used was used.
 -- Complexity: O(counts of the hold + cells of the plan).
 -- include: base, journal, append, hashes, fence
 local SETTLE, RELEASE, EXTEND, OLD = 1, 2, 3, true
@@ -191,8 +192,14 @@ local function settleItem(i)
   local item, used = hold.items[i], actual[i]
   local within = late and 0 or math.min(used, item[3])
   local excess, more, owed = used - within, 0, 0
-  if excess > 0 or (late and not P) then
-    if not late and hold.overrun == 0 and i <= hold.asked then
+  local burnable, rest = false, within
+  for k = 1, #hold.counts do
+    local c = hold.counts[k]
+    burnable = burnable or (c[1] == i and (c[6] == 3 or c[6] == 1))
+    rest = rest - (c[1] == i and c[6] == 3 and c[7] or 0)
+  end
+  if excess > 0 or late or (burnable and rest > 0) then
+    if excess > 0 and not late and hold.overrun == 0 and i <= hold.asked then
       return {14, 5}
     end
     if not P then
@@ -207,11 +214,11 @@ local function settleItem(i)
       owed = math.min(excess - more, hold.bound)
     end
   end
-  local rest, burnable, good = within, false, true
+  rest = within
+  local good = true
   for k = 1, #hold.counts do
     local c = hold.counts[k]
     if c[1] == i and c[6] == 3 then
-      burnable = true
       local take = math.min(rest, c[7])
       if take > 0 then
         good = good and count(i, c[2], c[3], c[4], c[5], take, -take, false)
@@ -220,9 +227,10 @@ local function settleItem(i)
       end
     end
   end
+  -- What was held beyond every grant is covered by those that have something by now.
   local beyond = 0
-  if more > 0 then
-    beyond = burn(i, more)
+  if more > 0 or (burnable and rest > 0) then
+    beyond = burn(i, burnable and rest + more or more)
     good = good and beyond
   end
   if owed > 0 then
@@ -231,7 +239,7 @@ local function settleItem(i)
   if not good then
     return {10}
   end
-  item[3], over[i] = item[3] - within, rest + beyond
+  item[3], over[i] = item[3] - within, burnable and rest > 0 and beyond or rest + beyond
   charged[i] = within + more + owed
   for k = 1, #hold.counts do
     local c = hold.counts[k]
@@ -239,7 +247,6 @@ local function settleItem(i)
       good = good and count(i, c[2], c[3], c[4], c[5], charged[i], -within, true)
       c[7] = c[7] - within
     elseif c[1] == i and c[6] == 1 then
-      burnable = true
       good = good and count(i, c[2], c[3], c[4], c[5], over[i], -rest, false)
       c[7] = c[7] - rest
     end
