@@ -131,15 +131,22 @@ public struct Limit: Hashable, Sendable {
   public var level: Int
   public var enforcement: Enforcement
   public var failurePolicy: FailurePolicy
+  /// Percent of the amount at which an event is recorded, ascending. Of a quota, a spend cap, or
+  /// what a credit gives; where there is no amount, none is reached.
+  public var thresholds: [Int64]
+
+  public static let thresholdsMax = 8
 
   public init(
-    id: Name, kind: LimitKind, level: Int, enforcement: Enforcement, failurePolicy: FailurePolicy
+    id: Name, kind: LimitKind, level: Int, enforcement: Enforcement,
+    failurePolicy: FailurePolicy, thresholds: [Int64] = []
   ) {
     self.id = id
     self.kind = kind
     self.level = level
     self.enforcement = enforcement
     self.failurePolicy = failurePolicy
+    self.thresholds = thresholds
   }
 }
 

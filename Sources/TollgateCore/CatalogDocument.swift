@@ -102,6 +102,9 @@ extension Limit {
     members.append(.init("level", .string(level)))
     members.append(.init("enforcement", .string(enforcement.rawValue)))
     members.append(.init("on_failure", failurePolicy.document))
+    if !thresholds.isEmpty {
+      members.append(.init("thresholds", .list(thresholds.map { .integer($0) })))
+    }
     return .object(members)
   }
 }

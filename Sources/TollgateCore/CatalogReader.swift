@@ -12,7 +12,7 @@
 //       chat.requests:                   # a list of limits; [] allows and only counts
 //         - {id: chat.rpm, rate: 10, per: minute, burst: 10, level: account,
 //            enforcement: hard, on_failure: closed}
-//         - {id: chat.month, quota: 500, per: month}
+//         - {id: chat.month, quota: 500, per: month, thresholds: [50, 80, 100]}
 //         - {id: chat.gate, gate: true}
 //         - {id: chat.free, unlimited: true, on_failure: {open: 5000}}
 //         - {id: chat.smooth, sliding: 100, per: hour}
@@ -36,7 +36,10 @@ package enum CatalogReader {
     "gate", "quota", "rate", "sliding", "concurrency", "credit", "spend_cap", "unlimited",
   ]
   package static let limitKeys =
-    ["id"] + kindKeys + ["per", "burst", "overage", "level", "enforcement", "on_failure"]
+    ["id"] + kindKeys
+    + ["per", "burst", "overage", "level", "enforcement", "on_failure", "thresholds"]
+  /// Kinds whose use can reach a part of an amount in a period.
+  package static let thresholdKinds = ["quota", "spend_cap", "credit"]
   package static let unitBytesMax = 32
 
   package enum Outcome: Sendable {

@@ -34,8 +34,13 @@ public struct DeltaKind: RawRepresentable, Hashable, Sendable, CaseIterable {
   public static let refund = DeltaKind(rawValue: 4)
   /// An operator's correction, of either sign.
   public static let adjustment = DeltaKind(rawValue: 5)
+  /// A part of a limit's amount was reached; moves nothing, its numbers are 0. The body is a
+  /// `ThresholdBody`.
+  public static let threshold = DeltaKind(rawValue: 6)
   /// Those this release knows.
-  public static let allCases: [DeltaKind] = [.usage, .reversal, .config, .refund, .adjustment]
+  public static let allCases: [DeltaKind] = [
+    .usage, .reversal, .config, .refund, .adjustment, .threshold,
+  ]
 }
 
 /// One stream entry, as the outbox, the shipper, a sidecar's retained copies and the ledger

@@ -59,9 +59,29 @@ final class LimitReader {
     if let field = fields["enforcement"] { enforcement = field.choice(Enforcement.self) }
     var policy: FailurePolicy? = .closed
     if let field = fields["on_failure"] { policy = readPolicy(field) }
-    guard let id, let kind, let level, let enforcement, let policy else { return nil }
+    var thresholds: [Int64]? = []
+    if let field = fields["thresholds"] { thresholds = readThresholds(field, of: kind) }
+    guard let id, let kind, let level, let enforcement, let policy, let thresholds else {
+      return nil
+    }
     return Limit(
-      id: id, kind: kind, level: level, enforcement: enforcement, failurePolicy: policy)
+      id: id, kind: kind, level: level, enforcement: enforcement, failurePolicy: policy,
+      thresholds: thresholds)
+  }
+
+  private func readThresholds(_ node: DocumentNode, of kind: LimitKind?) -> [Int64]? {
+    if let kind, !CatalogReader.thresholdKinds.contains(kind.name) {
+      node.problem(
+        "belongs to a \(CatalogReader.thresholdKinds.joined(separator: ", a ")) only")
+    }
+    guard let items = node.list(max: Limit.thresholdsMax) else { return nil }
+    var thresholds: [Int64] = []
+    for item in items {
+      guard let percent = item.integer(1...100) else { continue }
+      if thresholds.contains(percent) { item.problem("is named twice") }
+      thresholds.append(percent)
+    }
+    return thresholds.sorted()
   }
 
   private func readLevel(_ node: DocumentNode?) -> Int? {

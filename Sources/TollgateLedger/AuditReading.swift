@@ -41,6 +41,8 @@ struct AuditReading {
       amount: 0 - entry.absorbed, end: end, goes: Self.goes(code, start: start, end: end))
   }
 
+  init(event entry: OutboxEntry) throws { _ = try ThresholdBody.decode(entry.body) }
+
   init(usage entry: OutboxEntry, _ bodies: DeltaBodies) throws {
     let body = try bodies.usage(entry.body)
     let words = body.subject.path.split(separator: "/")

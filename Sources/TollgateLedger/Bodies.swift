@@ -84,6 +84,7 @@ extension DeltaBodies {
 
   func meaning(of entry: OutboxEntry) throws(Poison) -> Meaning {
     if entry.kind == .config { return try configMeaning(of: entry) }
+    if entry.kind == .threshold { return try eventMeaning(of: entry) }
     guard let kind = Breakdown.Kind(entry.kind) else {
       throw Poison(reason: "unknown delta kind \(entry.kind.rawValue)")
     }

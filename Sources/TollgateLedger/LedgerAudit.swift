@@ -87,7 +87,9 @@ extension LedgerStore {
       do {
         let reading =
           entry.kind == .config
-          ? try AuditReading(config: entry, bodies) : try AuditReading(usage: entry, bodies)
+          ? try AuditReading(config: entry, bodies)
+          : entry.kind == .threshold
+            ? try AuditReading(event: entry) : try AuditReading(usage: entry, bodies)
         let sum = posted.values.reduce(0, &+)
         if sum != 0 { report.find("postings of \(entry.id) sum to \(sum)") }
         if posted.filter({ $0.value != 0 }) != reading.rows

@@ -112,6 +112,7 @@ extension LedgerStore {
     case .config: "config"
     case .refund: "refund"
     case .adjustment: "adjustment"
+    case .threshold: "threshold"
     default: "kind-\(kind.rawValue)"
     }
   }

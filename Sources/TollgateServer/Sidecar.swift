@@ -207,10 +207,14 @@ final class Sidecar: Sendable {
     await withTaskGroup(of: Void.self) { group in
       if let ledger, let watch {
         group.addTask { await ledger.run() }
+        let thresholds = ThresholdWatch(
+          LiveBackend(sidecar: self), clock: { SystemClock.wallTime() }, logger: logger)
         let shipper = Shipper(
           configuration: configuration, store: store, ledger: ledger, healer: healer,
-          metrics: metrics, logger: logger, buckets: buckets, lag: lag, watch: watch)
+          metrics: metrics, logger: logger, buckets: buckets, lag: lag, watch: watch,
+          thresholds: thresholds)
         group.addTask { await shipper.run() }
+        group.addTask { await thresholds.run() }
         if let reposter = healer.reposter { group.addTask { await reposter.run() } }
         group.addTask {
           for await _ in self.pushes.signals {

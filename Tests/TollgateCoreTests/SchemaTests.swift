@@ -105,6 +105,20 @@ struct SchemaTests {
     (#"{"id": "x", "gate": true, "on_failure": "open"}"#, false),
     (#"{"id": "x", "gate": true, "colour": 1}"#, false),
     (#"{"id": "x", "gate": true, "enforcement": "firm"}"#, false),
+    (#"{"id": "x", "quota": 1, "per": "day", "thresholds": [50, 100]}"#, true),
+    (#"{"id": "x", "quota": 1, "per": "day", "thresholds": []}"#, true),
+    (#"{"id": "x", "quota": 1, "per": "day", "thresholds": [1,2,3,4,5,6,7,8,9]}"#, false),
+    (#"{"id": "x", "quota": 1, "per": "day", "thresholds": [50, 50]}"#, false),
+    (#"{"id": "x", "quota": 1, "per": "day", "thresholds": [0]}"#, false),
+    (#"{"id": "x", "quota": 1, "per": "day", "thresholds": [101]}"#, false),
+    (#"{"id": "x", "quota": 1, "per": "day", "thresholds": 50}"#, false),
+    (#"{"id": "x", "spend_cap": 1, "per": "day", "thresholds": [95]}"#, true),
+    (#"{"id": "x", "credit": {"amount": 5, "every": "month"}, "thresholds": [80]}"#, true),
+    (#"{"id": "x", "rate": 1, "per": "day", "thresholds": [80]}"#, false),
+    (#"{"id": "x", "sliding": 1, "per": "day", "thresholds": [80]}"#, false),
+    (#"{"id": "x", "gate": true, "thresholds": [80]}"#, false),
+    (#"{"id": "x", "concurrency": 5, "thresholds": [80]}"#, false),
+    (#"{"id": "x", "unlimited": true, "thresholds": [80]}"#, false),
   ]
 
   @Test(arguments: limits)

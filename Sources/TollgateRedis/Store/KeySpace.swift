@@ -104,6 +104,9 @@ package struct KeySpace: Sendable {
     feature.text + "|" + window.code
   }
 
+  /// The field of the thresholds of a limit that were noted. No name begins like it.
+  package static func field(threshold limit: Name) -> String { "!" + limit.text }
+
   /// The field of a rate's theoretical arrival time.
   package static func field(feature: Name, rate limit: Name) -> String {
     feature.text + "~" + limit.text

@@ -9,6 +9,7 @@
 
 package enum ScriptName: String, Sendable, Hashable, CaseIterable {
   case decide, check, cancel, correct, reverse, repost, seed, open, trim, own, sweep, deployment
+  case threshold
   case configAccount = "config_account"
   case configGlobal = "config_global"
   case pushVersion = "push_version"
@@ -140,6 +141,7 @@ package struct ScriptLibrary: Sendable {
     case .settle: PackageResources.settle_lua
     case .expire: PackageResources.expire_lua
     case .represent: PackageResources.represent_lua
+    case .threshold: PackageResources.threshold_lua
     }
   }
 }

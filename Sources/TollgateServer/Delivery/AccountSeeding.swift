@@ -99,6 +99,8 @@ extension Healer {
         delta.scope == .global ? nil : (try? Subject(delta.key))?.account.path
       }
       movesCounters = delta?.scope == .counter
+    } else if entry.kind == .threshold {
+      movesCounters = false
     } else {
       account = (try? UsageBody.decode(entry.body))?.subject.account.path
     }

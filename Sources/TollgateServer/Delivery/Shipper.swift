@@ -28,6 +28,7 @@ struct Shipper: Sendable {
   let buckets: BucketMap
   let lag: LagBoard
   let watch: LedgerWatch
+  let thresholds: ThresholdWatch<LiveBackend>
 
   /// After a batch that was far from full: what comes meanwhile goes out together. One transaction
   /// of the ledger and three calls of Redis for each delta would cost more than the decisions.
@@ -105,6 +106,7 @@ struct Shipper: Sendable {
         ? entries.last?.sequence : meta.position.sequence
       lag.set(
         bucket: bucket, entries: last.map { max(0, $0 - after) } ?? 0, oldest: entries.first?.time)
+      await thresholds.saw(entries)
       switch progress.machine.entriesRead(entries) {
       case .rest(let milliseconds): return milliseconds
       case .send(let previous, let batch):
@@ -174,7 +176,9 @@ struct Shipper: Sendable {
   /// not, and the acknowledgement must not pass it, so that the next shipper does it. A bucket that
   /// is fenced meanwhile gets new counters, seeded from the ledger.
   private func takeBack(_ entry: OutboxEntry, _ bucket: Int, _ epoch: Int64) async -> Bool {
-    guard let body = try? UsageBody.decode(entry.body) else { return true }
+    guard entry.kind != .threshold, let body = try? UsageBody.decode(entry.body) else {
+      return true
+    }
     while !Task.isCancelled {
       do {
         _ = try await store.reverse(entry, body, bucket: bucket, epoch: epoch)

@@ -115,6 +115,7 @@ struct Metrics: Sendable {
   let lateReposted = Counter()
   let latePosts = Counter()
   let corrections = Counter()
+  let thresholds = Counter()
   let ledgerLost = Gauge()
   let ledgerLostAcknowledged = Gauge()
   let ledgerSetbacks = Gauge()
@@ -243,6 +244,8 @@ struct Metrics: Sendable {
     gauge(
       "tollgate_late_deltas",
       "Those of them whose epoch was closed before the ledger was seen to have them.", lateDeltas)
+    counter(
+      "tollgate_thresholds_total", "Thresholds of limits noted as reached.", thresholds)
     counter("tollgate_late_reposted_total", "Deltas appended to the outbox anew.", lateReposted)
     counter(
       "tollgate_late_posts_total",

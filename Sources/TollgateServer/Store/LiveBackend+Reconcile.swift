@@ -127,7 +127,7 @@ extension LiveBackend {
           }
         }
       }
-      for entry in page where entry.kind != .config {
+      for entry in page where entry.kind != .config && entry.kind != .threshold {
         guard let body = try? UsageBody.decode(entry.body),
           let index = places[body.subject.account.path], entry.sequence > start(index),
           billings[index].last.epoch == epoch, entry.sequence <= billings[index].last.sequence

@@ -16,6 +16,7 @@ struct LedgerCommand: AsyncParsableCommand {
     subcommands: [
       LedgerRun.self, LedgerExport.self, LedgerStatement.self, LedgerBalances.self,
       LedgerVerify.self, LedgerReplay.self, LedgerLosses.self, LedgerClose.self,
+      LedgerEvents.self,
     ],
     defaultSubcommand: LedgerRun.self)
 }
