@@ -100,6 +100,21 @@ package struct ThresholdReading: Hashable, Sendable {
   /// Those that are reached, ascending.
   package var reached: [Int64]
 
+  package init(
+    subject: Subject, feature: Name, limit: Name, window: Window, period: Period, amount: Int64,
+    used: Int64, forgiven: Int64, reached: [Int64]
+  ) {
+    self.subject = subject
+    self.feature = feature
+    self.limit = limit
+    self.window = window
+    self.period = period
+    self.amount = amount
+    self.used = used
+    self.forgiven = forgiven
+    self.reached = reached
+  }
+
   /// The least use that reaches a threshold.
   package static func units(_ percent: Int64, of amount: Int64) -> Int64 {
     Int64((Int128(amount) * Int128(percent) + 99) / 100)

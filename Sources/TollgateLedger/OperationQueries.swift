@@ -142,7 +142,9 @@ extension LedgerStore {
     var delta = OperationDelta(
       id: entry.id.description, kind: entry.kind.rawValue, time: entry.time.milliseconds,
       isParked: isParked, actual: entry.actual, charged: entry.charged, absorbed: entry.absorbed)
-    guard entry.kind != .config, entry.kind != .threshold, let body = try? bodies.usage(entry.body) else { return delta }
+    guard entry.kind != .config, entry.kind != .threshold,
+      let body = try? bodies.usage(entry.body)
+    else { return delta }
     delta.subject = body.subject.path
     delta.feature = body.feature.text
     delta.start = body.period.start.milliseconds

@@ -29,7 +29,9 @@ extension LiveTests {
       _ stack: Stack, _ opcode: Opcode, _ subject: String, _ amount: Int64 = 1, sidecar: Int,
       _ random: inout SeededRandom
     ) throws -> Decision {
-      let connection = try WireConnection(stack.endpoint(sidecar), token: Stack.checkToken)
+      // One that knows PAST_DUE by its name.
+      let connection = try WireConnection(stack.endpoint(sidecar))
+      try connection.hello(token: Stack.checkToken, features: .reservations)
       let record = OperationRecord(
         id: OperationID(time: Self.now, using: &random), subject: try Subject(subject),
         items: [Item(feature: try Name("calls"), amount: amount)])

@@ -327,6 +327,20 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     },
     Scenario("seed of subjects that keeps", .seed) { command($0, try keeping($0)[0]) },
     Scenario("seed of an account that keeps", .seed) { command($0, try keeping($0)[1]) },
+    Scenario("thresholds of an account", .threshold) {
+      _ = try $0.consume("acme", ("tokens", 1000))
+      return command($0, try $0.thresholds())
+    },
+    Scenario("thresholds of a member that stood lower", .threshold) {
+      func call(_ rig: StoreRig) throws -> ThresholdCall {
+        try rig.thresholds(
+          "acme/ann", "chat", "chat.member", window: .hour, amount: 6, reached: [50, 80, 100])
+      }
+      _ = try $0.consume("acme/ann", ("chat", 3))
+      _ = try $0.run(call($0))
+      _ = try $0.consume("acme/ann", ("chat", 3))
+      return command($0, try call($0))
+    },
     Scenario("read of an account", .readAccount) {
       command($0, ReadAccountCall(keySpace: $0.keySpace, account: try Subject("acme")))
     },

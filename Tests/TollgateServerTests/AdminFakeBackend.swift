@@ -37,6 +37,9 @@ final class FakeBackend: AdminBackend {
     var outboxReads = 0
     var history = AuditPage.History.read
     var failing: AdminFailure?
+    /// Thresholds asked to be noted, and what is answered.
+    var noted: [ThresholdReading] = []
+    var notes = true
     var fallback = FallbackListReply(sidecar: "sidecar-1", pending: 0, deferred: 0, parked: [])
     var unparked: [String] = []
     var adjustments: [Adjustment] = []

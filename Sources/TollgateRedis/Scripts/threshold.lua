@@ -14,7 +14,7 @@
 --   on older numbers notes nothing that is not so. No counter is touched. Complexity: O(thresholds).
 -- include: base, journal, append, fence, announce
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack', 'gv')
-local stop = fenced(M[1], M[2])
+local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
