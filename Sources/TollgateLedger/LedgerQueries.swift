@@ -112,7 +112,7 @@ extension LedgerStore {
     }
   }
 
-  private static func grantInstances(
+  static func grantInstances(
     _ db: Database, account: String, since: WallTime, found: (CellBalance) throws -> Void
   ) throws {
     let rows = try Row.fetchCursor(
@@ -133,7 +133,7 @@ extension LedgerStore {
     }
   }
 
-  private static func cellBalance(_ row: Row) -> CellBalance {
+  static func cellBalance(_ row: Row) -> CellBalance {
     CellBalance(
       subject: row[0], feature: row[1], window: row[2], start: row[3], end: row[4],
       settled: row[5], forgiven: row[6])
@@ -211,15 +211,19 @@ extension LedgerStore {
   }
 
   /// The books, line by line, and, where one account was asked for, how far its bucket was
-  /// delivered at that very moment.
+  /// delivered at that very moment; and, where that is asked for, its own counters that got other
+  /// amounts than the books, of periods that ended `partsSince` or later and the latest of grants.
   package func totals(
-    _ filter: TotalFilter = TotalFilter(), after key: TotalPageKey? = nil, limit: Int = pageMax
-  ) throws -> (page: LedgerPage<UsageTotal, TotalPageKey>, position: BucketPosition?) {
+    _ filter: TotalFilter = TotalFilter(), after key: TotalPageKey? = nil, limit: Int = pageMax,
+    partsSince: WallTime? = nil
+  ) throws -> (
+    page: LedgerPage<UsageTotal, TotalPageKey>, position: BucketPosition?, parts: [CellBalance]?
+  ) {
     let limit = Self.bounded(limit)
     let bucket = filter.account.flatMap { account in
       deployment.map { Int(StableHash.of(account) % UInt64($0.buckets)) }
     }
-    let (rows, position) = try read { db in
+    let (rows, position, parts) = try read { db in
       (
         try Row.fetchAll(
           db,
@@ -237,7 +241,10 @@ extension LedgerStore {
             key?.account ?? "", key?.feature ?? "", key?.start ?? Int64.min,
             key.map { $0.adjustment ? 1 : 0 } ?? -1, filter.from, filter.to, filter.account,
             filter.feature, limit,
-          ]), try bucket.map { try Self.position(db, of: $0) }
+          ]), try bucket.map { try Self.position(db, of: $0) },
+        try filter.account.flatMap { account in
+          try partsSince.map { try Self.parts(db, account: account, since: $0) }
+        }
       )
     }
     let totals = rows.map {
@@ -252,7 +259,7 @@ extension LedgerStore {
         TotalPageKey(
           account: $0.account, feature: $0.feature, start: $0.start, adjustment: $0.adjustment)
       }
-    return (LedgerPage(elements: totals, next: next), position)
+    return (LedgerPage(elements: totals, next: next), position, parts)
   }
 
   private static func position(_ db: Database, of bucket: Int) throws -> BucketPosition {

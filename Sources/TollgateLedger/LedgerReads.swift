@@ -98,9 +98,11 @@ struct LedgerReads: Sendable {
     var to: Int64?
     var cursor: String?
     var count: Int?
+    var partsSince: Int64?
   }
   private struct TotalsAnswer: Encodable {
     var totals: [UsageTotal]
+    var parts: [CellBalance]?
     var position: BucketPosition?
     var lost: Int64?
     var next: String?
@@ -146,6 +148,7 @@ struct LedgerReads: Sendable {
     var account: String?
     var feature: String?
     var from: Int64?
+    var window: String?
     var cursor: String?
     var count: Int?
     var newestFirst: Bool?
@@ -215,13 +218,14 @@ struct LedgerReads: Sendable {
         account: String(parts[0]), feature: String(parts[1]), start: start,
         adjustment: parts[3] == "1")
     }
-    let (page, position) = try store.totals(
+    let (page, position, parts) = try store.totals(
       .init(
         account: query.account, feature: query.feature, from: query.from ?? .min,
         to: query.to ?? .max),
-      after: key, limit: query.count ?? LedgerStore.pageMax)
+      after: key, limit: query.count ?? LedgerStore.pageMax,
+      partsSince: query.partsSince.map { WallTime(milliseconds: $0) })
     return TotalsAnswer(
-      totals: page.elements, position: position,
+      totals: page.elements, parts: parts, position: position,
       lost: try query.account.map { try store.lost(account: $0) },
       next: page.next.map { "\($0.account)|\($0.feature)|\($0.start)|\($0.adjustment ? 1 : 0)" })
   }
@@ -340,9 +344,19 @@ struct LedgerReads: Sendable {
       guard let id = Self.deltaID(text) else { throw Self.badCursor(text) }
       return id
     }
-    let page = try store.deltas(
-      account: account, feature: feature, start: from, newestFirst: query.newestFirst ?? false,
-      after: key, limit: query.count ?? LedgerStore.pageMax)
+    let limit = query.count ?? LedgerStore.pageMax
+    let page: LedgerPage<DeltaRecord, DeltaID>
+    if let code = query.window {
+      guard let window = Window(code: code), query.newestFirst ?? true else {
+        throw WireError.refused(.invalidDocument, "window \"\(code)\", newest first")
+      }
+      page = try store.deltas(
+        account: account, feature: feature, window: window, start: from, after: key, limit: limit)
+    } else {
+      page = try store.deltas(
+        account: account, feature: feature, start: from, newestFirst: query.newestFirst ?? false,
+        after: key, limit: limit)
+    }
     return try encode(DeltasAnswer(deltas: page.elements, next: page.next?.description))
   }
 

@@ -96,6 +96,47 @@ import TollgateWire
     #expect(try seeded(plainOnly: true).map(\.window) == ["M"])
   }
 
+  @Test func partsAreOfOneMomentWithTheTotals() throws {
+    _ = try books.apply([
+      try spend(
+        1, op: 1, 30,
+        parts: [
+          try grant("a", 10), overage(.month, 20), overage(.month, 20, level: 2),
+          try priced("small", 30), deficit(0),
+        ])
+    ])
+    let answer = try books.store.totals(.init(account: "acme"), partsSince: start)
+    let parts = try #require(answer.parts)
+    #expect(parts.map(\.window).sorted() == ["$a", "-", "oM", "rsmall,0"])
+    #expect(parts.first { $0.window == "oM" }?.settled == 20)
+    #expect(answer.position != nil)
+    #expect(try books.store.totals(.init(account: "acme")).parts == nil)
+    // Of a month that ended longer ago only grants and what is owed are told.
+    let later = try books.store.totals(
+      .init(account: "acme"), partsSince: november.end + Self.day)
+    #expect(later.parts?.map(\.window).sorted() == ["$a", "-"])
+  }
+
+  @Test func theDeltasOfACounterAreNamedWithWhatTheyAddedThere() throws {
+    let once = Period(start: november.start + -Self.day, end: forever.end)
+    _ = try books.apply([
+      try spend(1, op: 1, 30, parts: [try grant("a", 10, once), overage(.month, 20)]),
+      try spend(2, op: 2, 5),
+      try spend(3, op: 3, 9, parts: [try grant("a", 9)]),
+      try spend(4, op: 4, -4, kind: .refund, parts: [try grant("a", -4, once)], corrects: 1),
+    ])
+    func deltas(after: DeltaID? = nil, limit: Int = 100) throws -> LedgerPage<DeltaRecord, DeltaID> {
+      try books.store.deltas(
+        account: "acme", feature: "spend", window: .grant(try name("a")),
+        start: once.start.milliseconds, after: after, limit: limit)
+    }
+    #expect(try deltas().elements.map(\.charged) == [-4, 10])
+    let first = try deltas(limit: 1)
+    #expect(first.elements.map(\.charged) == [-4])
+    let second = try deltas(after: first.next, limit: 1)
+    #expect(second.elements.map(\.charged) == [10])
+  }
+
   /// By the feature that its hello names.
   @Test func theHelloSaysWhatIsTold() throws {
     for (features, isAll): (ProtocolFeatures, Bool) in [([], false), ([.reservations], true)] {

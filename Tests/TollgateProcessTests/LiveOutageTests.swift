@@ -20,6 +20,51 @@ extension LiveTests {
         items: [Item(feature: try Name(feature), amount: amount)])
     }
 
+    /// Redis refuses what may write, whatever it would write: a retry is answered from its record,
+    /// and doctor names the memory.
+    @Test func withRedisFullARetryGetsItsAnswerAndDoctorNamesTheMemory() throws {
+      var random = SeededRandom.fromEnvironment("redis full")
+      let stack = try Stack(.init(sidecars: 1, buckets: 1, accounts: ["tiny": "small"]))
+      let connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+      func ask(_ record: OperationRecord) throws -> DecisionRecord? {
+        try connection.operate([record], deadline: 2000).first
+      }
+      let records = [
+        try Self.record("tiny/m", "calls", 500, &random),
+        try Self.record("tiny/m", "calls", 1, &random),
+      ]
+      for (record, reason) in zip(records, [Reason.allowed, .quotaExceeded]) {
+        guard case .decision(let decision)? = try ask(record) else {
+          throw StackFailure(description: "no decision while there was room")
+        }
+        #expect(decision.reason == reason)
+      }
+      let redis = try stack.redis.connect()
+      try redis.command("CONFIG", "SET", "maxmemory", "1mb")
+      for (record, reason) in zip(records, [Reason.allowed, .quotaExceeded]) {
+        guard case .decision(let decision)? = try ask(record) else {
+          Issue.record("a recorded answer was not given again")
+          continue
+        }
+        #expect(decision.reason == reason && decision.replayed && decision.source == .redis)
+      }
+      var other = records[0]
+      other.items[0].amount = 7
+      guard case .error(.idempotencyMismatch, let text)? = try ask(other) else {
+        Issue.record("another request under a recorded id was not refused")
+        return
+      }
+      #expect(text.contains("amounts"))
+      guard
+        case .decision(let fresh)? = try ask(try Self.record("tiny/m", "calls", 1, &random))
+      else { throw StackFailure(description: "no answer by policy") }
+      #expect(fresh.reason == .storeUnavailable)
+      let doctor = try stack.cli(["doctor"])
+      #expect(doctor.output.contains("raise maxmemory"), "\(doctor.output)")
+      #expect(!doctor.output.contains("start Redis"))
+      try redis.command("CONFIG", "SET", "maxmemory", "0")
+    }
+
     @Test func pitfall42_withRedisStoppedThePolicyAnswersAndTheAllowanceIsPosted() throws {
       var random = SeededRandom.fromEnvironment("redis stopped")
       let stack = try Stack(.init(sidecars: 1, accounts: ["shut": "big", "ajar": "open"]))

@@ -284,9 +284,14 @@ final class FakeBackend: AdminBackend {
   }
 
   func ledgerDeltas(
-    account: Subject, feature: Name, period: Period, limit: Int
+    account: Subject, feature: Name, window: Window, period: Period, limit: Int
   ) async throws(AdminFailure) -> [BilledDelta] {
-    read { Array($0.deltas.filter { $0.feature == feature && $0.period == period }.prefix(limit)) }
+    read { state in
+      let found = state.deltas.filter {
+        $0.feature == feature && $0.period == period && $0.window == window
+      }
+      return Array(found.prefix(limit))
+    }
   }
 
   func operationRecords(

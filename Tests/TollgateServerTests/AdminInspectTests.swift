@@ -233,6 +233,65 @@ import TollgateWire
       .reconcile, ReconcileRequest(account: acme), as: ReconcileReply.self)
   }
 
+  /// Of a counter beside the bill.
+  private func part(_ settled: Int64, _ window: Window) throws -> BillingTotal {
+    BillingTotal(
+      feature: try Name("chat.requests"), period: month, settled: settled, window: window)
+  }
+
+  @Test func theCountersBesideTheBillAreComparedToo() async throws {
+    let fixture = try AdminFixture()
+    fixture.backend.edit { $0.now = month.start + 5000 }
+    let promo = Window.grant(try Name("promo"))
+    var billed = try ledger(cursor: 5, 50)
+    billed.hasParts = true
+    billed.totals += [try part(20, promo), try part(30, .overage(.month)), try part(4, .deficit)]
+    var stored = try store(fixture, last: 6, first: 6, 60, [try delta(1, 6, 10)])
+    var burnt = try delta(1, 6, 8)
+    burnt.window = promo
+    stored.undelivered.append(burnt)
+    stored.totals += [try part(28, promo), try part(30, .overage(.month)), try part(4, .deficit)]
+    let whole = try await reconcile(fixture, [billed], [stored])
+    #expect(whole.difference == 0 && whole.totals == 4)
+    // Of the bill alone: the same units again are no more units.
+    #expect(whole.redis == 60 && whole.ledger == 50 && whole.undelivered == 10)
+
+    // A grant of which Redis counts less than was burnt would be burnt again.
+    stored.totals[1].settled = 21
+    var known = try delta(9, 3, 8)
+    known.window = promo
+    fixture.backend.edit {
+      $0.deltas = [known]
+      $0.records = [known.id.operation: false]
+    }
+    let less = try await reconcile(fixture, [billed], [stored])
+    #expect(less.difference == 7)
+    let row = try #require(less.rows.first)
+    #expect(row.window == "$promo" && row.difference == -7)
+    #expect(row.explanation.first?.contains("\(known.id)") == true)
+  }
+
+  @Test func aCounterBesideTheBillThatRedisLostIsADifference() async throws {
+    let fixture = try AdminFixture()
+    fixture.backend.edit { $0.now = month.start + 5000 }
+    var billed = try ledger(cursor: 5, 50)
+    billed.hasParts = true
+    billed.totals.append(try part(20, .overage(.month)))
+    let stored = try store(fixture, last: 5, first: 0, 50)
+    #expect(try await reconcile(fixture, [billed], [stored]).difference == 20)
+    // Of a period that is over Redis may hold nothing any more.
+    fixture.backend.edit { $0.now = month.end }
+    let later = try store(fixture, last: 5, first: 0, 50)
+    #expect(try await reconcile(fixture, [billed], [later]).difference == 0)
+  }
+
+  @Test func aLedgerThatSaysNothingOfThemIsNotComparedInThem() async throws {
+    let fixture = try AdminFixture()
+    var stored = try store(fixture, last: 5, first: 0, 50)
+    stored.totals.append(try part(20, .overage(.month)))
+    #expect(try await reconcile(fixture, [try ledger(cursor: 5, 50)], [stored]).difference == 0)
+  }
+
   /// A closed period has its line and one of adjustments: the bill is both.
   @Test func twoLinesOfOnePeriodAreOneTotal() async throws {
     let fixture = try AdminFixture()

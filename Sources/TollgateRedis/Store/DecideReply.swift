@@ -75,6 +75,21 @@ package enum DecideReply: Hashable, Sendable {
     }
   }
 
+  /// From what is stored under an id: its answer again, or that it was asked something else.
+  package init?(record bytes: [UInt8], of fingerprint: OperationFingerprint) {
+    let ours = fingerprint.bytes
+    guard bytes.count > 16, let decided = OperationRecord.decode(bytes, replayed: true) else {
+      return nil
+    }
+    if let byte = (0..<16).first(where: { bytes[$0] != ours[$0] }),
+      let field = OperationFingerprint.Field(rawValue: byte / 4)
+    {
+      self = .mismatch(field)
+    } else {
+      self = .replayed(decided)
+    }
+  }
+
   private static func array(_ reply: RESPReply) -> DecideReply {
     let problem = DecideReply.error("unexpected reply \(reply)")
     switch reply.code {

@@ -89,7 +89,7 @@ package protocol AdminBackend: Sendable {
   ) async throws(AdminFailure) -> [StoreBilling]
   /// Delta ids of one total in the ledger, newest first, at most `limit`.
   func ledgerDeltas(
-    account: Subject, feature: Name, period: Period, limit: Int
+    account: Subject, feature: Name, window: Window, period: Period, limit: Int
   ) async throws(AdminFailure) -> [BilledDelta]
   /// Of these ids, those that still have an operation record in Redis that says "admitted"
   /// (true) or "denied or cancelled" (false); absent: no record (too old, or never seen).

@@ -2,16 +2,20 @@
 
 package import TollgateCore
 
-/// One billed total: units of a feature in a billing period.
+/// One billed total: units of a feature in a billing period; or one of the counters beside the
+/// bill, of what was burnt from a grant, went beyond them, was priced or is owed.
 package struct BillingTotal: Hashable, Sendable {
   package var feature: Name
   package var period: Period
   package var settled: Int64
+  /// The month: the bill.
+  package var window: Window
 
-  package init(feature: Name, period: Period, settled: Int64) {
+  package init(feature: Name, period: Period, settled: Int64, window: Window = .month) {
     self.feature = feature
     self.period = period
     self.settled = settled
+    self.window = window
   }
 }
 
@@ -19,10 +23,13 @@ package struct LedgerBilling: Hashable, Sendable {
   /// What the ledger has of the account's bucket.
   package var cursor: StreamPosition
   package var totals: [BillingTotal]
+  /// Whether the counters beside the bill are among them.
+  package var hasParts: Bool
 
-  package init(cursor: StreamPosition, totals: [BillingTotal]) {
+  package init(cursor: StreamPosition, totals: [BillingTotal], hasParts: Bool = false) {
     self.cursor = cursor
     self.totals = totals
+    self.hasParts = hasParts
   }
 }
 
@@ -33,12 +40,15 @@ package struct BilledDelta: Hashable, Sendable {
   package var time: WallTime
   package var feature: Name
   package var period: Period
+  /// What it added to that total.
   package var charged: Int64
+  package var window: Window
 
   package init(
     id: DeltaID, kind: DeltaKind, position: StreamPosition, time: WallTime, feature: Name,
-    period: Period, charged: Int64
+    period: Period, charged: Int64, window: Window = .month
   ) {
+    self.window = window
     self.id = id
     self.kind = kind
     self.position = position

@@ -111,7 +111,7 @@ package enum Doctor {
           ? Finding("memory", .ok, "\(percent) % of maxmemory")
           : Finding(
             "memory", percent < 95 ? .warning : .error, "\(percent) % of maxmemory",
-            fix: "raise maxmemory: when it is full Redis refuses new holds"))
+            fix: "raise maxmemory: when it is full Redis refuses every new decision"))
     }
     return findings
   }

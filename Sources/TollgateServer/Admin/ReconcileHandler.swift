@@ -4,6 +4,9 @@
 // and the entries C + 1 … S (one atomic read). Whatever is at or below C is in the ledger's
 // totals, whatever is above it is in the list, and Redis' totals hold all of it up to S. Where an
 // acknowledgement trimmed entries in between, the pair is read again.
+//
+// So are the account's counters beside the bill: what was burnt from each grant, what went beyond
+// them, what each rate priced and what is owed. Limits go by these, so they must be true as well.
 
 import TollgateCore
 
@@ -58,9 +61,12 @@ extension AdminService {
         reply.accounts += 1
         for row in rows {
           reply.totals += 1
-          reply.redis += row.redis
-          reply.ledger += row.ledger
-          reply.undelivered += row.undelivered
+          // The same units are in the counters beside the bill again.
+          if row.window == nil {
+            reply.redis += row.redis
+            reply.ledger += row.ledger
+            reply.undelivered += row.undelivered
+          }
           reply.difference += abs(row.difference)
           if row.difference != 0 || request.verbose { reply.rows.append(row) }
         }
@@ -133,7 +139,7 @@ extension AdminService {
         "bucket is \(store.bucketState.rawValue); its counters are not in force", idle: false)
     }
     if !store.isLoaded {
-      let pending = store.undelivered.count
+      let pending = Set(store.undelivered.map(\.id)).count
       return .skip(
         "not loaded in Redis under epoch \(store.last.epoch) (rebuilt from the ledger at its "
           + "next request)" + (pending > 0 ? "; \(pending) deltas undelivered" : ""),
@@ -159,19 +165,37 @@ extension AdminService {
   /// A period is known by its start, which is on record; its end each side works out for itself.
   private struct Key: Hashable, Comparable {
     let feature: Name
+    let window: Window
     let period: Period
 
+    init(_ total: BillingTotal) {
+      feature = total.feature
+      window = total.window
+      period = total.period
+    }
+
+    init(_ delta: BilledDelta) {
+      feature = delta.feature
+      window = delta.window
+      period = delta.period
+    }
+
+    var isBill: Bool { window == .month }
+
     static func == (a: Self, b: Self) -> Bool {
-      a.feature == b.feature && a.period.start == b.period.start
+      a.feature == b.feature && a.window == b.window && a.period.start == b.period.start
     }
 
     func hash(into hasher: inout Hasher) {
       hasher.combine(feature)
+      hasher.combine(window)
       hasher.combine(period.start)
     }
 
     static func < (a: Self, b: Self) -> Bool {
-      a.feature != b.feature ? a.feature < b.feature : a.period.start < b.period.start
+      if a.feature != b.feature { return a.feature < b.feature }
+      if a.window != b.window { return a.isBill || (!b.isBill && a.window.code < b.window.code) }
+      return a.period.start < b.period.start
     }
   }
 
@@ -182,33 +206,37 @@ extension AdminService {
     var billed: [Key: Int64] = [:]
     var undelivered: [Key: [BilledDelta]] = [:]
     for total in store.totals {
-      redis[Key(feature: total.feature, period: total.period), default: 0] += total.settled
+      redis[Key(total), default: 0] += total.settled
     }
     // A closed period has a second line, of adjustments: both are the bill.
     for total in ledger.totals {
-      billed[Key(feature: total.feature, period: total.period), default: 0] += total.settled
+      billed[Key(total), default: 0] += total.settled
     }
     for delta in store.undelivered {
-      undelivered[Key(feature: delta.feature, period: delta.period), default: []].append(delta)
+      undelivered[Key(delta), default: []].append(delta)
     }
     var unlisted: [Key: Int64] = [:]
     for total in store.unlisted {
-      unlisted[Key(feature: total.feature, period: total.period), default: 0] += total.settled
+      unlisted[Key(total), default: 0] += total.settled
     }
     // Redis keeps the current period and the one before it where it saw both; of older ones only
     // the ledger knows. A missing counter of the current period is zero.
     var keys = Set(redis.keys)
     for key in Set(billed.keys).union(undelivered.keys).union(unlisted.keys)
-    where key.period.start == store.month.start {
+    where key.isBill
+      ? key.period.start == store.month.start : key.period.contains(store.time) {
       keys.insert(key)
     }
+    // A ledger of an older release says nothing of them.
+    if !ledger.hasParts { keys = keys.filter(\.isBill) }
     var rows: [ReconcileReply.Row] = []
     for key in keys.sorted() {
       let pending = undelivered[key] ?? []
       let pendingUnits = pending.reduce(unlisted[key] ?? 0) { $0 + $1.charged }
       let difference = (redis[key] ?? 0) - (billed[key] ?? 0) - pendingUnits
       var row = ReconcileReply.Row(
-        account: account, feature: key.feature, period: key.period, redis: redis[key] ?? 0,
+        account: account, feature: key.feature, window: key.isBill ? nil : key.window.code,
+        period: key.period, redis: redis[key] ?? 0,
         ledger: billed[key] ?? 0, undelivered: pendingUnits, difference: difference,
         explanation: [])
       if difference != 0 {
@@ -225,7 +253,8 @@ extension AdminService {
     _ account: Subject, _ key: Key, _ difference: Int64, _ pending: [BilledDelta]
   ) async throws(AdminFailure) -> [String] {
     let billed = try await backend.ledgerDeltas(
-      account: account, feature: key.feature, period: key.period, limit: Self.deltasMax)
+      account: account, feature: key.feature, window: key.window, period: key.period,
+      limit: Self.deltasMax)
     let known = Dictionary(billed.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
     let records = try await backend.operationRecords(
       account: account, Set(billed.map(\.id.operation)).sorted())

@@ -335,6 +335,8 @@ final class Enforcer {
         loadAllScripts()
         return attempt(request)
       }
+      let asks = request.mode == .consume || request.mode == .post
+      if text.hasPrefix("OOM"), asks { return answerFromRecord(request, epoch: epoch) }
       storeIsAway(request)
     }
   }

@@ -97,7 +97,9 @@ struct DoctorProbe: Sendable {
       let reply = try await command(words.map { .string($0) })
       if let error = reply.error, error.hasPrefix("NOPERM") { facts.denied.append(error) }
     }
-    let differences = try await sidecar.store.deploymentDifferences()
+    // Read only: a Redis whose memory is full refuses what may write, and it is the memory that
+    // is to be told then.
+    let differences = try await sidecar.store.deploymentDifferences(writing: false)
     facts.deploymentDifferences = differences.map(\.description)
   }
 

@@ -26,14 +26,22 @@ extension LiveBackend {
 
   func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling {
     var cursor: String?
+    let now = sidecar.store.wallTime()
     var totals: [BillingTotal] = []
+    var parts: [BillingTotal] = []
+    var hasParts = false
     var position = StreamPosition(epoch: 0, sequence: 0)
     repeat {
       let answer = try await query(
         .totals,
         Document.fields([
           "account": .string(account.path), "cursor": cursor.map { .string($0) },
+          "partsSince": cursor == nil ? .integer(Self.comparedSince(now).milliseconds) : nil,
         ]))
+      if cursor == nil, let told = answer["parts"]?.elements {
+        hasParts = true
+        for line in told { parts.append(try Self.part(line)) }
+      }
       if cursor == nil, let place = answer["position"] {
         position = StreamPosition(
           epoch: place["epoch"]?.whole ?? 0, sequence: place["cursor"]?.whole ?? 0)
@@ -51,7 +59,24 @@ extension LiveBackend {
       }
       cursor = answer["next"]?.text
     } while cursor != nil
-    return LedgerBilling(cursor: position, totals: totals)
+    return LedgerBilling(cursor: position, totals: totals + parts, hasParts: hasParts)
+  }
+
+  /// Counters of periods that ended before are compared no more: the ledger may drop their sums.
+  private static func comparedSince(_ now: WallTime) -> WallTime {
+    now + -Healer.lateHorizonMilliseconds
+  }
+
+  private static func part(_ line: Document) throws(AdminFailure) -> BillingTotal {
+    guard let feature = line["feature"]?.name,
+      let window = line["window"]?.text.flatMap({ Window(code: $0) }),
+      let start = line["start"]?.whole, let end = line["end"]?.whole,
+      let settled = line["settled"]?.whole
+    else { throw .unavailable("ledger: an unreadable counter") }
+    return BillingTotal(
+      feature: feature,
+      period: Period(start: WallTime(milliseconds: start), end: WallTime(milliseconds: end)),
+      settled: settled, window: window)
   }
 
   func unloadedAccounts(after cursor: String?) async throws(AdminFailure) -> (
@@ -132,15 +157,18 @@ extension LiveBackend {
           let index = places[body.subject.account.path], entry.sequence > start(index),
           billings[index].last.epoch == epoch, entry.sequence <= billings[index].last.sequence
         else { continue }
-        if billings[index].undelivered.count < StoreBilling.listedMax {
-          billings[index].undelivered.append(
-            BilledDelta(
-              id: entry.id, kind: entry.kind,
-              position: StreamPosition(epoch: epoch, sequence: entry.sequence), time: entry.time,
-              feature: body.feature, period: body.period, charged: entry.charged))
-        } else {
-          unlisted[index][BillingKey(feature: body.feature, period: body.period), default: 0] +=
-            entry.charged
+        for count in Self.compared(body, entry.charged) {
+          if billings[index].undelivered.count < StoreBilling.listedMax {
+            billings[index].undelivered.append(
+              BilledDelta(
+                id: entry.id, kind: entry.kind,
+                position: StreamPosition(epoch: epoch, sequence: entry.sequence), time: entry.time,
+                feature: body.feature, period: count.period, charged: count.amount,
+                window: count.window))
+          } else {
+            let key = BillingKey(feature: body.feature, window: count.window, period: count.period)
+            unlisted[index][key, default: 0] += count.amount
+          }
         }
       }
       guard let end = page.last, page.count == Self.outboxPage else { break }
@@ -148,7 +176,8 @@ extension LiveBackend {
     }
     for index in billings.indices {
       billings[index].unlisted = unlisted[index].map {
-        BillingTotal(feature: $0.key.feature, period: $0.key.period, settled: $0.value)
+        BillingTotal(
+          feature: $0.key.feature, period: $0.key.period, settled: $0.value, window: $0.key.window)
       }
     }
     return billings
@@ -156,7 +185,15 @@ extension LiveBackend {
 
   private struct BillingKey: Hashable {
     var feature: Name
+    var window: Window
     var period: Period
+  }
+
+  /// The bill, and the account's counters beside it.
+  private static func compared(_ body: UsageBody, _ charged: Int64) -> [CountedPart] {
+    let bill = CountedPart(level: 1, window: .month, period: body.period, amount: charged)
+    return [bill]
+      + body.counts(charged: charged).filter { $0.level == 1 && $0.window.tally != .units }
   }
 
   /// Entries of the outbox in one read.
@@ -177,23 +214,36 @@ extension LiveBackend {
     for (field, cell) in snapshot.counters.cells {
       let parts = field.split(separator: "|")
       // A month's quota of an unmetered feature counts in such a cell too, and is nobody's bill.
-      guard parts.count == 2, parts[1] == "M", let feature = try? Name(String(parts[0])),
+      guard parts.count == 2, let window = Window(code: parts[1]),
+        window == .month || window.tally != .units, let feature = try? Name(String(parts[0])),
         features[feature]?.metered ?? true
       else { continue }
       for (start, settled) in [
         (cell.start, cell.settled), (cell.previousStart, cell.previousSettled),
       ] where settled != 0 {
+        let period = period(of: window, from: start, calendar)
+        guard window == .month || period.end >= comparedSince(snapshot.now) else { continue }
         totals.append(
-          BillingTotal(
-            feature: feature, period: calendar.period(of: .month, containing: start),
-            settled: settled))
+          BillingTotal(feature: feature, period: period, settled: settled, window: window))
       }
     }
     return totals
   }
 
+  /// By its start; instances of grants and what stands for ever have no end here.
+  private static func period(
+    of window: Window, from start: WallTime, _ calendar: AccountCalendar
+  ) -> Period {
+    switch window.tally {
+    case .units, .overage: calendar.period(of: window, containing: start)
+    case .priced: calendar.period(of: .month, containing: start)
+    case .grant, .deficit, .inFlight:
+      Period(start: start, end: WallTime(milliseconds: Quantity.maximum))
+    }
+  }
+
   func ledgerDeltas(
-    account: Subject, feature: Name, period: Period, limit: Int
+    account: Subject, feature: Name, window: Window, period: Period, limit: Int
   ) async throws(AdminFailure) -> [BilledDelta] {
     let answer = try await query(
       .deltaIDs,
@@ -201,6 +251,7 @@ extension LiveBackend {
         "account": .string(account.path), "feature": .string(feature.text),
         "from": .integer(period.start.milliseconds), "count": .integer(Int64(limit)),
         "newestFirst": .bool(true),
+        "window": window == .month ? nil : .string(window.code),
       ]))
     return (answer["deltas"]?.elements ?? []).compactMap { row in
       guard let text = row["id"]?.text, let dot = text.lastIndex(of: "."),
@@ -213,7 +264,7 @@ extension LiveBackend {
         position: StreamPosition(
           epoch: row["epoch"]?.whole ?? 0, sequence: row["sequence"]?.whole ?? 0),
         time: WallTime(milliseconds: row["time"]?.whole ?? 0), feature: feature, period: period,
-        charged: charged)
+        charged: charged, window: window)
     }
   }
 }

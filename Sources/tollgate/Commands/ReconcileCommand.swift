@@ -47,12 +47,12 @@ struct ReconcileCommand: AsyncParsableCommand {
         .number("UNDELIVERED"), .number("DIFFERENCE"))
       for row in reply.rows {
         table.add(
-          row.account.path, row.feature.text, String(CivilDate.text(row.period.start).prefix(7)),
+          row.account.path, row.name, String(CivilDate.text(row.period.start).prefix(7)),
           "\(row.redis)", "\(row.ledger)", "\(row.undelivered)", "\(row.difference)")
       }
       lines.append(table.text)
       for row in reply.rows where !row.explanation.isEmpty {
-        lines.append("\(row.account) \(row.feature):")
+        lines.append("\(row.account) \(row.name):")
         lines += row.explanation.map { "  \($0)" }
       }
     }
@@ -69,6 +69,14 @@ struct ReconcileCommand: AsyncParsableCommand {
         + (reply.difference == 0 ? "" : " does not hold"))
     lines.append("difference \(reply.difference)")
     return lines.joined(separator: "\n")
+  }
+}
+
+extension ReconcileReply.Row {
+  /// `chat.requests`, or with the counter beside the bill: `spend, grant promo`.
+  fileprivate var name: String {
+    guard let window else { return feature.text }
+    return "\(feature), \(Window(code: window)?.word ?? window)"
   }
 }
 

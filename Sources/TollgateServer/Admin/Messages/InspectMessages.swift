@@ -247,6 +247,8 @@ package struct ReconcileReply: Hashable, Sendable, Codable {
   package struct Row: Hashable, Sendable, Codable {
     package var account: Subject
     package var feature: Name
+    /// The counter's window code; nil: the bill.
+    package var window: String?
     package var period: Period
     package var redis: Int64
     package var ledger: Int64
