@@ -125,7 +125,8 @@ import TollgateWire
       try spend(3, op: 3, 9, parts: [try grant("a", 9)]),
       try spend(4, op: 4, -4, kind: .refund, parts: [try grant("a", -4, once)], corrects: 1),
     ])
-    func deltas(after: DeltaID? = nil, limit: Int = 100) throws -> LedgerPage<DeltaRecord, DeltaID> {
+    func deltas(after: DeltaID? = nil, limit: Int = 100) throws -> LedgerPage<DeltaRecord, DeltaID>
+    {
       try books.store.deltas(
         account: "acme", feature: "spend", window: .grant(try name("a")),
         start: once.start.milliseconds, after: after, limit: limit)

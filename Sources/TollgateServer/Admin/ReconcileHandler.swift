@@ -224,7 +224,8 @@ extension AdminService {
     var keys = Set(redis.keys)
     for key in Set(billed.keys).union(undelivered.keys).union(unlisted.keys)
     where key.isBill
-      ? key.period.start == store.month.start : key.period.contains(store.time) {
+      ? key.period.start == store.month.start : key.period.contains(store.time)
+    {
       keys.insert(key)
     }
     // A ledger of an older release says nothing of them.
