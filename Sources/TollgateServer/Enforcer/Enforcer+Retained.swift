@@ -96,6 +96,11 @@ extension Enforcer {
           && body.cells.allSatisfy { $0.period.contains(decided.bornAt) }
       }
     if isRight { return told }
+    switch request.mode {
+    case .consume, .post, .cancel: break
+    // What a hold or an earlier operation was charged only what was written then tells.
+    case .check, .reserve, .settle, .release, .extend, .refund: return nil
+    }
     guard let global,
       case .known(let born) = LatePost(request).deltas(
         global: global, account: accounts[request.account] ?? AccountConfig(), at: decided.bornAt)
