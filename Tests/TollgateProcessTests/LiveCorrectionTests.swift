@@ -246,7 +246,8 @@ extension LiveTests {
       var random = SeededRandom.fromEnvironment("refunds of priced use")
       let stack = try Stack(.init(catalog: Self.rich, accounts: ["acme": "pro", "beta": "pro"]))
       try stack.command([
-        "grant", "add", "acme", "spend", "50", "--id", "promo", "--priority", "10", "--reason", "x",
+        "grant", "add", "acme", "spend", "50", "--grant", "promo", "--priority", "10", "--reason",
+        "x",
       ])
       let connection = try Self.connect(stack)
       func consume() throws -> OperationID {
