@@ -12,6 +12,8 @@ enum Audit {
     struct Row: Decodable {
       var account: String
       var feature: String
+      /// Of a counter beside the bill.
+      var window: String?
       var redis: Int64
       var ledger: Int64
       var undelivered: Int64
@@ -128,7 +130,9 @@ enum Audit {
     }
     let unresolved = try resolve(stack, &tally)
     var redis: [String: Int64] = [:]
-    for row in last?.rows ?? [] { redis["\(row.account) \(row.feature)", default: 0] += row.redis }
+    for row in last?.rows ?? [] where row.window == nil {
+      redis["\(row.account) \(row.feature)", default: 0] += row.redis
+    }
     let ledger = try totals(stack)
     let books = try verify(stack)
     let keys = Set(tally.admitted.keys).union(ledger.keys).union(redis.keys).sorted()

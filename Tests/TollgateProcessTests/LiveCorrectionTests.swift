@@ -211,6 +211,105 @@ extension LiveTests {
       try Self.balance(stack, ["acme calls": 0])
     }
 
+    // MARK: - Grants, rates, holds
+
+    private static let rich = """
+      levels: [account, member]
+      features:
+        tokens: {metered: true, importance: money, unit: token, reservable: true}
+        spend: {metered: true, importance: money, unit: micro, reservable: true}
+      rates:
+        - {id: small, feature: tokens, into: spend, when: {model: small}, price: 150, per: 1000}
+        - {id: other, feature: tokens, into: spend, price: 900, per: 1000}
+      plans:
+        pro:
+          tokens: []
+          spend:
+            - {id: spend.included, credit: {every: month, amount: 100}, overage: allow}
+            - {id: spend.cap, spend_cap: 1000, per: month}
+      """
+
+    private static func burnt(_ stack: Stack) throws -> [String: Int64] {
+      struct Reply: Decodable {
+        struct Grant: Decodable {
+          var id: String
+          var burnt: Int64?
+        }
+        var grants: [Grant]
+      }
+      let text = try stack.command(["grant", "list", "acme", "--json"])
+      let grants = try JSONDecoder().decode(Reply.self, from: Data(text.utf8)).grants
+      return Dictionary(uniqueKeysWithValues: grants.map { ($0.id, $0.burnt ?? 0) })
+    }
+
+    @Test func whatRatesMadeOfItGoesBackToTheGrantsItCameFrom() throws {
+      var random = SeededRandom.fromEnvironment("refunds of priced use")
+      let stack = try Stack(.init(catalog: Self.rich, accounts: ["acme": "pro", "beta": "pro"]))
+      try stack.command([
+        "grant", "add", "acme", "spend", "50", "--grant", "promo", "--priority", "10", "--reason",
+        "x",
+      ])
+      let connection = try Self.connect(stack)
+      func consume() throws -> OperationID {
+        let record = OperationRecord(
+          id: OperationID(time: Self.now(), using: &random), subject: try Subject("acme/ann"),
+          items: [Item(feature: try Name("tokens"), amount: 1_000)],
+          attributes: ["model": "small"])
+        let decision = try Self.decision(try connection.operate([record], deadline: 5000).first)
+        #expect(decision.isAllowed && decision.derived.map(\.text) == ["spend"])
+        return record.id
+      }
+      func back(_ operation: OperationID, _ items: [(String, Int64)]) throws -> Decision {
+        let record = try Self.refund("acme/ann", of: operation, items, &random)
+        let decision = try Self.decision(try connection.refund(record))
+        var expected = decision
+        expected.replayed = true
+        #expect(try Self.decision(try connection.refund(record)) == expected)
+        return decision
+      }
+      // 150 each: promo 50 and included 100, then overage.
+      let (first, second) = (try consume(), try consume())
+      #expect(try Self.burnt(stack) == ["promo": 50, "spend.included": 100])
+      let part = try back(second, [("tokens", 333)])
+      #expect(part.settlements.map(\.charged) == [-333, -49])
+      #expect(part.burns == [.init(item: 1, grant: nil, amount: -49)])
+      let half = try back(first, [("tokens", 500)])
+      #expect(half.settlements.map(\.charged) == [-500, -75])
+      #expect(half.burns.map(\.grant?.text) == ["spend.included"])
+      #expect(try Self.burnt(stack) == ["promo": 50, "spend.included": 25])
+      let rest = try back(first, [])
+      #expect(rest.derived.map(\.text) == ["tokens", "spend"])
+      #expect(rest.burns.map(\.amount) == [-25, -50])
+      #expect(try Self.burnt(stack) == ["promo": 0, "spend.included": 0])
+      try Self.balance(stack, ["acme tokens": 667, "acme spend": 101])
+      // The books go by the same grants, and Redis is rebuilt from them.
+      try stack.redis.connect().command("FLUSHALL")
+      try Self.balance(stack, ["acme tokens": 667, "acme spend": 101])
+      #expect(try Self.burnt(stack) == ["promo": 0, "spend.included": 0])
+    }
+
+    @Test func aSettleIsRefundedAndAReservationNamesItsSettles() throws {
+      var random = SeededRandom.fromEnvironment("refund of a settle")
+      let stack = try Stack(.init(catalog: Self.rich, accounts: ["acme": "pro", "beta": "pro"]))
+      let hold = OperationID(time: Self.now(), using: &random)
+      let settle = OperationID(time: Self.now(), using: &random)
+      try stack.command([
+        "reserve", "acme/ann", "tokens=1000", "--id", hold.hex, "--attribute", "model=small",
+      ])
+      try stack.command(["settle", "acme/ann", hold.hex, "tokens=600", "--id", settle.hex])
+      let connection = try Self.connect(stack)
+      let wrong = try Self.refund("acme/ann", of: hold, [], &random)
+      guard case .error(.nothingToRefund, let text)? = try connection.refund(wrong) else {
+        Issue.record("a reservation was refunded")
+        return
+      }
+      #expect(text.contains(settle.hex), "\(text)")
+      let right = try Self.refund("acme/ann", of: settle, [("tokens", 400)], &random)
+      let decision = try Self.decision(try connection.refund(right))
+      #expect(decision.settlements.map(\.charged) == [-400, -60])
+      try Self.balance(stack, ["acme tokens": 200, "acme spend": 30])
+    }
+
     // MARK: - The command line
 
     @Test func anAdjustmentMovesTheBillTheCountersAndTheAuditOnce() throws {

@@ -285,6 +285,11 @@ extension Catalog {
     return tail
   }
 
+  /// What an enforcer looks at for each answer while nobody listens: one word, and nothing behind it.
+  @Test func nobodyListeningIsOneWord() {
+    #expect(MemoryLayout<DecisionTail?>.size == MemoryLayout<Int>.size)
+  }
+
   @Test func whatNobodyWantsIsNotMade() throws {
     var tail = listening(.init(account: "acme", deniedOnly: true))
     var made = 0
