@@ -165,7 +165,7 @@ extension LiveTests {
     /// 8 of 3 + 10 burn the first grant whole and 5 of the second; 3 that were not used come back
     /// to the second.
     @Test func whatIsFreedGoesBackInReverseOrderOfBurning() async throws {
-      try await withReservations { scene in
+      try await withReservations(accounts: ["bob": "granted"]) { scene in
         let bob = try Subject("bob/m")
         for grant in [["3", "--grant", "a", "--priority", "10"], ["10", "--grant", "b"]] {
           _ = try await offThePool {

@@ -157,13 +157,14 @@ struct ReservationScene: Sendable {
 }
 
 func withReservations(
-  sidecars: Int = 1, _ body: (ReservationScene) async throws -> Void
+  sidecars: Int = 1, accounts: [String: String] = ["ann": "small"],
+  _ body: (ReservationScene) async throws -> Void
 ) async throws {
   let stack = try await offThePool {
     try Stack(
       .init(
         sidecars: sidecars, catalog: LiveTests.Reservations.catalog,
-        accounts: ["ann": "small", "bob": "granted"]))
+        accounts: accounts))
   }
   let scene = try ReservationScene(stack)
   try await scene.client.waitUntilReady(within: .seconds(10))

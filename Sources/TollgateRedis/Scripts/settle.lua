@@ -328,8 +328,9 @@ for k = 1, #spent do
 end
 tail[#tail + 1], tail[#tail + 2] = 0, 0
 local first = #births > 0 and (tonumber(M[2]) or 0) + 1 or 0
-told[2] = print .. encode(reason, ms, A[5], A[6], epoch, first, mask, 0, 0, '', -1, #hold.items)
-  .. states .. encode(unpack(tail))
+-- A caller may have come without a configuration: what is told is that of the account.
+told[2] = print .. encode(reason, ms, tonumber(M[4] or '0'), tonumber(header[2] or '0'), epoch,
+  first, mask, 0, 0, '', -1, #hold.items) .. states .. encode(unpack(tail))
 
 writeRows(ms)
 if late and ends then
