@@ -41,9 +41,10 @@ extension Evaluator {
       reason = .extended
       settling.hold.expires = max(hold.expires, now + ttl)
     }
+    // Nothing is held any more of what comes late: it is the last, whatever it says.
     let ends =
       switch step {
-      case .settle(let isFinal): isFinal
+      case .settle(let isFinal): isFinal || isLate
       case .release: true
       case .extend: false
       }
@@ -54,9 +55,9 @@ extension Evaluator {
       reason: reason, source: .redis, time: now, globalVersion: versions.global,
       accountVersion: versions.account,
       items: held.items.indices.map {
-        .init(settled: settling.charged[$0], held: ends || isLate ? 0 : held.items[$0].left)
+        .init(settled: settling.charged[$0], held: ends ? 0 : held.items[$0].left)
       },
-      expires: ends || isLate ? nil : held.expires,
+      expires: ends ? nil : held.expires,
       settlements: reason.isSettlement
         ? held.items.indices.map {
           .init(actual: settling.actual[$0] ?? 0, charged: settling.charged[$0])
@@ -369,8 +370,7 @@ private struct Settling {
       hold = state.holds[id] ?? hold
       hold.state = released ? .released : .committed
     }
-    // What comes late and is not the last finds the same as what came before it.
-    if ends || !isLate { state.holds[id] = hold }
+    state.holds[id] = hold
   }
 
   func births(_ id: OperationID, _ now: WallTime) -> [Evaluator.Birth] {

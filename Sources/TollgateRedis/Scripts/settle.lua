@@ -292,7 +292,7 @@ if kind == SETTLE then
 end
 
 -- What is left of the hold.
-local ends = kind == RELEASE or (kind == SETTLE and A[12] == 1)
+local ends = late or kind == RELEASE or (kind == SETTLE and A[12] == 1)
 if kind == EXTEND then
   hold.expires = max(hold.expires, ms + A[13])
 end
@@ -303,7 +303,7 @@ local births, mask, states, told = {}, 0, '', {0, '', int(ms), ''}
 -- include: bodies
 for i = 1, #hold.items do
   local item = hold.items[i]
-  states = states .. encode('', -1, charged[i], ends and 0 or late and 0 or item[3], -1)
+  states = states .. encode('', -1, charged[i], ends and 0 or item[3], -1)
   if named[i] and item[4] == 1 then
     local prices = {}
     for k = 1, #charges do
@@ -318,7 +318,7 @@ for i = 1, #hold.items do
     told[#told + 1] = body
   end
 end
-local tail = {-1, (ends or late) and 0 or hold.expires, hold.asked, #hold.items}
+local tail = {-1, ends and 0 or hold.expires, hold.asked, #hold.items}
 for i = 1, #hold.items do
   tail[#tail + 1], tail[#tail + 2], tail[#tail + 3] = hold.items[i][1], actual[i] or 0, charged[i]
 end
@@ -333,12 +333,12 @@ told[2] = print .. encode(reason, ms, tonumber(M[4] or '0'), tonumber(header[2] 
   first, mask, 0, 0, '', -1, #hold.items) .. states .. encode(unpack(tail))
 
 writeRows(ms)
-if late and ends then
+if late then
   bury(KEYS[HOLDS + 3], reservation, encode(1), ms + LATE)
 elseif ends then
   bury(KEYS[HOLDS + 3], reservation, encode(kind == RELEASE and 2 or 1), ms + LATE)
   keepHold(reservation, nil, nil, was)
-elseif not late then
+else
   told[4] = packHold(hold)
   keepHold(reservation, told[4], hold.expires + GRACE, was)
 end
