@@ -344,7 +344,7 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     Scenario("read of an account", .readAccount) {
       command($0, ReadAccountCall(keySpace: $0.keySpace, account: try Subject("acme")))
     },
-  ]
+  ] + rich
 
   /// What an older epoch left is kept: hashes with cells of the ledger, and one without.
   static func keeping(_ rig: StoreRig) throws -> [SeedCall] {
