@@ -87,6 +87,7 @@ ADMIN_METHODS = {
     "audit.log": 19, "reconcile": 20, "status": 21, "doctor": 22, "resolve.operation": 23,
     "fallback.list": 24, "fallback.retry": 25, "fallback.drop": 26,
     "account.plan": 32, "account.past_due": 33, "grant.add": 34, "grant.void": 35, "grant.list": 36,
+    "adjust": 40, "usage.history": 41, "top": 42, "tail": 43,
 }
 ROLES = {"check": 1, "admin": 2, "ledger": 3}
 ROLE_NAMES = {number: name for name, number in ROLES.items()}
