@@ -15,7 +15,11 @@ struct EvaluatorEffectTests {
   @Test func eachMeteredItemOfAnAdmittedOperationBearsOneDelta() throws {
     var bench = try bench()
     let id = bench.freshID()
-    let born = try bench.outcome([("g", 1), ("f", 3)], id: id).births
+    var born = try bench.outcome([("g", 1), ("f", 3)], id: id).births
+    // Every counter of the metered item, by as much.
+    #expect(born.first?.counted.map(\.cell.window) == [.month, .day])
+    #expect(born.first?.counted.allSatisfy { $0.amount == 3 && $0.feature.text == "f" } == true)
+    for index in born.indices { born[index].counted = [] }
     #expect(
       born == [
         Evaluator.Birth(

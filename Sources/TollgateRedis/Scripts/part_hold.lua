@@ -89,7 +89,9 @@ local function schedule(account, hn)
     return
   end
   local due = KEYS[HOLDS + 2]
-  local back = hn and {'ZADD', due, hn, account} or {'ZREM', due, account}
+  -- A seed leaves the header without its word of what stands here.
+  local was = write(nil, 'ZSCORE', due, account)
+  local back = was and {'ZADD', due, was, account} or {'ZREM', due, account}
   if first then
     set(KEYS[LEVELS + 1], {'hn', first}, {hn})
     write(back, 'ZADD', due, first, account)

@@ -1,7 +1,7 @@
-// Keeps operation records within their window and their bytes, and ends reservations whose time has
-// come where nobody touches their account: looks at each open bucket every few seconds. Every sidecar
-// does it, with or without a ledger, because a bucket nobody ships must not fill up either; a sweep
-// that finds nothing to drop costs one small script call, and three small reads.
+// Keeps operation records within their window and their bytes, and ends reservations whose time
+// has come where nobody touches their account: looks at each open bucket every few seconds. Every
+// sidecar does it, with or without a ledger, because a bucket nobody ships must not fill up either;
+// a sweep that finds nothing to drop costs one small script call, and three small reads.
 
 import TollgateCore
 import TollgateRedis
