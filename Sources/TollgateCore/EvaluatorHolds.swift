@@ -27,6 +27,8 @@ package struct EvaluatorHold: Hashable, Sendable {
     package var feature: Name
     package var left: Int64
     package var isMetered: Bool
+    /// Charged beyond everything there was, by all of its settles.
+    package var owed: Int64 = 0
   }
 
   package struct Charged: Hashable, Sendable {

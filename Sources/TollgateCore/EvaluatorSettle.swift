@@ -144,7 +144,8 @@ private struct Settling {
       }
       beyond = isLate ? used : min(used - within, room(item, resolution))
       if !isLate, case .overdraft(let bound) = hold.overrun {
-        owed = min(used - within - beyond, bound)
+        owed = min(used - within - beyond, bound - hold.items[item].owed)
+        hold.items[item].owed += owed
       }
     }
     hold.items[item].left -= within

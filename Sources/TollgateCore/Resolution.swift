@@ -272,7 +272,12 @@ private struct Resolver {
       _ = cell(item: index, level: 1, window: .month)
     }
     // In the order of the reasons' numbers, so that the smallest is the one that is reported.
-    if let denial { return deny(denial, index, item.feature) }
+    // Under a freeze the limits are named all the same: what was used before it, or is let through
+    // elsewhere, is burnt from the same grants.
+    if let denial {
+      deny(denial, index, item.feature)
+      guard denial == .accountFrozen else { return }
+    }
     guard feature != nil else { return deny(.unknownFeature, index, item.feature) }
     guard let limits = plan?.entitlements[item.feature] else {
       return deny(.featureNotInPlan, index, item.feature)

@@ -93,7 +93,8 @@ enum RichCatalog {
         lengthMilliseconds: lengths.randomElement(using: &random) ?? 1000)
     case ..<0.75:
       kind = .rate(
-        amount: amount(1...50, &random), periodMilliseconds: 1000, burst: amount(5...60, &random))
+        amount: amount(1...50, &random), periodMilliseconds: random.chance(0.4) ? 1000 : 60_000,
+        burst: amount(5...60, &random))
     case ..<0.85: kind = .concurrency(amount: amount(5...60, &random))
     case ..<0.95: kind = .unlimited
     default: kind = .gate(enabled: random.chance(0.7))

@@ -8,17 +8,21 @@ import TollgateTesting
 @testable import TollgateRedis
 
 @Suite(.blocking) struct RichOracleTests {
+  /// More in `.ci/run`.
   static let operations =
     ProcessInfo.processInfo.environment["TOLLGATE_ORACLE"].flatMap { Int($0) } ?? 40_000
   static let operationsPerRound = 200
 
-  @Test func theScriptsAgreeWithTheEvaluatorOverRichOperations() throws {
-    var random = SeededRandom.fromEnvironment("rich scripts against the evaluator")
+  /// Half of them each, at the same time.
+  @Test(arguments: 0..<2)
+  func theScriptsAgreeWithTheEvaluatorOverRichOperations(half: Int) throws {
+    var random = SeededRandom.fromEnvironment("rich scripts against the evaluator, half \(half)")
+    for _ in 0..<half { random = random.fork() }
     let begun = ContinuousClock.now
     let rig = try StoreRig()
     var tally: [String: Int] = [:]
     var done = 0
-    while done < Self.operations {
+    while done < Self.operations / 2 {
       var round = try RichRound(rig: rig, random: random.fork(), tally: tally)
       if let problem = try round.run(Self.operationsPerRound) {
         Issue.record("seed \(random.seed), round at \(done): \(problem)")

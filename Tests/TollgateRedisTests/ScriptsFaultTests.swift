@@ -26,7 +26,9 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     StoreRig.command(call, rig.library)
   }
 
-  static let all: [Scenario] = [
+  static let all: [Scenario] = plain + rich
+
+  static let plain: [Scenario] = [
     Scenario("first consume of a member", .decide) {
       command($0, try $0.call("acme/ann", [("chat", 2), ("tokens", 5), ("spend", 1)]))
     },
@@ -344,7 +346,7 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     Scenario("read of an account", .readAccount) {
       command($0, ReadAccountCall(keySpace: $0.keySpace, account: try Subject("acme")))
     },
-  ] + rich
+  ]
 
   /// What an older epoch left is kept: hashes with cells of the ledger, and one without.
   static func keeping(_ rig: StoreRig) throws -> [SeedCall] {

@@ -54,6 +54,91 @@ import TollgateTesting
     #expect(full < alone * 0.9)
   }
 
+  /// One limit or eight, each with a delta: a ratio of one run, so the machine does not matter.
+  @Test func eightLimitsCostAtMostTwiceAsMuchAsOne() throws {
+    let windows: [Window] = [
+      .month, .day, .hour, .week, .quarter, .year, .lifetime, .seconds(90),
+    ]
+    func quotas(_ count: Int) -> [Limit] {
+      windows.prefix(count).enumerated().map {
+        Catalog.limit(
+          "l\(count).\($0.offset)", .quota(amount: Quantity.maximum, window: $0.element))
+      }
+    }
+    var catalog = Catalog.example
+    catalog.plans[Catalog.name("pro")]?.entitlements[Catalog.name("chat")] = quotas(1)
+    catalog.plans[Catalog.name("pro")]?.entitlements[Catalog.name("tokens")] = quotas(8)
+    let rig = try StoreRig.ready(catalog: catalog, transform: { $1 })
+    rig.limits.volumeRecordBytesMax = 1 << 40
+    func cost(_ feature: String) throws -> Double {
+      try rig.useTime(WallTime(milliseconds: redisTime(rig)))
+      let calls = try (0..<2000).map { number in
+        StoreRig.command(try rig.call("acme/m\(number % 64)", [(feature, 1)]), rig.library)
+      }
+      return try busy(with: calls, rig)
+    }
+    _ = try (cost("chat"), cost("tokens"))
+    var ratios: [Double] = []
+    for _ in 0..<5 { ratios.append(try cost("tokens") / cost("chat")) }
+    ratios.sort()
+    print("decide, 8 limits against 1: \(ratios)")
+    #expect(ratios[2] <= 2)
+  }
+
+  @Test func whatPricesGrantsAndHoldsCostIsMeasured() throws {
+    let rig = try StoreRig.ready(transform: { $1 })
+    rig.useRich()
+    rig.global.catalog.plans = rig.global.catalog.plans.mapValues { plan in
+      var plan = plan
+      plan.entitlements[Catalog.name("tokens")] = []
+      plan.entitlements[Catalog.name("spend")] = [
+        Catalog.limit("spend.any", .credit(Credit(included: nil, allowsOverage: true))),
+        Catalog.limit("spend.cap", .spendCap(amount: Quantity.maximum, window: .month)),
+      ]
+      return plan
+    }
+    rig.limits.volumeRecordBytesMax = 1 << 40
+    try rig.useTime(WallTime(milliseconds: redisTime(rig)))
+    let consumes = try (0..<2000).map { number in
+      StoreRig.command(try rig.transact("acme/m\(number % 64)", [("tokens", 1)]), rig.library)
+    }
+    let consume = try busy(with: consumes, rig)
+    var ids: [OperationID] = []
+    let reserves = try (0..<900).map { number in
+      ids.append(rig.newID())
+      return StoreRig.command(
+        try rig.transact(
+          "acme/m\(number % 64)", [("tokens", 4)], id: ids[number],
+          mode: .reserve(ReserveTerms())), rig.library)
+    }
+    let reserve = try busy(with: reserves, rig)
+    let used = [Item(feature: Catalog.name("tokens"), amount: 2)]
+    let created = rig.now
+    let settles = try ids.enumerated().map { number, id in
+      StoreRig.command(
+        try rig.step(
+          .settle(used, isFinal: true), "acme/m\(number % 64)", id, plan: created), rig.library)
+    }
+    let settle = try busy(with: settles, rig)
+    print(
+      "transact, us of Redis: a consume with a price and a cap \(consume), a reserve \(reserve), "
+        + "a final settle \(settle)")
+    for figure in [consume, reserve, settle] { #expect(figure > 0) }
+  }
+
+  /// Microseconds of Redis for each of these calls, none of which may be refused.
+  private func busy(with calls: [[[UInt8]]], _ rig: StoreRig) throws -> Double {
+    let before = try cpu(rig)
+    for start in stride(from: 0, to: calls.count, by: 16) {
+      for reply in try rig.redis.pipeline(Array(calls[start..<min(start + 16, calls.count)])) {
+        let answer = RESPReply(reply)
+        let reason = DecideReply(answer.array?.first ?? answer).reason ?? DecideReply(answer).reason
+        #expect(reason?.isAllowed == true, "\(answer)")
+      }
+    }
+    return (try cpu(rig) - before) * 1e6 / Double(calls.count)
+  }
+
   /// Seconds of processor time: a busy machine lengthens everything else.
   private func cpu(_ rig: StoreRig) throws -> Double {
     let text = try #require(try rig.redis.command("INFO", "cpu").string)

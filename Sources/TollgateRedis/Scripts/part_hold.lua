@@ -5,9 +5,12 @@
 --
 -- A hold is a run of: state (0 held, 1 committed, 2 released, 3 expired), created, expires, overrun
 -- (0 reject, 1 clamp, 2 overdraft), bound, subject, number of items asked for, the epoch in which its
--- counts were added (in a later one they are not there), and the numbers of
---   items     feature, estimate, what is left of it, metered (0, 1), start and end of its bill
---   counts    item, level, window code, start, end, tally, what is held there
+-- counts were added (in a later one they are not there), how often it was settled in part, and the
+-- numbers of
+--   items     feature, estimate, what is left of it, metered (0, 1), start and end of its bill, what is
+--             owed of it beyond everything
+--   counts    item, level, window code, start, end, tally, what is held there, of a grant what had
+--             come over into its instance
 --   pricings  source, target, portion, num, den, window code, start, end, rate, from
 -- Tallies: 0 units, 1 overage, 2 in flight, 3 grant, 4 priced, 5 deficit. Counts of one item's
 -- grants stand in the order of burning.
@@ -26,19 +29,19 @@ local function readHold(bytes)
   local flat = {decode(bytes)}
   local hold = {
     state = flat[1], created = flat[2], expires = flat[3], overrun = flat[4], bound = flat[5],
-    subject = flat[6], asked = flat[7], epoch = flat[8],
+    subject = flat[6], asked = flat[7], epoch = flat[8], settles = flat[9],
   }
   local at
-  hold.items, at = run(flat, 11, flat[9], 6)
-  hold.counts, at = run(flat, at, flat[10], 7)
-  hold.pricings = run(flat, at, flat[11], 10)
+  hold.items, at = run(flat, 12, flat[10], 7)
+  hold.counts, at = run(flat, at, flat[11], 8)
+  hold.pricings = run(flat, at, flat[12], 10)
   return hold
 end
 
 local function packHold(hold)
   local flat = {
     hold.state, hold.created, hold.expires, hold.overrun, hold.bound, hold.subject, hold.asked,
-    hold.epoch, #hold.items, #hold.counts, #hold.pricings,
+    hold.epoch, hold.settles, #hold.items, #hold.counts, #hold.pricings,
   }
   for _, list in ipairs({hold.items, hold.counts, hold.pricings}) do
     for i = 1, #list do
@@ -60,7 +63,7 @@ local function free(hold, epoch)
   for i = 1, #hold.counts do
     local c = hold.counts[i]
     if c[7] ~= 0 and hold.epoch == epoch
-      and not add(c[2], fieldIn(hold, c), c[4], c[5], 0, -c[7]) then
+      and not add(c[2], fieldIn(hold, c), c[4], c[5], 0, -c[7], c[8]) then
       return false
     end
     c[7] = 0

@@ -41,14 +41,15 @@ end
 
 -- The cell, not older than the period that starts then, and where that period stands in it: at 2
 -- where it runs, at 6 where it is the one before; nil where it is not held any more. Only where
--- the periods may be OLD is there another than the one that runs.
-local function slotOf(level, name, start)
+-- the periods may be OLD is there another than the one that runs. `over`: what came over into a
+-- grant's instance, where this is the first word of it.
+local function slotOf(level, name, start, over)
   local c = cellOf(level, name)
   if not c then
-    c = {start, 0, 0, 0, 0, 0, 0}
+    c = {start, 0, 0, over or 0, 0, 0, 0}
     rows[level].cells[name] = c
   elseif c[1] < start then
-    c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8] = start, 0, 0, 0, c[1], c[2], c[3], nil
+    c[1], c[2], c[3], c[4], c[5], c[6], c[7], c[8] = start, 0, 0, over or 0, c[1], c[2], c[3], nil
   end
   if c[1] == start or (c[1] > start and not OLD) then
     return c, 2
@@ -67,8 +68,8 @@ local function changes(level, name, start, ending, text)
 end
 
 -- Adds to a period's settled and held. False: it would leave the quantity range.
-local function add(level, name, start, ending, settled, held)
-  local c, at = slotOf(level, name, start)
+local function add(level, name, start, ending, settled, held, over)
+  local c, at = slotOf(level, name, start, over)
   if not at then
     return true
   end

@@ -49,7 +49,7 @@ for k = 1, #hold.counts do
   if c[7] ~= 0 then
     local name = fieldIn(hold, c)
     load(c[2], {name})
-    if not add(c[2], name, c[4], c[5], 0, c[7]) then
+    if not add(c[2], name, c[4], c[5], 0, c[7], c[8]) then
       return {10}
     end
   end

@@ -22,7 +22,7 @@
 -- Invariants: HELD ends once; what is settled moves from held to settled in the period that admitted
 --   it, grants first burnt first; what was held beyond every grant is burnt from those that have
 --   something by now; what is left goes back; beyond the hold only what every hard limit leaves is
---   charged, and up to the bound what is owed, the rest is absorbed; the expired are charged in full.
+--   charged, and up to the bound of each item what is owed, the rest is absorbed; the expired are charged in full.
 --   Never refused for want of room: what was used was used.
 -- Complexity: O(counts of the hold + cells of the plan).
 -- include: base, journal, append, hashes, fence
@@ -211,7 +211,8 @@ local function settleItem(i)
     end
     more = late and excess or math.min(excess, roomOf(i))
     if hold.overrun == 2 and not late then
-      owed = math.min(excess - more, hold.bound)
+      owed = math.min(excess - more, hold.bound - item[7])
+      item[7] = item[7] + owed
     end
   end
   rest = within
@@ -339,6 +340,7 @@ elseif ends then
   bury(KEYS[HOLDS + 3], reservation, encode(kind == RELEASE and 2 or 1), ms + LATE)
   keepHold(reservation, nil, nil, was)
 else
+  hold.settles = hold.settles + (kind == SETTLE and 1 or 0)
   told[4] = packHold(hold)
   keepHold(reservation, told[4], hold.expires + GRACE, was)
 end

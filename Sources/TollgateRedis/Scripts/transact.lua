@@ -419,25 +419,27 @@ if isHold and isApplied then
   -- include: hold
   local hold = {
     state = 0, created = ms, expires = expires, overrun = A[17], bound = A[18],
-    subject = ARGV[6], asked = asked, epoch = epoch, items = {}, counts = {}, pricings = {},
+    subject = ARGV[6], asked = asked, epoch = epoch, settles = 0, items = {}, counts = {},
+    pricings = {},
   }
   for i = 1, items do
     local b = itemsAt + (i - 1) * 8
     local billing = P[b + 3] > 0 and cellsAt + (P[b + 3] - 1) * 6
     hold.items[i] = {P[b], amounts[i], amounts[i], P[b + 2], billing and P[billing + 1] or 0,
-      billing and P[billing + 2] or 0}
+      billing and P[billing + 2] or 0, 0}
   end
   -- Grants as they were burnt, the rest as they come: what is given back goes the other way.
-  local function keep(c, amount)
+  local function keep(c, amount, over)
     local b = cellsAt + (c - 1) * 6
-    hold.counts[#hold.counts + 1] = {P[b + 3], P[b], P[b + 5], P[b + 1], P[b + 2], P[b + 4], amount}
+    hold.counts[#hold.counts + 1] = {P[b + 3], P[b], P[b + 5], P[b + 1], P[b + 2], P[b + 4], amount,
+      over}
   end
   for k = 1, #burns do
-    keep(P[drawsAt + (burns[k][1] - 1) * 8], burns[k][2])
+    keep(P[drawsAt + (burns[k][1] - 1) * 8], burns[k][2], carried[burns[k][1]])
   end
   for k = 1, #counted do
     if P[cellsAt + (counted[k][1] - 1) * 6 + 4] ~= 3 then
-      keep(counted[k][1], counted[k][2])
+      keep(counted[k][1], counted[k][2], 0)
     end
   end
   for p = 1, pricings do

@@ -110,6 +110,8 @@ package struct StoredHold: Hashable, Sendable {
   package var expires: WallTime
   /// In which its counts were added.
   package var epoch: Int64
+  /// How often it was settled in part.
+  package var settles: Int64
   package var bytes: [UInt8]
 
   package init?(reservation: [UInt8], bytes: [UInt8]) {
@@ -117,12 +119,13 @@ package struct StoredHold: Hashable, Sendable {
     guard let id = OperationID(bytes: reservation), reader.integer() != nil,
       reader.integer() != nil, let expires = reader.integer(), reader.integer() != nil,
       reader.integer() != nil, let path = reader.text(), let subject = try? Subject(path),
-      reader.integer() != nil, let epoch = reader.integer()
+      reader.integer() != nil, let epoch = reader.integer(), let settles = reader.integer()
     else { return nil }
     self.reservation = id
     self.subject = subject
     self.expires = WallTime(milliseconds: expires)
     self.epoch = epoch
+    self.settles = settles
     self.bytes = bytes
   }
 }

@@ -47,6 +47,15 @@ extension Healer {
     }
   }
 
+  /// Whether the ledger knows of no settle that this memory does not: another sidecar may have ended
+  /// the reservation, and one that is over must not be held, or charged, again. What is not brought
+  /// back is not lost: who settles it is told that it is unknown, and posts what was used.
+  private func isNewest(_ hold: StoredHold, _ bucket: Int) async throws -> Bool {
+    guard ledger != nil else { return true }
+    let books = try await corrector.books(of: hold.reservation, bucket: bucket)
+    return Set(books.settles).count <= Int(hold.settles)
+  }
+
   /// What lies in Redis from an older epoch goes first: it is what became of a hold last.
   private func bring(
     account path: String, bucket: Int, epoch: Int64, known: [StoredHold]
@@ -55,7 +64,11 @@ extension Healer {
     do {
       let stored = try await store.holds(of: account).filter { $0.epoch != epoch }
       let there = Set(stored.map(\.reservation))
-      for hold in stored + known.filter({ !there.contains($0.reservation) }) {
+      var missing: [StoredHold] = []
+      for hold in known where !there.contains(hold.reservation) {
+        if try await isNewest(hold, bucket) { missing.append(hold) }
+      }
+      for hold in stored + missing {
         var effect = try await store.represent(hold, of: hold.subject, bucket: bucket, epoch: epoch)
         if effect == .unseeded {
           _ = await load(account: account, bucket: bucket, epoch: epoch, purpose: .post)
