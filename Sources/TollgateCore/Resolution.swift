@@ -263,7 +263,10 @@ private struct Resolver {
     let feature = global.catalog.features[item.feature]
     resolution.metered.append(feature?.metered ?? false)
     if feature?.importance == .money { resolution.importance = .money }
-    if feature?.reservable == true { resolution.isReservable = true }
+    // Or it is charged by what may be: then some of it may be held, too.
+    if feature?.reservable == true || isChargedByHolds(item.feature) {
+      resolution.isReservable = true
+    }
     if feature?.metered == true {
       // The billing cell: every metered unit is counted per account, feature and month,
       // whatever the limits are. Reconciliation compares this one with the ledger. It is named
@@ -286,6 +289,12 @@ private struct Resolver {
     let bypassed = isBypassed(item.feature)
     for limit in limits where limit.level <= subject.depth {
       apply(limit, to: item, at: index, bypassed: bypassed)
+    }
+  }
+
+  private func isChargedByHolds(_ feature: Name) -> Bool {
+    global.catalog.rates.rates.contains {
+      $0.into == feature && global.catalog.features[$0.feature]?.reservable == true
     }
   }
 

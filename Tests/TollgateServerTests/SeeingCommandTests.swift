@@ -86,7 +86,7 @@ import TollgateWire
       time: harness.fixture.backend.read(\.now) + -10, account: harness.fixture.acme,
       feature: try Name("chat.requests"), units: 25)
     harness.fixture.backend.edit { $0.samples = [BucketSample(uses: [use], isCut: false)] }
-    let table = try await harness.run("top", "--once")
+    let table = try await harness.run("top", "--once", "--timeout", "60s")
     #expect(table.code == 0, "\(table.error)")
     #expect(
       table.out == """
@@ -95,7 +95,7 @@ import TollgateWire
         acme     chat.requests         2.5     25       1  chat.month  40.0 %         60     100
 
         """)
-    let json = try await harness.run("top", "--once", "--json")
+    let json = try await harness.run("top", "--once", "--json", "--timeout", "60s")
     #expect(try Document(json: json.out)["rows"]?.first?["milli_per_second"] == 2_500)
   }
 

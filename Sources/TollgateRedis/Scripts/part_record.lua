@@ -5,9 +5,10 @@ local recordKey, recordClass, sliceField = KEYS[3], class, class .. format('%d',
 local recordBytes, record = M[11], false
 
 -- nil: it is new; else the reply. `isPost`: units let through elsewhere count although their id was
--- denied here.
-local function known(isPost)
-  if ms - opTime > window or opTime < (tonumber(M[class == 'm' and 9 or 10]) or 0) then
+-- denied here. `isVouched`: the ledger was asked, and does not know it, however old it is.
+local function known(isPost, isVouched)
+  local horizon = tonumber(M[class == 'm' and 9 or 10]) or 0
+  if not isVouched and (ms - opTime > window or opTime < horizon) then
     return {4}
   end
   if opTime - ms > 60000 then

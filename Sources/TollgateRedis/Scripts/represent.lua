@@ -4,8 +4,9 @@
 --
 -- KEYS  as for `expire`, with one reservation
 -- ARGV  1 fence text · 2 seen sequence · 3 epoch · 4 depth of the subject · 5 subject
---       6 id of the reservation · 7 the hold (part_hold.lua). Without an id: all are brought that are
---       known of, and the account's header says so (`hr`)
+--       6 id of the reservation · 7 the hold (part_hold.lua); empty: one of an older epoch that lies
+--       here is not true any more, and goes. Without an id: all are brought that are known of, and
+--       the account's header says so (`hr`)
 -- Reply {0} it is back · {1} it is there, or has ended · {2, f, seq} · {8} not seeded in this
 --       epoch · {10}
 --
@@ -33,6 +34,13 @@ if ARGV[6] == '' then
 end
 -- include: rows, hold
 local was = call('HGET', KEYS[HOLDS], ARGV[6])
+if ARGV[7] == '' then
+  if was and readHold(was).epoch ~= tonumber(e) then
+    keepHold(ARGV[6], nil, nil, was)
+    schedule(string.match(ARGV[5], '^[^/]*'), header[2])
+  end
+  return {0}
+end
 -- What lies here is what became of it since.
 local hold = readHold(was or ARGV[7])
 if was and hold.epoch == tonumber(e) then

@@ -12,7 +12,8 @@
 --         money and for volume, outbox entries allowed, mode (0 consume, 1 check, 2 post,
 --         3 reserve), global version, account version, time of the id ms, not after ms (0: none),
 --         class letter and number of the slice, items asked for, depth of the subject, ttl ms,
---         overrun, bound, live holds allowed, ms after the epoch's begin in which nothing is let in
+--         overrun, bound, live holds allowed, ms after the epoch's begin in which nothing is let in,
+--         whether the ledger vouches for a post that is older than the window (1)
 --       4 id (16 bytes) and fingerprint (4 x 4 bytes) · 5 the plan (layout in RichPlan.swift)
 --       6 subject · 7 fields 5 to 8 of the delta bodies
 -- Reply {0, record, now, hold, body...} decided, with the hold and the body of each delta; {1, record} {2, f, seq}
@@ -43,7 +44,7 @@ local now = max(clock(), tonumber(M[3]) or 0)
 local ms = floor(now / 1000)
 -- include: record
 if mode ~= CHECK then
-  local reply = known(mode == POST)
+  local reply = known(mode == POST, A[21] == 1)
   if reply then
     return reply
   end

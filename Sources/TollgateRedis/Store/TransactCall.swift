@@ -92,6 +92,8 @@ package struct TransactCall: ScriptCall {
   package var accountVersion: Int64
   package var limits: StoreLimits
   package var notAfter: WallTime?
+  /// Of a post: the ledger was asked and does not know it, so its age is no reason to refuse it.
+  package var isVouched = false
 
   package init(
     keySpace: KeySpace, fence: Fence, operation: OperationID, fingerprint: OperationFingerprint,
@@ -148,6 +150,7 @@ package struct TransactCall: ScriptCall {
     writer.append(terms.policy.bound)
     writer.append(terms.holdsMax)
     writer.append(fence.epoch > 1 ? Self.settlingMilliseconds : 0)
+    writer.append(isVouched ? 1 : 0)
     return fence.arguments + [
       .bytes(writer.bytes), .bytes(operation.bytes + fingerprint.bytes), .bytes(plan.bytes),
       .string(subject.path), .bytes(common),

@@ -47,9 +47,10 @@ extension Healer {
     }
   }
 
-  /// Whether the ledger knows of no settle that this memory does not: another sidecar may have ended
-  /// the reservation, and one that is over must not be held, or charged, again. What is not brought
-  /// back is not lost: who settles it is told that it is unknown, and posts what was used.
+  /// Whether the ledger knows of no settle that this memory, or an older snapshot, does not: others
+  /// may have ended the reservation, and one that is over must not be held, or charged, again. What
+  /// is not brought back is not lost: who settles it is told that it is unknown, and posts what was
+  /// used.
   private func isNewest(_ hold: StoredHold, _ bucket: Int) async throws -> Bool {
     guard ledger != nil else { return true }
     let books = try await corrector.books(of: hold.reservation, bucket: bucket)
@@ -57,18 +58,20 @@ extension Healer {
   }
 
   /// What lies in Redis from an older epoch goes first: it is what became of a hold last.
-  private func bring(
+  func bring(
     account path: String, bucket: Int, epoch: Int64, known: [StoredHold]
   ) async {
     guard let account = try? Subject(path) else { return }
     do {
       let stored = try await store.holds(of: account).filter { $0.epoch != epoch }
       let there = Set(stored.map(\.reservation))
-      var missing: [StoredHold] = []
-      for hold in known where !there.contains(hold.reservation) {
-        if try await isNewest(hold, bucket) { missing.append(hold) }
-      }
-      for hold in stored + missing {
+      for hold in stored + known.filter({ !there.contains($0.reservation) }) {
+        guard try await isNewest(hold, bucket) else {
+          var gone = hold
+          gone.bytes = []
+          _ = try await store.represent(gone, of: hold.subject, bucket: bucket, epoch: epoch)
+          continue
+        }
         var effect = try await store.represent(hold, of: hold.subject, bucket: bucket, epoch: epoch)
         if effect == .unseeded {
           _ = await load(account: account, bucket: bucket, epoch: epoch, purpose: .post)

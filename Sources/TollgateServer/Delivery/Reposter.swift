@@ -249,7 +249,7 @@ struct Reposter: Sendable {
     return Self.unavailable("the account's bucket is being recovered")
   }
 
-  private static func unavailable(_ text: String) -> TollgateServer.Outcome {
+  static func unavailable(_ text: String) -> TollgateServer.Outcome {
     .error(.unavailable, "older than the dedupe window, and \(text); repeat with the same id")
   }
 
@@ -279,12 +279,13 @@ struct Reposter: Sendable {
       case .unknownZone:
         return Self.unavailable("the account's zone is not installed beside this sidecar")
       case .rich:
-        // Whether it counts the ledger can say; what it would have burnt and cost nobody can.
+        // Whether it counts the ledger can say; what it would have burnt and cost then nobody can,
+        // so it is burnt and priced as of now.
         let ids = late.operation.items.indices.map {
           DeltaID(operation: late.operation.id, index: UInt16($0))
         }
         guard try await !onRecord(ids, bucket: late.bucket).isEmpty else {
-          return Self.unavailable("what it burns of grants or costs is only counted in time")
+          return try await postRich(late, global, config, epoch)
         }
         deltas = []
         isOnRecord = true

@@ -1,8 +1,9 @@
 // The reservations that were made through one event loop, as Redis had them last: when an epoch is
 // lost with its holds, they are brought back from here (DESIGN 5). What goes on through another
-// sidecar is not known here, so a hold may be remembered larger than it is by then: it holds too
-// much until it is settled, never too little.
+// sidecar is not known here, so the ledger is asked before one is brought (`Healer+Holds`), and a
+// hold that was extended elsewhere may be forgotten early: who settles it then is told so, and posts.
 
+import DequeModule
 import NIOCore
 import TollgateCore
 import TollgateRedis
@@ -10,21 +11,28 @@ import TollgateRedis
 struct HoldBook {
   /// At 300 bytes each some 15 MB. Above it the oldest are not remembered.
   static let holdsMax = 50_000
+  /// So long after its grace a hold is still brought back, to expire where it can be settled late.
+  static let keptMilliseconds: Int64 = 60_000
 
   private var holds: [OperationID: (bucket: Int, hold: StoredHold)] = [:]
-  private var dropped: Int64 = 0
+  /// In the order in which they were made; those that have ended stay until it is their turn.
+  private var order: Deque<OperationID> = []
 
   var count: Int { holds.count }
 
   mutating func note(_ hold: StoredHold, bucket: Int, now: WallTime) {
-    if holds.count >= Self.holdsMax, holds[hold.reservation] == nil {
-      holds = holds.filter { Self.isLive($0.value.hold, now) }
-      guard holds.count < Self.holdsMax else {
-        dropped += 1
-        return
-      }
+    if holds.updateValue((bucket, hold), forKey: hold.reservation) == nil {
+      order.append(hold.reservation)
     }
-    holds[hold.reservation] = (bucket, hold)
+    // Two for each that comes: what is over goes as fast as it is made, at no cost to speak of.
+    for _ in 0..<2 {
+      guard let oldest = order.first else { return }
+      if let found = holds[oldest] {
+        guard holds.count > Self.holdsMax || !Self.isLive(found.hold, now) else { return }
+        holds[oldest] = nil
+      }
+      order.removeFirst()
+    }
   }
 
   mutating func ended(_ reservation: OperationID) { holds[reservation] = nil }
@@ -32,6 +40,7 @@ struct HoldBook {
   /// Those of a bucket by account; others that are over are forgotten.
   mutating func live(in bucket: Int, now: WallTime) -> [String: [StoredHold]] {
     holds = holds.filter { Self.isLive($0.value.hold, now) }
+    order.removeAll { holds[$0] == nil }
     var found: [String: [StoredHold]] = [:]
     for (place, hold) in holds.values where place == bucket {
       found[hold.subject.account.path, default: []].append(hold)
@@ -43,9 +52,7 @@ struct HoldBook {
     holds.values.map(\.hold).filter { $0.subject.account.path == account }
   }
 
-  /// One that expired while Redis was away is brought back to expire there: what was used of it is
-  /// still to be charged.
   private static func isLive(_ hold: StoredHold, _ now: WallTime) -> Bool {
-    now < hold.expires + HoldBounds.lateHorizon
+    now < hold.expires + HoldBounds.grace + keptMilliseconds
   }
 }
