@@ -1,7 +1,7 @@
 // The reservations that were made through one event loop, as Redis had them last: when an epoch is
 // lost with its holds, they are brought back from here (DESIGN 5). What goes on through another
-// sidecar is not known here, so the ledger is asked before one is brought (`Healer+Holds`), and a
-// hold that was extended elsewhere may be forgotten early: who settles it then is told so, and posts.
+// sidecar is not known here, so the ledger is asked before one is brought (`Healer+Holds`), and one
+// that was extended elsewhere may be forgotten early: who settles it then is told so, and posts.
 
 import DequeModule
 import NIOCore
