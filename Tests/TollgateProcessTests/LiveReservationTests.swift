@@ -293,6 +293,8 @@ extension LiveTests {
         let clients = try await scene.clients()
         let id = clients[0].newOperationID()
         _ = try await clients[0].reserve(scene.ann, scene.calls(100), id: id)
+        // The account itself must be known to somebody who lives on.
+        try await scene.delivered()
         try await offThePool { scene.stack.sidecar(0)?.kill() }
         try await scene.flush()
         let settle = clients[1].newOperationID()
