@@ -46,7 +46,8 @@ func withScene(
 
 /// Waits without holding a thread: the calls under test need it.
 func until(_ what: String, _ condition: () throws -> Bool) async throws {
-  try await eventually(what) { () async throws -> Bool in try condition() }
+  // The oracles of other suites keep both cores busy for a minute.
+  try await eventually(within: .seconds(60), what) { () async throws -> Bool in try condition() }
 }
 
 /// The result of a call, as a value.
