@@ -102,6 +102,7 @@ public final class Reservation: Sendable {
   func keepAlive() async {
     while let due = state.withLockedValue({ $0.machine.nextExtension }) {
       let pause = max(0, due - Clock.monotonic)
+      // Not a wait for anything: the time at which it is due.
       do { try await Task.sleep(for: .nanoseconds(pause)) } catch { return }
       let sent = Clock.monotonic
       do throws(TollgateError) {

@@ -55,6 +55,7 @@ struct LedgerLock: ~Copyable {
       guard patience > 0 else {
         throw .unusable("\(database): another `tollgate ledger` serves these books")
       }
+      // Who holds it may be on its way out; the system tells nobody when it is gone.
       usleep(10_000)
     }
   }

@@ -193,6 +193,7 @@ private func emptied(
   while NIODeadline.now() < deadline {
     let count = try? await eventLoop.submit { hub.value.connectionCount }.get()
     if count ?? 0 == 0 { return }
+    // Connections end each by itself; looked at until none is left.
     try? await Task.sleep(for: .milliseconds(5))
   }
 }

@@ -39,6 +39,7 @@ struct LedgerUpkeep: Sendable {
     while !Task.isCancelled {
       await closeMonths()
       if prunes { await round() }
+      // A clock of its own: nothing else depends on when it comes.
       try? await Task.sleep(
         for: .milliseconds(
           prunes ? intervalMilliseconds : LedgerConfiguration.pruneDefaultMilliseconds))
@@ -57,6 +58,7 @@ struct LedgerUpkeep: Sendable {
         logger.warning("counters were not pruned", metadata: ["error": "\(error)"])
         break
       }
+      // Deltas are written in between.
       try? await Task.sleep(for: .milliseconds(Self.pauseMilliseconds))
     }
     guard dropped > 0 else { return }

@@ -23,6 +23,8 @@ private struct Register {
   /// `isKnown`: the hold has not been lost.
   mutating func receive(_ settle: SettleRecord, isKnown: Bool) -> DecisionRecord {
     if settled.contains(settle.id) { return .decision(decision(.settled)) }
+    // What was posted under the id stands on record; a settle that comes later is another body.
+    if entries[settle.id] != nil { return refusal(.idempotencyMismatch) }
     guard isKnown else { return refusal(.reservationUnknown) }
     settled.insert(settle.id)
     told[settle.id, default: 0] += 1

@@ -97,25 +97,9 @@ enum Acknowledgement: Hashable, Sendable {
     }
   }
 
-  /// Without what `Verdict.isWithoutHold` finds, which makes it a post.
-  init(settle record: DecisionRecord) {
-    switch record {
-    case .decision(let decision):
-      switch decision.reason {
-      case .settled, .settledClamped, .settledLate, .allowed, .allowedShadow, .allowedSoft,
-        .allowedFailOpen, .allowedPosted, .released, .extended, .refunded:
-        self = .done
-      case .outboxFull, .dedupeFull, .storeUnavailable, .fallbackExhausted, .accountFrozen,
-        .unknownAccount, .priceUnknown, .pastDue:
-        self = .later
-      case .unknownFeature, .featureNotInPlan, .gateClosed, .costAboveBurst, .quotaExceeded,
-        .rateLimited, .cancelled, .concurrencyExceeded, .creditExhausted, .spendCapReached,
-        .holdsExceeded:
-        self = .refused("answered \(decision.reason.name)")
-      }
-    case .error(let code, let message): self.init(code, message)
-    }
-  }
+  /// What a settle tells was used, as what a post tells was; without what `Verdict.isWithoutHold`
+  /// finds, which makes it a post.
+  init(settle record: DecisionRecord) { self.init(post: record) }
 
   private init(_ code: ErrorCode, _ message: String) {
     switch code {

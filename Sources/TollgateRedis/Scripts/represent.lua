@@ -12,22 +12,7 @@
 --
 -- Invariants: a reservation is held once, however many bring it; what was settled of it is in the
 --   ledger's sums, only what it still holds is added. Complexity: O(counts of the hold).
--- include: base, journal, hashes, fence
-local OLD = true
-local e, depth = ARGV[3], tonumber(ARGV[4])
-local LEVELS, INDEX = 4, 5 + depth
-local HOLDS = 5 + depth + (depth > 1 and 1 or 0)
-local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
-local stop = fenced(M[1], M[2], M[3])
-if stop then
-  return stop
-end
-local now = max(clock(), tonumber(M[3]) or 0)
-local ms = floor(now / 1000)
-local header = call('HMGET', KEYS[5], 'e', 'hn')
-if header[1] ~= e then
-  return {8}
-end
+-- include: base, journal, hashes, fence, ending
 if ARGV[6] == '' then
   set(KEYS[5], {'hr', e}, {call('HGET', KEYS[5], 'hr')})
   return {0}

@@ -294,6 +294,7 @@ struct Corrector: Sendable {
     while true {
       if acknowledged >= look.sequence, try await healer.isSettled(bucket, epoch) { return true }
       guard NIODeadline.now() < end, !Task.isCancelled else { return false }
+      // Whichever sidecar ships the bucket writes there how far the ledger is.
       try await Task.sleep(for: .milliseconds(Self.pollMilliseconds))
       guard let meta = try await store.meta(bucket: bucket), meta.fence.epoch == epoch else {
         return false

@@ -30,6 +30,7 @@ struct FallbackPoster: Sendable {
         }
         queue.compactIfLarge()
         metrics.note(queue.status)
+        // What waits is owed, not awaited: a round is soon enough.
         try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
       }
     }

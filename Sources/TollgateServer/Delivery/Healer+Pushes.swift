@@ -140,6 +140,7 @@ extension Healer {
         }
       } catch {
         guard NIODeadline.now() < end else { throw error }
+        // Redis is away: until it is back, or the time is over.
         try? await Task.sleep(for: .milliseconds(20))
       }
     }

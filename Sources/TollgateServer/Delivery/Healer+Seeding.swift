@@ -67,6 +67,7 @@ extension Healer {
         left = rest.map(\.errand)
         guard !rest.isEmpty else { return }
         guard NIODeadline.now() < end, open[bucket] == epoch else { break }
+        // Delivered by whichever sidecar ships the bucket: looked at until it is.
         try await Task.sleep(for: .milliseconds(10))
       }
       for one in rest { one.errand.done(.failed) }

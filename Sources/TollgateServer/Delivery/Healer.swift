@@ -147,6 +147,7 @@ actor Healer {
       if Task.isCancelled { return }
       if await tryRecover(bucket, knownEpoch, attempt) { return }
       for loop in loops where bucket < buckets.control { loop.onLoop { $0.recoveryFailed(bucket) } }
+      // Others may be opening it, or something is away: asked less and less often.
       try? await Task.sleep(for: .milliseconds(min(20 << min(attempt, 5), 500)))
     }
     open[bucket] = nil
@@ -241,6 +242,7 @@ actor Healer {
       await adoptCurrent()
       let missing = (0..<buckets.control).contains { open[$0] == nil }
       if !missing { return }
+      // Buckets that others are opening stand in Redis when they are done.
       try? await Task.sleep(for: .milliseconds(20))
     } while NIODeadline.now() < end
   }

@@ -18,8 +18,6 @@ struct HoldBook {
   /// In the order in which they were made; those that have ended stay until it is their turn.
   private var order: Deque<OperationID> = []
 
-  var count: Int { holds.count }
-
   mutating func note(_ hold: StoredHold, bucket: Int, now: WallTime) {
     if holds.updateValue((bucket, hold), forKey: hold.reservation) == nil {
       order.append(hold.reservation)
