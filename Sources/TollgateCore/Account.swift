@@ -86,6 +86,8 @@ public struct AccountConfig: Hashable, Sendable {
   public var version: Int64
   /// nil: unknown account; the catalog's rule for those decides. See `plan(at:)`.
   public var plan: Name?
+  /// When `plan` took effect; nil: before anybody noted it. See `planSince(at:)`.
+  public var planSince: WallTime?
   /// What takes the place of `plan` by time; stays here after that time, until the next change.
   public var next: NextPlan?
   public var frozen: Bool
@@ -108,7 +110,7 @@ public struct AccountConfig: Hashable, Sendable {
     version: Int64 = 0, plan: Name? = nil, frozen: Bool = false, overrides: [Override] = [],
     calendar: [CalendarSetting] = [], grants: [Grant] = [], sourceID: String? = nil,
     sourceVersion: Int64 = 0, next: NextPlan? = nil, pastDue: PastDue? = nil,
-    otherSources: [SourceMark] = [], retiredGrants: [UInt64] = []
+    otherSources: [SourceMark] = [], retiredGrants: [UInt64] = [], planSince: WallTime? = nil
   ) {
     self.version = version
     self.plan = plan
@@ -122,12 +124,19 @@ public struct AccountConfig: Hashable, Sendable {
     self.pastDue = pastDue
     self.otherSources = otherSources
     self.retiredGrants = retiredGrants
+    self.planSince = planSince
   }
 
   /// The plan in force at an instant.
   public func plan(at now: WallTime) -> Name? {
     guard let next, next.at <= now else { return plan }
     return next.plan
+  }
+
+  /// Since when that plan is in force; nil: nobody knows.
+  public func planSince(at now: WallTime) -> WallTime? {
+    guard let next, next.at <= now else { return planSince }
+    return next.at
   }
 
   /// What still is to come.

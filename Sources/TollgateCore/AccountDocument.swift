@@ -11,7 +11,7 @@ extension AccountConfig {
     let fields = node.object(
       [
         "version", "plan", "next", "frozen", "past_due", "overrides", "calendar", "grants",
-        "retired_grants", "source_id", "source_version", "other_sources",
+        "retired_grants", "source_id", "source_version", "other_sources", "plan_since_ms",
       ],
       required: ["version"])
     let version = fields?["version"]?.integer(0...Quantity.maximum)
@@ -32,6 +32,7 @@ extension AccountConfig {
     let others = fields?["other_sources"]?.list(max: Self.sourcesMax - 1)?.map {
       SourceMark(node: $0)
     }
+    let planSince = fields?["plan_since_ms"]?.integer(0...Quantity.maximum)
     guard problems.isEmpty, let version else {
       throw InvalidDocument(problems: problems.report)
     }
@@ -42,7 +43,8 @@ extension AccountConfig {
       grants: (grants ?? []).compactMap { $0 }, sourceID: sourceID,
       sourceVersion: sourceVersion ?? 0, next: next, pastDue: pastDue,
       otherSources: (others ?? []).compactMap { $0 },
-      retiredGrants: (retired ?? []).compactMap { $0 })
+      retiredGrants: (retired ?? []).compactMap { $0 },
+      planSince: planSince.map { WallTime(milliseconds: $0) })
   }
 
   private static func retiredGrant(_ node: DocumentNode) -> UInt64? {
@@ -58,6 +60,7 @@ extension AccountConfig {
     .fields([
       "version": .integer(version),
       "plan": plan.map { .string($0.text) },
+      "plan_since_ms": planSince.map { .integer($0.milliseconds) },
       "next": next.map(\.document),
       "frozen": .bool(frozen),
       "past_due": pastDue.map(\.document),

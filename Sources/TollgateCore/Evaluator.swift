@@ -148,7 +148,8 @@ package struct Evaluator: Hashable, Sendable {
     }
 
     let view = View(
-      state: state, request: request, resolution: resolution, now: micros, isHold: terms != nil)
+      state: state, request: request, resolution: resolution, now: micros, isHold: terms != nil,
+      isPost: mode == .post)
     var verdict = mode == .post ? view.posted() : view.verdict()
     if let terms, verdict.reason.isAllowed,
       live(request.subject.account).count >= terms.holdsMax

@@ -14,6 +14,8 @@ extension Evaluator {
     var amounts: [Int64]
     /// Per item: what no grant covers, of an item that grants or caps are about.
     var overage: [Int64]
+    /// Per item: posted though there was no credit for it, and none may be had on account.
+    var overdrawn: [Int64]
     /// Burnt from grants, in the order of burning. With them what was owed is paid.
     var burns: [Count] = []
     var cures: [Count] = []
@@ -50,7 +52,7 @@ extension Evaluator.View {
     guard draw.rollover != .none, let before = draw.before else { return 0 }
     // Nobody touched the instance before: all of it is left.
     guard let stored, stored.start == before else {
-      return draw.rollover.carried(left: draw.amount, amount: draw.amount)
+      return draw.wasWhole ? draw.rollover.carried(left: draw.amount, amount: draw.amount) : 0
     }
     let offset = state.offsets[key].map { $0.start == before ? $0.units : 0 } ?? 0
     let left = draw.amount + offset - stored.settled - stored.held
@@ -67,12 +69,16 @@ extension Evaluator.View {
   var owed: [Int: Int64] { resolution.deficits.mapValues { max(0, used($0)) } }
 
   /// `isHold`: charges are the most they can be, since others may come in between.
-  func measure(isHold: Bool = false) -> Evaluator.Measure {
+  func measure(isHold: Bool = false, isPost: Bool = false) -> Evaluator.Measure {
+    let none = [Int64](repeating: 0, count: resolution.items.count)
     var measure = Evaluator.Measure(
-      amounts: resolution.items.map(\.amount),
-      overage: [Int64](repeating: 0, count: resolution.items.count))
+      amounts: resolution.items.map(\.amount), overage: none, overdrawn: none)
     for item in order {
       cover(item, &measure)
+      if isPost, resolution.isPrepaid(item) {
+        measure.overdrawn[item] = measure.overage[item]
+        measure.overage[item] = 0
+      }
       for pricing in resolution.pricings where pricing.source == item {
         charge(pricing, isHold: isHold, &measure)
       }
@@ -151,6 +157,10 @@ extension Evaluator.View {
       let item = resolution.cells[cure.cell].item
       guard let deficit = resolution.deficits[item] else { continue }
       shares[deficit] = (shares[deficit] ?? 0) - cure.amount
+    }
+    for (item, units) in measure.overdrawn.enumerated() where units > 0 {
+      guard let deficit = resolution.deficits[item] else { continue }
+      shares[deficit] = (shares[deficit] ?? 0) + units
     }
     return shares.enumerated().compactMap { index, share in
       share.map { Evaluator.Count(cell: index, amount: $0) }

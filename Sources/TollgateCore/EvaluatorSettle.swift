@@ -169,6 +169,8 @@ private struct Settling {
     if open > 0, let resolution {
       guard let left = burn(open, item, resolution) else { return out(item) }
       overage += left - open
+      // Late, it is owed where nothing may be had beyond the grants.
+      if isLate, resolution.isPrepaid(item) { (owed, overage) = (overage, 0) }
     }
     if owed > 0, let resolution, let deficit = resolution.deficits[item] {
       guard count(part(of: resolution.cells[deficit]), owed) else { return out(item) }
@@ -270,7 +272,9 @@ private struct Settling {
       window: cell.window)
   }
 
+  /// What is not known any more leaves no room.
   private func used(_ cell: Cell) -> Int64 {
+    guard isHeldHere(key(cell), cell.period.start) else { return Quantity.maximum }
     let slot = slot(key(cell), cell.period.start)
     return slot.settled - slot.forgiven + slot.held
   }
@@ -335,6 +339,8 @@ private struct Settling {
     if let stored, stored.start == before {
       let own = slot(key, before)
       remains = max(0, draw.amount + own.forgiven - own.settled - own.held)
+    } else if !draw.wasWhole {
+      return 0
     }
     return draw.rollover.carried(left: remains, amount: draw.amount)
   }

@@ -28,17 +28,17 @@ extension Evaluator {
     /// Microseconds.
     let now: Int64
     /// What the operation adds to which counter.
-    private(set) var measure = Measure(amounts: [], overage: [])
+    private(set) var measure = Measure(amounts: [], overage: [], overdrawn: [])
 
     init(
       state: EvaluatorState, request: Request, resolution: Resolution, now: Int64,
-      isHold: Bool = false
+      isHold: Bool = false, isPost: Bool = false
     ) {
       self.state = state
       self.request = request
       self.resolution = resolution
       self.now = now
-      measure = measure(isHold: isHold)
+      measure = measure(isHold: isHold, isPost: isPost)
     }
 
     func key(of cell: Cell) -> CounterKey {

@@ -73,6 +73,9 @@ public struct Draw: Hashable, Sendable {
   public var rollover: Rollover
   /// The start of the instance directly before; nil: there was none.
   public var before: WallTime?
+  /// Where nobody counted in that one, it was there and is left whole. A plan's own grant is as old
+  /// as its plan is in force for the account: what was before that is known from the counter alone.
+  public var wasWhole: Bool
 }
 
 /// Units of one item charged to another.
@@ -147,6 +150,17 @@ public struct Resolution: Hashable, Sendable {
     for charge in charges { resolver.add(charge) }
     if account.isPastDue(at: now) { resolver.denyPastDue() }
     return resolver.resolution
+  }
+
+  /// Beyond its grants nothing may be had of this item, not even for money.
+  package func isPrepaid(_ item: Int) -> Bool {
+    limits.contains {
+      if case .credit(allowsOverage: false) = $0.rule {
+        $0.item == item && $0.enforcement == .hard
+      } else {
+        false
+      }
+    }
   }
 
   /// More than gates, quotas and rates: who decides this needs grants, prices or holds.
@@ -279,10 +293,11 @@ private struct Resolver {
     // elsewhere, is burnt from the same grants.
     if let denial {
       deny(denial, index, item.feature)
-      guard denial == .accountFrozen else { return }
+      guard denial == .accountFrozen else { return drawOwn(for: index, item.feature) }
     }
     guard feature != nil else { return deny(.unknownFeature, index, item.feature) }
     guard let limits = plan?.entitlements[item.feature] else {
+      drawOwn(for: index, item.feature)
       return deny(.featureNotInPlan, index, item.feature)
     }
     if unpriced.contains(index) { deny(.priceUnknown, index, item.feature) }
@@ -290,6 +305,13 @@ private struct Resolver {
     for limit in limits where limit.level <= subject.depth {
       apply(limit, to: item, at: index, bypassed: bypassed)
     }
+  }
+
+  /// What no plan speaks of any more is denied, but what was used of it before, or is let through
+  /// elsewhere, is covered by the account's own grants all the same.
+  private mutating func drawOwn(for item: Int, _ feature: Name) {
+    guard account.grants.contains(where: { $0.feature == feature }) else { return }
+    draw(Credit(included: nil, allowsOverage: true), feature, 0, for: item, feature)
   }
 
   private func isChargedByHolds(_ feature: Name) -> Bool {
@@ -323,7 +345,10 @@ private struct Resolver {
     if let window = limit.kind.window {
       counter = cell(item: index, level: limit.level, window: window)
     }
-    if case .credit(let credit) = limit.kind { draw(credit, of: limit, for: index, item.feature) }
+    if case .credit(let credit) = limit.kind {
+      let given = overriddenAmount(of: limit) ?? credit.included?.amount ?? 0
+      draw(credit, limit.id, given, for: index, item.feature)
+    }
     let rule: AppliedLimit.Rule
     switch kind {
     case .gate(let enabled): rule = enabled ? .unlimited : .deny(.gateClosed)
@@ -346,20 +371,19 @@ private struct Resolver {
   /// The grants that are effective now, in the order of burning; with the plan's own, which is a
   /// paid one as old as time.
   private mutating func draw(
-    _ credit: Credit, of limit: Limit, for item: Int, _ feature: Name
+    _ credit: Credit, _ id: Name, _ given: Int64, for item: Int, _ feature: Name
   ) {
     var instances: [GrantInstance] = []
     // A grant named like the plan's own would share its counter; `grant add` refuses the name, and
     // where a catalog took it later, the plan's stands.
     var grants = account.grants.filter {
-      $0.feature == feature && (credit.included == nil || $0.id != limit.id)
+      $0.feature == feature && (credit.included == nil || $0.id != id)
     }
     if let included = credit.included {
-      let amount = overriddenAmount(of: limit) ?? included.amount
       let beginning = WallTime(milliseconds: 0)
       grants.append(
         Grant(
-          id: limit.id, feature: feature, amount: amount, priority: included.priority,
+          id: id, feature: feature, amount: given, priority: included.priority,
           effective: beginning, created: beginning, every: included.every,
           rollover: included.rollover))
     }
@@ -384,10 +408,17 @@ private struct Resolver {
           // Whatever the instant: what is settled late must not bring a voided one back.
           amount: instance.grant.amount, isVoided: instance.grant.voided != nil,
           recurs: instance.grant.every != nil && instance.grant.expires != instance.period.end,
-          rollover: instance.grant.rollover, before: instance.before?.start))
+          rollover: instance.grant.rollover, before: instance.before?.start,
+          wasWhole: wasWhole(instance, ofPlan: credit.included != nil && instance.grant.id == id)))
     }
     resolution.draws[item] = draws
     resolution.deficits[item] = cell(item: item, level: 1, window: .deficit)
+  }
+
+  private func wasWhole(_ instance: GrantInstance, ofPlan: Bool) -> Bool {
+    guard let before = instance.before else { return false }
+    guard ofPlan else { return true }
+    return account.planSince(at: now).map { $0 < before.end } ?? false
   }
 
   private mutating func overriddenAmount(of limit: Limit) -> Int64? {

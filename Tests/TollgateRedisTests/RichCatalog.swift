@@ -13,9 +13,12 @@ enum RichCatalog {
   static var spend: Name { names[2] }
   static var runs: Name { names[3] }
   static var plain: Name { names[4] }
+  static let pro = Catalog.name("pro")
+  /// Lacks one of the features.
+  static let bare = Catalog.name("bare")
   static let models = ["small", "large", "strange"]
   static let windows: [Window] = [
-    .minute, .hour, .day, .month, .lifetime, .seconds(90), Window(.month, .anchored),
+    .minute, .hour, .day, .month, .lifetime, .seconds(90), .seconds(20), Window(.month, .anchored),
     Window(.day, .anchored),
   ]
 
@@ -43,10 +46,15 @@ enum RichCatalog {
       }
       entitlements[name] = limits
     }
+    var rest = entitlements
+    rest[random.chance(0.5) ? chat : spend] = nil
     return Catalog(
       levels: ["account", "member", "run"].map { Catalog.name($0) }, unknownAccount: .deny,
       features: features, rates: rates(&random),
-      plans: [Catalog.name("pro"): Plan(name: Catalog.name("pro"), entitlements: entitlements)])
+      plans: [
+        pro: Plan(name: pro, entitlements: entitlements),
+        bare: Plan(name: bare, entitlements: rest),
+      ])
   }
 
   private static func amount(_ range: ClosedRange<Int64>, _ random: inout SeededRandom) -> Int64 {

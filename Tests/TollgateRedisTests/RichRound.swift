@@ -56,6 +56,9 @@ struct RichRound {
     try rig.setNow(StoreRig.start)
     try rig.open()
     rig.account = AccountConfig(version: 1, plan: Catalog.name("pro"))
+    if self.random.chance(0.7) {
+      rig.account.planSince = StoreRig.start + Int64.random(in: -400_000...0, using: &self.random)
+    }
     account = rig.account
     try rig.seed("a")
     evaluator.state.globalVersion = 1
@@ -274,15 +277,23 @@ struct RichRound {
   // MARK: - Holds
 
   private mutating func stepOfHold() throws -> String? {
-    guard let hold = reservations.randomElement(using: &random) else { return nil }
+    // Mostly of one that still lives, or lived until it expired.
+    let open = reservations.filter {
+      switch evaluator.state.holds[$0.id]?.state {
+      case .held?, .expired?: true
+      case .committed?, .released?, nil: false
+      }
+    }
+    let some = open.isEmpty || random.chance(0.15) ? reservations : open
+    guard let hold = some.randomElement(using: &random) else { return nil }
     var step = Evaluator.Step.settle(isFinal: random.chance(0.6))
     var items: [Item] = []
     switch random.unit() {
     case ..<0.12: step = .release
-    case ..<0.24: step = .extend(ttlMilliseconds: Int64.random(in: 1...60_000, using: &random))
+    case ..<0.24: step = .extend(ttlMilliseconds: Int64.random(in: 1...240_000, using: &random))
     default:
       for item in hold.items where random.chance(0.8) {
-        let most = min(item.amount, 1000) + (random.chance(0.25) ? 20 : 0)
+        let most = min(item.amount, 1000) + (random.chance(0.3) ? 40 : 0)
         items.append(
           Item(feature: item.feature, amount: Int64.random(in: 0...most, using: &random)))
       }
@@ -386,6 +397,9 @@ struct RichRound {
       if let index = account.grants.indices.randomElement(using: &random) {
         account.grants[index].voided = account.grants[index].voided ?? now
       }
+    case ..<0.88:
+      account.plan = account.plan == RichCatalog.pro ? RichCatalog.bare : RichCatalog.pro
+      account.planSince = now
     default:
       account.overrides = RandomCatalog.overrides(rig.global.catalog, subjects[0], now, &random)
     }

@@ -109,6 +109,12 @@ extension AdminFixture {
     #expect(reply.changes == ["plan: pro → ultra"])
     #expect(fixture.account()?.plan?.text == "ultra")
     #expect(fixture.account()?.next == nil)
+    #expect(fixture.account()?.planSince == now)
+    // Another change of the account leaves that as it is.
+    pass(60_000)
+    let began = now + -60_000
+    _ = try await send(plan("free"))
+    #expect(fixture.account()?.planSince == began)
   }
 
   @Test func aDowngradeWaitsForTheEndOfThePeriod() async throws {
@@ -190,6 +196,8 @@ extension AdminFixture {
   @Test func aPlanThatCameByTimeIsTheOneThatChanges() async throws {
     _ = try await send(plan("free"))
     fixture.backend.edit { $0.now = Self.december }
+    // So long it is in force: nothing of its grants comes over from before.
+    #expect(fixture.account()?.planSince(at: Self.december) == Self.december)
     #expect(try await send(plan("ultra")).changes == ["plan: free → ultra"])
     _ = try await send(plan("pro"))
     let account = try #require(fixture.account())
@@ -268,6 +276,12 @@ extension AdminFixture {
     #expect(fixture.account()?.next != nil)
     #expect(try await set("ultra").changes.count == 2)
     #expect(fixture.account()?.next == nil)
+    #expect(fixture.account()?.planSince == now)
+    // Another change of the account leaves that as it is.
+    pass(60_000)
+    let began = now + -60_000
+    _ = try await send(plan("free"))
+    #expect(fixture.account()?.planSince == began)
   }
 
   @Test func theListShowsThePlanInForce() async throws {

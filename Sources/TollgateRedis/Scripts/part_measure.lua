@@ -31,11 +31,11 @@ for d = 1, P[6] do
   if c and c[1] == start then
     over = c[4]
   elseif P[b + 4] > 0 and P[b + 5] >= 0 then
-    local left = amount
+    local left = P[b + 6] >= 2 and amount or nil
     if c and c[1] == P[b + 5] then
       left = max(0, amount + c[4] - c[2] - c[3])
     end
-    over = math.min(P[b + 4], max(P[b + 3], math.min(left, amount)))
+    over = left and math.min(P[b + 4], max(P[b + 3], math.min(left, amount))) or 0
   end
   carried[d] = over
   local turned = slotOf(level, name, start)
@@ -44,14 +44,14 @@ for d = 1, P[6] do
   end
 end
 
--- What limits see of cell c.
+-- What limits see of cell c; what is not known any more leaves no room.
 local function usedOf(c)
   local level, name, start = placeIn(c)
   local cell, slot = slotOf(level, name, start)
   if slot == 2 then
     return cell[2] - cell[4] + cell[3]
   end
-  return slot and cell[6] + cell[7] or 0
+  return slot and cell[6] + cell[7] or LARGEST
 end
 
 -- What a draw still has.
@@ -71,6 +71,17 @@ end
 local function owedOf(i)
   local deficit = P[itemsAt + (i - 1) * 8 + 7]
   return deficit > 0 and max(0, usedOf(deficit)) or 0
+end
+
+-- Beyond its grants nothing may be had of an item, not even for money.
+local function isPrepaid(i)
+  for l = 1, limits do
+    local b = limitsAt + (l - 1) * 9
+    if P[b] == 6 and P[b + 1] == i and P[b + 2] == 0 and P[b + 4] == 0 then
+      return true
+    end
+  end
+  return false
 end
 
 -- What an item's grants have beyond what is owed.

@@ -8,7 +8,7 @@
 --       3 MessagePack: epoch, kind, index, time ms, actual, charged, absorbed, number of hashes,
 --         number of cells, and per cell: hash (1 = KEYS[3], 2 = KEYS[5]...), field, start, end, what
 --         is added, and of a grant, else 0: amount, rollover from and to, start of the instance
---         before (-1: none)
+--         before (-1: none), whether it was whole where nobody counted in it
 --       4 operation id (16 bytes) · 5 body
 -- Reply {0, sequence, now} · {2, f, seq} · {8} not seeded in this epoch · {10}
 --
@@ -40,18 +40,18 @@ local function carried(b, cell)
   if A[b + 9] < 0 then
     return 0
   end
-  local left = A[b + 6]
+  local left = A[b + 10] == 1 and A[b + 6] or nil
   if cell and cell[1] == A[b + 9] then
-    left = math.min(left, max(0, left + cell[4] - cell[2] - cell[3]))
+    left = math.min(A[b + 6], max(0, A[b + 6] + cell[4] - cell[2] - cell[3]))
   end
-  return math.min(A[b + 8], max(A[b + 7], left))
+  return left and math.min(A[b + 8], max(A[b + 7], left)) or 0
 end
 local changes = {}
 for k = 1, hashes do
   local key = k == 1 and KEYS[3] or KEYS[k + 3]
   local places, names = {}, {}
   for c = 1, cells do
-    local b = 9 + (c - 1) * 9
+    local b = 9 + (c - 1) * 10
     if A[b + 1] == k then
       places[#places + 1], names[#names + 1] = b, A[b + 2]
     end

@@ -115,7 +115,7 @@ for level = 1, depth do
 end
 
 -- The plan: what grants and limits leave beyond the hold.
-local P, roomOf, burn, owe
+local P, roomOf, burn, owe, prepaid
 local function count(i, level, code, start, ends, amount, held, whole)
   counted[i][#counted[i] + 1] = {level, code, start, ends, amount, whole}
   return add(level, hold.items[i][1] .. '|' .. code, start, ends, amount, held)
@@ -127,6 +127,7 @@ if ARGV[5] ~= '' then
   end
   P = {decode(ARGV[5])}
   -- include: measure
+  prepaid = isPrepaid
   roomOf = function(i)
     local room = LARGEST
     for l = 1, limits do
@@ -229,13 +230,17 @@ local function settleItem(i)
     end
   end
   -- What was held beyond every grant is covered by those that have something by now.
-  local beyond = 0
+  local beyond, owing = 0, owed
   if more > 0 or (burnable and rest > 0) then
     beyond = burn(i, burnable and rest + more or more)
     good = good and beyond
+    -- Late, it is owed where nothing may be had beyond the grants.
+    if good and late and prepaid(i) then
+      owing, beyond = beyond, 0
+    end
   end
-  if owed > 0 then
-    good = good and owe(i, owed)
+  if owing > 0 then
+    good = good and owe(i, owing)
   end
   if not good then
     return {10}

@@ -86,7 +86,7 @@ do
 end
 -- include: measure
 local isHold = mode == RESERVE
-local burns, cures, charges, shares, overflow = {}, {}, {}, {}, nil
+local burns, cures, charges, shares, owes, overflow = {}, {}, {}, {}, {}, nil
 for i = 1, items do
   amounts[i], overage[i] = P[itemsAt + (i - 1) * 8 + 1], 0
 end
@@ -109,6 +109,9 @@ local function cover(i)
         burns[#burns + 1], rest = {d, burnt, i}, rest - burnt
       end
     end
+  end
+  if mode == POST and rest > 0 and isPrepaid(i) then
+    owes[#owes + 1], rest = {P[b + 7], rest}, 0
   end
   overage[i] = rest
 end
@@ -189,7 +192,7 @@ local function see(l)
       local first = P[itemsAt + (i - 1) * 8 + 5]
       for d = first, first + P[itemsAt + (i - 1) * 8 + 6] - 1 do
         local at = drawsAt + (d - 1) * 8
-        if P[at + 6] == 1 and P[at + 2] == 0 and P[at + 1] >= amounts[i] then
+        if P[at + 6] % 2 == 1 and P[at + 2] == 0 and P[at + 1] >= amounts[i] then
           local _, _, _, ends = placeIn(P[at])
           retry = retry < 0 and ends - ms or math.min(retry, ends - ms)
         end
@@ -276,6 +279,9 @@ if reason < 16 and mode ~= CHECK then
     shares[d] = (shares[d] or 0) + cures[k][2]
     local deficit = P[itemsAt + (cures[k][3] - 1) * 8 + 7]
     shares[deficit] = (shares[deficit] or 0) - cures[k][2]
+  end
+  for k = 1, #owes do
+    shares[owes[k][1]] = (shares[owes[k][1]] or 0) + owes[k][2]
   end
   for c = 1, cells do
     local b = cellsAt + (c - 1) * 6

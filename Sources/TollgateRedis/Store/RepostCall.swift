@@ -13,11 +13,14 @@ package struct RepostCall: ScriptCall {
     package var rollover: Rollover
     /// The start of the instance before; nil: there was none.
     package var before: WallTime?
+    /// Where nobody counted in that one, it is left whole.
+    package var wasWhole: Bool
 
-    package init(amount: Int64, rollover: Rollover, before: WallTime?) {
+    package init(amount: Int64, rollover: Rollover, before: WallTime?, wasWhole: Bool = true) {
       self.amount = amount
       self.rollover = rollover
       self.before = before
+      self.wasWhole = wasWhole
     }
   }
 
@@ -96,6 +99,7 @@ package struct RepostCall: ScriptCall {
       writer.append(beginning?.rollover.min ?? 0)
       writer.append(beginning?.rollover.max ?? 0)
       writer.append(beginning?.before?.milliseconds ?? -1)
+      writer.append(beginning?.wasWhole == true ? 1 : 0)
     }
     return fence.arguments + [
       .bytes(writer.bytes), .bytes(entry.id.operation.bytes), .bytes(entry.body),

@@ -12,7 +12,7 @@
 //   per item (8): feature, amount, metered, billing cell (0: none), whether it burns grants, the
 //     first of its draws, their number, the cell of what is owed (0: none)
 //   per draw (8): cell, amount, voided, rollover min and max, start of the instance before (−1:
-//     none), whether it recurs, grant
+//     none), bits (1: it recurs, 2: where nobody counted in the one before, it was whole), grant
 //   per pricing (8): source, target, portion (0 all, 1 overage), num, den, cell, rate, from
 
 package import TollgateCore
@@ -134,7 +134,7 @@ extension MessagePackWriter {
     append(draw.rollover.min)
     append(draw.rollover.max)
     append(draw.before?.milliseconds ?? -1)
-    append(draw.recurs ? 1 : 0)
+    append((draw.recurs ? 1 : 0) + (draw.wasWhole ? 2 : 0))
     append(draw.grant.text)
   }
 

@@ -27,6 +27,8 @@ extension AdminService {
       changes.append("source: \(source.id) version \(source.version)")
     }
     guard after != before else { return .unchanged(unchanged) }
+    after.planSince = before.planSince(at: now)
+    if after.plan(at: now) != before.plan(at: now) { after.planSince = now }
     after.dropExpiredOverrides(now: now)
     return .change(after, changes)
   }

@@ -24,7 +24,10 @@ struct GrantInstances: Sendable {
       let cell = resolution.cells[$0.cell]
       return cell.window == window && cell.period.start == period.start
     }
-    return draw.map { .init(amount: $0.amount, rollover: $0.rollover, before: $0.before) }
+    return draw.map {
+      .init(
+        amount: $0.amount, rollover: $0.rollover, before: $0.before, wasWhole: $0.wasWhole)
+    }
   }
 
   /// Of the grants among the counters of a delta, by their place.
@@ -49,12 +52,13 @@ struct GrantInstances: Sendable {
       guard let beginning = beginning(one.feature, one.window, one.period),
         let before = beginning.before, beginning.rollover != .none
       else { continue }
-      let left =
+      let left: Int64? =
         if let settled = burnt[before] {
           max(0, beginning.amount + (carried[before] ?? 0) - settled)
         } else {
-          index == 0 && isCut ? 0 : beginning.amount
+          index == 0 && isCut ? 0 : beginning.wasWhole ? beginning.amount : nil
         }
+      guard let left else { continue }
       carried[one.period.start] = beginning.rollover.carried(left: left, amount: beginning.amount)
     }
     return carried
