@@ -9,8 +9,10 @@
 //     when all is asked for.
 //   * Units unwind in the reverse order of burning: what is owed, the overage, what no grant
 //     covers, then the grants from the last slice back.
-//   * What a rate charged follows its units: after V of u units came back, ⌊charge · V / u⌋ in all,
-//     so parts never sum to more, and the last of them brings the rest.
+//   * What a rate made of units comes back with them: with V of u units ⌊charge · V / u⌋ of it,
+//     over all refunds, so that its sums are those of the units that stay. What of it was charged
+//     comes back in that proportion, the rest is absorbed no more: where a cap let only half of it
+//     be charged, a third of the units still is a third of the money, and all of them all of it.
 
 /// One delta as the books have it.
 package struct RecordedDelta: Hashable, Sendable {
@@ -38,20 +40,26 @@ package struct Correction: Hashable, Sendable {
   package struct Share: Hashable, Sendable {
     /// When the delta that it corrects was born: by it is told what a reset has forgiven since.
     package var born: WallTime
-    /// actual and charged alike: nothing is absorbed anew.
+    /// What is charged less, or more.
     package var amount: Int64
+    /// What rates had made of the units and nobody was charged, absorbed no more: not positive.
+    package var absorbed: Int64
     package var body: UsageBody
     /// Charged by rates, and not asked for by name.
     package var isDerived: Bool
 
     package init(
-      born: WallTime, amount: Int64, body: UsageBody, isDerived: Bool = false
+      born: WallTime, amount: Int64, absorbed: Int64 = 0, body: UsageBody,
+      isDerived: Bool = false
     ) {
       self.born = born
       self.amount = amount
+      self.absorbed = absorbed
       self.body = body
       self.isDerived = isDerived
     }
+
+    package var actual: Int64 { amount + absorbed }
   }
 
   package var shares: [Share]
@@ -84,11 +92,11 @@ package struct Correction: Hashable, Sendable {
   ) -> Correction? {
     let books = recorded.filter { $0.kind == .usage }.sorted { $0.id < $1.id }
       .map { Book($0, corrections: recorded + earlier) }
-    // Units of each rate that come back now, and that came back before.
-    var units: [PricedBy: (before: Int64, now: Int64)] = [:]
+    // Units of each rate that have come back, with those that come back now.
+    var moved: [PricedBy: Int64] = [:]
     var shares: [Int: Share] = [:]
     func asked(_ book: Book) -> Int64 {
-      if items.isEmpty { return book.left }
+      if items.isEmpty { return book.direct }
       let amount = items.filter { $0.feature == book.delta.body.feature }.reduce(0) {
         Quantity.adding($0, $1.amount) ?? Quantity.maximum
       }
@@ -99,36 +107,35 @@ package struct Correction: Hashable, Sendable {
       books.indices.filter { books[$0].delta.body.charges.isEmpty }
       + books.indices.filter { !books[$0].delta.body.charges.isEmpty }
     for position in order {
+      let book = books[position]
       var charges: [RateCharge] = []
-      var charged: Int64 = 0
-      let wanted = asked(books[position])
-      for charge in books[position].delta.body.charges {
+      // Of what rates made, charged or absorbed.
+      var made: Int64 = 0
+      for charge in book.delta.body.charges {
         let key = PricedBy(rate: charge.rate, from: charge.from)
-        let back = books[position].given(key)
-        let moved = units[key] ?? (before: back.units, now: 0)
+        let back = book.given(key)
         // All that is asked for includes what has no units on record of its own.
-        let now = items.isEmpty ? charge.units - moved.before : moved.now
-        let total = share(of: charge.charge, moved.before + now, per: charge.units)
-        let amount = min(max(0, total - back.charge), books[position].left - charged)
-        guard now > 0 || amount > 0 else { continue }
+        let units = items.isEmpty ? charge.units : max(back.units, moved[key] ?? 0)
+        let total = share(of: charge.charge, units, per: charge.units)
+        let (more, now) = (units - back.units, max(0, total - back.charge))
+        guard more > 0 || now > 0 else { continue }
         charges.append(
-          RateCharge(rate: charge.rate, from: charge.from, units: -now, charge: -amount))
-        charged += amount
+          RateCharge(rate: charge.rate, from: charge.from, units: -more, charge: -now))
+        made += now
       }
-      let amount = items.isEmpty ? wanted : min(wanted + charged, books[position].left)
-      guard amount > 0 else { continue }
-      let parts = books[position].unwind(amount) { key, before, now in
-        units[key] = (before, now)
-      }
-      var body = books[position].delta.body
+      let wanted = asked(book)
+      let amount = items.isEmpty ? book.left : min(wanted + book.charged(made), book.left)
+      guard amount > 0 || !charges.isEmpty else { continue }
+      let parts = book.unwind(amount) { key, units in moved[key] = units }
+      var body = book.delta.body
       body.cells = body.cells.filter { $0.window.tally == .units }
       body.parts = parts
       body.charges = charges
       body.corrects = operation
       let feature = body.feature
       shares[position] = Share(
-        born: books[position].delta.time, amount: -amount, body: body,
-        isDerived: !items.contains { $0.feature == feature })
+        born: book.delta.time, amount: -amount, absorbed: -max(0, wanted + made - amount),
+        body: body, isDerived: !items.contains { $0.feature == feature })
     }
     guard !shares.isEmpty else { return nil }
     return Correction(shares: shares.sorted { $0.key < $1.key }.map(\.value))
@@ -214,6 +221,10 @@ private struct Book {
   private(set) var left: Int64
   /// Of `left`, what no rate charged: what may be asked for by name.
   private(set) var direct: Int64
+  /// What rates made of units, what of it was charged, and what of it was taken back before.
+  private let made: Int64
+  private let madeCharged: Int64
+  private let madeBack: Int64
   private var partsLeft: [PartKey: Int64] = [:]
   private var back: [PricedBy: (units: Int64, charge: Int64)] = [:]
 
@@ -221,25 +232,33 @@ private struct Book {
     self.delta = delta
     parts = Self.parts(of: delta)
     left = delta.charged
-    direct = delta.charged
-    for charge in delta.body.charges { direct -= charge.charge }
     for part in parts { partsLeft[PartKey(part), default: 0] += part.amount }
     for one in corrections
     where one.kind != .usage && one.kind != .config && one.body.feature == delta.body.feature
       && one.body.period.start == delta.body.period.start
     {
       left += one.charged
-      direct += one.charged
       for part in Self.parts(of: one) { partsLeft[PartKey(part), default: 0] += part.amount }
       for charge in one.body.charges {
-        direct -= charge.charge
         let key = PricedBy(rate: charge.rate, from: charge.from)
         let so = back[key] ?? (0, 0)
         back[key] = (so.units - charge.units, so.charge - charge.charge)
       }
     }
+    made = delta.body.charges.reduce(0) { $0 + $1.charge }
+    madeCharged = min(delta.charged, made)
+    madeBack = back.values.reduce(0) { $0 + $1.charge }
+    direct = left - madeCharged
+    direct += Correction.share(of: madeCharged, madeBack, per: made)
     left = max(0, left)
     direct = max(0, min(direct, left))
+  }
+
+  /// What of `more` that rates had made was charged; over all refunds all that was charged of it.
+  /// Never above `more`: nothing is absorbed by a refund.
+  func charged(_ more: Int64) -> Int64 {
+    Correction.share(of: madeCharged, madeBack + more, per: made)
+      - Correction.share(of: madeCharged, madeBack, per: made)
   }
 
   /// A grant that covered all of it may stand among the counters that got the whole amount.
@@ -256,9 +275,9 @@ private struct Book {
   private func left(_ part: CountedPart) -> Int64 { partsLeft[PartKey(part)] ?? 0 }
 
   /// The counters beside plain units that lose something when `amount` units come back. `priced` is
-  /// told of each rate how many of its units came back before and come back now.
+  /// told of each rate how many of its units have come back then.
   func unwind(
-    _ amount: Int64, priced: (_ rate: PricedBy, _ before: Int64, _ now: Int64) -> Void
+    _ amount: Int64, priced: (_ rate: PricedBy, _ units: Int64) -> Void
   ) -> [CountedPart] {
     var taken: [CountedPart] = []
     func take(_ part: CountedPart, _ units: Int64) {
@@ -305,7 +324,7 @@ private struct Book {
       guard case .priced(let rate, let from) = part.window.tally else { continue }
       // A rate prices every unit, or only the overage: the delta says which by what it counted.
       let units = min(part.amount == delta.charged ? amount : beyond, max(0, left(part)))
-      priced(PricedBy(rate: rate, from: from), part.amount - left(part), units)
+      priced(PricedBy(rate: rate, from: from), part.amount - left(part) + units)
       take(part, units)
     }
     return taken

@@ -23,6 +23,8 @@ struct Burnt {
   var overage: Int64 = 0
   var owed: Int64 = 0
   var plain: Int64 = 0
+  /// Of `spend`, what was used and a cap did not let be charged.
+  var absorbed: Int64 = 0
 
   func part(_ window: Window, _ amount: Int64, level: Int = 1) -> CountedPart {
     CountedPart(level: level, window: window, period: Self.month, amount: amount)
@@ -34,12 +36,13 @@ struct Burnt {
       let subject = try Subject("acme/ann")
       let cells = [CellReference(level: 1, window: .month, period: Self.month)]
       func add(
-        _ feature: String, _ charged: Int64, _ parts: [CountedPart], _ charges: [RateCharge]
+        _ feature: String, _ charged: Int64, _ parts: [CountedPart], _ charges: [RateCharge],
+        absorbed: Int64 = 0
       ) throws {
         deltas.append(
           RecordedDelta(
             id: DeltaID(operation: Self.operation, index: UInt16(deltas.count)), kind: .usage,
-            time: WallTime(milliseconds: 5_000), actual: charged, charged: charged,
+            time: WallTime(milliseconds: 5_000), actual: charged + absorbed, charged: charged,
             body: UsageBody(
               subject: subject, feature: try Name(feature), period: Self.month, cells: cells,
               catalogVersion: 1, source: .redis, parts: parts, charges: charges)))
@@ -72,7 +75,7 @@ struct Burnt {
         parts.append(part(.overage(.day), overage, level: 2))
       }
       if owed != 0 { parts.append(part(.deficit, owed)) }
-      try add("spend", spend, parts, charges)
+      try add("spend", spend, parts, charges, absorbed: absorbed)
       return deltas
     }
   }
@@ -105,7 +108,7 @@ struct Refunding {
       earlier.append(
         RecordedDelta(
           id: DeltaID(operation: id, index: UInt16(index)), kind: kind,
-          time: WallTime(milliseconds: 9_000), actual: share.amount, charged: share.amount,
+          time: WallTime(milliseconds: 9_000), actual: share.actual, charged: share.amount,
           body: share.body))
     }
   }
@@ -113,6 +116,12 @@ struct Refunding {
   func charged(_ feature: String) -> Int64 {
     (recorded + earlier).reduce(0) {
       $0 + ($1.body.feature.text == feature ? $1.charged : 0)
+    }
+  }
+
+  func absorbed(_ feature: String) -> Int64 {
+    (recorded + earlier).reduce(0) {
+      $0 + ($1.body.feature.text == feature ? $1.actual - $1.charged : 0)
     }
   }
 
@@ -210,9 +219,56 @@ struct Refunding {
   @Test func unitsWorthLessThanAMicroUnitAreNotForgotten() throws {
     // Half a micro-unit each: the first brings nothing, the second the whole.
     var work = Refunding(try Burnt(tokens: 2, charge: 1, plain: 1).recorded)
-    #expect(try work.refund(("tokens", 1))?.shares.map(\.amount) == [-1])
+    let first = try #require(try work.refund(("tokens", 1)))
+    #expect(first.shares.map(\.amount) == [-1, 0])
+    #expect(first.shares.last?.body.charges.map(\.units) == [-1])
     #expect(try work.refund(("tokens", 1))?.shares.map(\.amount) == [-1, -1])
     #expect(work.charged("spend") == 0)
+    #expect(try work.refund([]) == nil)
+  }
+
+  @Test func whereACapLetHalfBeChargedAThirdOfTheUnitsIsAThirdOfTheMoney() throws {
+    let burnt = Burnt(tokens: 200, charge: 3_000, grants: [("a", 1_500)], absorbed: 1_500)
+    var work = Refunding(try burnt.recorded)
+    var shares: [Correction.Share] = []
+    for units: Int64 in [67, 67, 66] {
+      shares.append(try #require(try work.refund(("tokens", units))?.shares.last))
+    }
+    #expect(shares.map(\.amount) == [-502, -503, -495])
+    #expect(shares.map(\.absorbed) == [-503, -502, -495])
+    #expect(shares.flatMap(\.body.charges).map(\.units) == [-67, -67, -66])
+    #expect(shares.flatMap(\.body.charges).map(\.charge) == [-1_005, -1_005, -990])
+    #expect(work.charges("all") == (0, 0) && work.absorbed("spend") == 0)
+    #expect(work.parts("spend") == ["$a": 0])
+  }
+
+  @Test func whatACapAbsorbedIsTakenBackWithAllOfTheOperation() throws {
+    let burnt = Burnt(tokens: 200, charge: 3_000, plain: 1_500, absorbed: 1_500)
+    var work = Refunding(try burnt.recorded)
+    let shares = try #require(try work.refund([])).shares
+    #expect(shares.map(\.amount) == [-200, -1_500] && shares.map(\.actual) == [-200, -3_000])
+    #expect(work.charges("all") == (0, 0))
+    #expect(try work.refund([]) == nil)
+  }
+
+  @Test func unitsThatNothingWasChargedForAreTakenOffTheirRate() throws {
+    var work = Refunding(try Burnt(tokens: 4, charge: 40, absorbed: 40).recorded)
+    let shares = try #require(try work.refund(("tokens", 3))).shares
+    #expect(shares.map(\.amount) == [-3, 0] && shares.map(\.absorbed) == [0, -30])
+    #expect(work.charges("all") == (1, 10))
+    #expect(work.parts("tokens") == ["rall,1000": 1, "$included.tokens": 1])
+  }
+
+  @Test func whatAnOperatorTookBackBeforeIsNotPaidTwiceAndTheRateIsWholeAgain() throws {
+    let burnt = Burnt(tokens: 4, charge: 40, plain: 20, absorbed: 20)
+    var work = Refunding(try burnt.recorded)
+    let adjustment = Correction.adjustment(
+      of: Burnt.operation, recorded: work.recorded, earlier: [], feature: try Name("spend"),
+      amount: -15)
+    work.keep(try #require(adjustment), .adjustment)
+    #expect(try work.refund(("tokens", 2))?.shares.map(\.amount) == [-2, -5])
+    #expect(try work.refund(("tokens", 2))?.shares.map(\.amount) == [-2, 0])
+    #expect(work.charged("spend") == 0 && work.charges("all") == (0, 0))
   }
 
   @Test func aRateOnTheOverageFollowsTheOverage() throws {
@@ -220,8 +276,8 @@ struct Refunding {
       try Burnt(tokens: 10, overTokens: 4, charge: 0, overCharge: 40, plain: 40).recorded)
     // The overage comes back first, and with it what it cost.
     #expect(try work.refund(("tokens", 4))?.shares.map(\.amount) == [-4, -40])
-    #expect(try work.refund(("tokens", 6))?.shares.map(\.amount) == [-6])
-    #expect(work.charges("over") == (0, 0))
+    #expect(try work.refund(("tokens", 6))?.shares.map(\.amount) == [-6, 0])
+    #expect(work.charges("over") == (0, 0) && work.charges("all") == (0, 0))
   }
 
   @Test func whatRatesChargedIsNotGivenBackByName() throws {
@@ -300,6 +356,11 @@ struct Refunding {
       rest -= burnt.overage
       burnt.owed = Int64.random(in: 0...rest, using: &random)
       burnt.plain = rest - burnt.owed
+      // A cap may have let less be charged than rates made: what was beyond the grants first.
+      if Bool.random(using: &random) {
+        burnt.absorbed = burnt.plain
+        burnt.plain = 0
+      }
       var work = Refunding(try burnt.recorded)
       let before = (work.parts("tokens"), work.parts("spend"))
       for _ in 0..<Int.random(in: 0...6, using: &random) {
@@ -314,7 +375,8 @@ struct Refunding {
         }
         let correction = try work.refund(items)
         for share in correction?.shares ?? [] {
-          #expect(share.amount < 0)
+          #expect(share.amount < 0 || share.amount == 0 && !share.body.charges.isEmpty)
+          #expect(share.absorbed <= 0)
           try Self.checkBreakdown(share)
         }
         check(work, before)
@@ -325,7 +387,7 @@ struct Refunding {
       for left in [work.parts("tokens"), work.parts("spend"), work.parts("spend", level: 2)] {
         #expect(left.values.allSatisfy { $0 == 0 }, "\(left)")
       }
-      #expect(work.charges("all").charge == 0 && work.charges("over").charge == 0)
+      for sum in [work.charges("all"), work.charges("over")] { #expect(sum == (0, 0)) }
     }
   }
 
@@ -354,6 +416,6 @@ struct Refunding {
     }
     let included = share.amount - covered - overage
     #expect(share.amount <= included && included <= 0)
-    #expect(share.body.charges.reduce(0) { $0 + $1.charge } >= share.amount)
+    #expect(share.body.charges.reduce(0) { $0 + $1.charge } >= share.actual)
   }
 }

@@ -69,6 +69,56 @@ import TollgateWire
     #expect(findings.contains { $0.contains(finding) }, "\(findings)")
   }
 
+  /// A cap let half of what the rate made be charged; given back in parts, or all at once.
+  @Test(arguments: [[67, 67, 66], [1, 199], [200]] as [[Int64]])
+  func refundsOfWhatWasClampedLeaveSoundBooks(parts: [Int64]) throws {
+    let books = try Books()
+    try books.open()
+    let catalog = #"{"version":1,"catalog":{"rates":[{"id":"r","price":15,"per":1}]}}"#
+    let used = [
+      try spend(2, op: 2, 200, feature: "tokens", parts: [try priced("r", 200)]),
+      try spend(
+        3, op: 2, index: 1, 1_500, absorbed: 1_500,
+        parts: [try grant("g", 1_000), overage(.month, 500)],
+        charges: [try charge("r", units: 200, 3_000)]),
+    ]
+    _ = try books.apply([change(1, op: 1, scope: .global, key: "", version: 1, after: catalog)])
+    _ = try books.apply(used)
+    #expect(try books.soundness() == [])
+    func recorded(_ entry: OutboxEntry) throws -> RecordedDelta {
+      RecordedDelta(
+        id: entry.id, kind: entry.kind, time: entry.time, actual: entry.actual,
+        charged: entry.charged, body: try UsageBody.decode(entry.body))
+    }
+    var earlier: [RecordedDelta] = []
+    var sequence: Int64 = 3
+    for (step, units) in parts.enumerated() {
+      let correction = try #require(
+        Correction.refund(
+          of: operation(2), recorded: try used.map(recorded), earlier: earlier,
+          items: [Item(feature: try Name("tokens"), amount: units)]))
+      let entries = correction.shares.enumerated().map { index, share in
+        OutboxEntry(
+          sequence: sequence + Int64(index) + 1, kind: .refund,
+          id: DeltaID(operation: operation(10 + step), index: UInt16(index)), time: start,
+          actual: share.actual, charged: share.amount, absorbed: share.absorbed,
+          body: share.body.encode())
+      }
+      sequence += Int64(entries.count)
+      _ = try books.apply(entries)
+      earlier += try entries.map(recorded)
+      #expect(try books.soundness() == [])
+    }
+    let statement = try books.statement()
+    let line = try #require(statement.lines.first { $0.feature == "spend" })
+    #expect(line.charged == 0 && line.absorbed == 0 && line.refunds == -1_500)
+    #expect(statement.rates.map(\.units) == [0] && statement.rates.map(\.charge) == [0])
+    let balances = try books.balances()
+    #expect(balances["absorbed:acme:spend"] == 1_500)
+    #expect(balances["refund:absorbed:acme:spend"] == -1_500)
+    #expect(balances["refund:grant:acme:spend:g"] == -1_000)
+  }
+
   @Test func aRateThatChargedAnotherPriceIsNoticed() throws {
     // 105 units at 0.15 are 15.75: up to 16.74 may be rounding, 17 is not, nor is 14.
     for (charged, isFound) in [(14, true), (15, false), (16, false), (17, true)] {

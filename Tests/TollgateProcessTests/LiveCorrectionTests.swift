@@ -310,6 +310,38 @@ extension LiveTests {
       try Self.balance(stack, ["acme tokens": 200, "acme spend": 30])
     }
 
+    /// What a cap clamped: a third of the units is a third of the money, and the books stay sound.
+    @Test func aClampedSettleComesBackInProportion() throws {
+      var random = SeededRandom.fromEnvironment("refund of a clamped settle")
+      let catalog = Self.rich.replacing("price: 150, per: 1000", with: "price: 15, per: 1")
+        .replacing("spend_cap: 1000", with: "spend_cap: 1400")
+      let stack = try Stack(.init(catalog: catalog, accounts: ["acme": "pro", "beta": "pro"]))
+      let hold = OperationID(time: Self.now(), using: &random)
+      let settle = OperationID(time: Self.now(), using: &random)
+      try stack.command([
+        "reserve", "acme/ann", "tokens=90", "--id", hold.hex, "--attribute", "model=small",
+      ])
+      try stack.command(["settle", "acme/ann", hold.hex, "tokens=200", "--id", settle.hex])
+      try Self.balance(stack, ["acme tokens": 200, "acme spend": 1500])
+      let connection = try Self.connect(stack)
+      var back: [Decision.Settlement] = []
+      var left: (tokens: Int64, spend: Int64) = (200, 1500)
+      for units: Int64 in [67, 67, 66] {
+        let record = try Self.refund("acme/ann", of: settle, [("tokens", units)], &random)
+        let decision = try Self.decision(try connection.refund(record))
+        var expected = decision
+        expected.replayed = true
+        #expect(try Self.decision(try connection.refund(record)) == expected)
+        let money = try #require(decision.settlements.last)
+        back.append(money)
+        left = (left.tokens - units, left.spend + money.charged)
+        try Self.balance(stack, ["acme tokens": left.tokens, "acme spend": left.spend])
+      }
+      #expect(back.map(\.charged) == [-502, -503, -495])
+      #expect(back.map(\.actual) == [-1005, -1005, -990])
+      #expect(try Self.burnt(stack) == ["spend.included": 0])
+    }
+
     // MARK: - The command line
 
     @Test func anAdjustmentMovesTheBillTheCountersAndTheAuditOnce() throws {

@@ -13,9 +13,9 @@
 --       5 operation corrected (16 bytes, or none)
 --       6 what the record says beside the numbers · 7 body of a config delta (empty: none)
 --       then per share
---         · MessagePack: amount, time ms of the delta corrected, billing counter (0: none), number
---           of counters, per counter: key (0: account header, 1... KEYS[10]...), field, start, end,
---           change · delta body
+--         · MessagePack: what is charged more or less, what is absorbed less, time ms of the
+--           delta corrected, billing counter (0: none), number of counters, per counter: key (0:
+--           account header, 1... KEYS[10]...), field, start, end, change · delta body
 -- Reply {0, record, now} · {1, record} · {2, f, seq} {3, word} {4} {5} {8}
 --       {10} a counter would leave its range, or the bill fall below zero by an adjustment
 --       {11} somebody else corrected or annulled the operation since the look · {12, mark, seq, ack, now} the
@@ -91,10 +91,10 @@ local rows, fields, order = {}, {}, {}
 local states, born, mask = '', {}, 0
 for s = 1, shares do
   local P = {decode(ARGV[6 + s * 2])}
-  local amount, time, billing = P[1], P[2], P[3]
+  local charged, absorbed, time, billing = P[1], P[2], P[3], P[4]
   local settled, held = 0, 0
-  for c = 1, P[4] do
-    local b = c * 5
+  for c = 1, P[5] do
+    local b = c * 5 + 1
     local key, name, start, change = KEYS[P[b] == 0 and 3 or 9 + P[b]], P[b + 1], P[b + 2], P[b + 4]
     local current = rows[key]
     if current == nil then
@@ -150,7 +150,7 @@ for s = 1, shares do
   end
   states = states .. encode('', -1, settled, held, -1)
   mask = mask + 2 ^ (s - 1)
-  born[s * 2 - 1] = id .. encode(kind, s - 1, ms, amount, amount, 0)
+  born[s * 2 - 1] = id .. encode(kind, s - 1, ms, charged + absorbed, charged, absorbed)
   born[s * 2] = ARGV[7 + s * 2]
 end
 if ARGV[7] ~= '' then

@@ -140,6 +140,7 @@ package struct CorrectCall: ScriptCall {
     let billing = cells.firstIndex { $0.level == 1 && $0.period == share.body.period }
     var writer = MessagePackWriter(capacity: 64 * (cells.count + parts.count))
     writer.append(share.amount)
+    writer.append(share.absorbed)
     writer.append(share.born.milliseconds)
     writer.append(billing.map { $0 + 1 } ?? 0)
     writer.append(cells.count + parts.count)
@@ -179,11 +180,12 @@ package struct CorrectCall: ScriptCall {
   package func entries(_ decided: DecidedOperation) -> [OutboxEntry] {
     guard let plan, decided.entries.count == plan.correction.shares.count else { return [] }
     return zip(decided.entries, plan.correction.shares.indices).map { born, position in
-      let amount = plan.correction.shares[position].amount
+      let share = plan.correction.shares[position]
       return OutboxEntry(
         sequence: born.sequence, kind: plan.kind,
         id: DeltaID(operation: operation, index: born.index), time: decided.bornAt,
-        actual: amount, charged: amount, absorbed: 0, body: plan.bodies[position])
+        actual: share.actual, charged: share.amount, absorbed: share.absorbed,
+        body: plan.bodies[position])
     }
   }
 }
@@ -194,7 +196,8 @@ enum CorrectionRecord {
   /// As many as an answer can say; the deltas say them all.
   private static let burnsMax = 64
 
-  /// features: name, amount, derived; then burns: item, grant or empty, amount.
+  /// features: name, amount, derived; then burns: item, grant or empty, amount; then per feature
+  /// what is absorbed less, which records of older releases do not say: it was nothing.
   static func encode(_ correction: Correction) -> [UInt8] {
     var writer = MessagePackWriter(capacity: 128)
     writer.append(correction.shares.count)
@@ -210,12 +213,14 @@ enum CorrectionRecord {
       writer.append(burn.grant?.text ?? "")
       writer.append(burn.amount)
     }
+    for share in correction.shares { writer.append(share.absorbed) }
     return writer.bytes
   }
 
   struct Feature {
     var name: Name
     var amount: Int64
+    var absorbed: Int64 = 0
     var isDerived: Bool
   }
 
@@ -250,6 +255,7 @@ enum CorrectionRecord {
         Decision.Burn(
           item: Int(item), grant: grant.isEmpty ? nil : try? Name(grant), amount: amount))
     }
+    for index in found.indices { found[index].absorbed = reader.integer() ?? 0 }
     return (found, burns)
   }
 }
@@ -287,8 +293,10 @@ extension Decision {
       place.flatMap { states.indices.contains($0) ? states[$0] : nil } ?? ItemState()
     }
     settlements = order.map { place in
-      let amount = place.map { features[$0].amount } ?? 0
-      return Settlement(actual: amount, charged: amount)
+      guard let feature = place.map({ features[$0] }) else {
+        return Settlement(actual: 0, charged: 0)
+      }
+      return Settlement(actual: feature.amount + feature.absorbed, charged: feature.amount)
     }
     self.burns = burns.compactMap { burn in
       guard let item = order.firstIndex(of: burn.item) else { return nil }
@@ -306,7 +314,9 @@ extension Decision {
       reason: reason, source: .redis, time: time, globalVersion: globalVersion, replayed: true)
     describe(
       correction.shares.map {
-        .init(name: $0.body.feature, amount: $0.amount, isDerived: $0.isDerived)
+        .init(
+          name: $0.body.feature, amount: $0.amount, absorbed: $0.absorbed,
+          isDerived: $0.isDerived)
       }, correction.burns, asked)
   }
 }

@@ -339,7 +339,7 @@ struct Corrector: Sendable {
     let correction = Correction(
       shares: own.map {
         Correction.Share(
-          born: $0.time, amount: $0.charged, body: $0.body,
+          born: $0.time, amount: $0.charged, absorbed: $0.actual - $0.charged, body: $0.body,
           isDerived: !named.contains($0.body.feature))
       })
     let decision = Decision(
