@@ -69,6 +69,11 @@ package struct Correction: Hashable, Sendable {
   /// The slices, by position in `shares`; negative where units come back.
   package var burns: [Decision.Burn] {
     shares.indices.flatMap { position in
+      // What is moved belongs to the feature that it is moved for.
+      let item =
+        shares[position].isMove
+        ? shares.firstIndex { $0.body.feature == shares[position].body.feature } ?? position
+        : position
       var level = Int.max
       for part in shares[position].body.parts where part.window.isBurnt {
         level = min(level, part.level)
@@ -76,8 +81,8 @@ package struct Correction: Hashable, Sendable {
       return shares[position].body.parts.compactMap { part -> Decision.Burn? in
         guard part.level == level else { return nil }
         switch part.window.tally {
-        case .grant(let id): return .init(item: position, grant: id, amount: part.amount)
-        case .overage: return .init(item: position, grant: nil, amount: part.amount)
+        case .grant(let id): return .init(item: item, grant: id, amount: part.amount)
+        case .overage: return .init(item: item, grant: nil, amount: part.amount)
         case .units, .priced, .inFlight, .deficit: return nil
         }
       }
@@ -234,7 +239,8 @@ private struct Book {
     left = delta.charged
     for part in parts { partsLeft[PartKey(part), default: 0] += part.amount }
     for one in corrections
-    where one.kind != .usage && one.kind != .config && one.body.feature == delta.body.feature
+    where one.kind != .usage && one.kind != .config && !one.isMove
+      && one.body.feature == delta.body.feature
       && one.body.period.start == delta.body.period.start
     {
       left += one.charged

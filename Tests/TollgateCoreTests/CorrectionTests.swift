@@ -418,4 +418,56 @@ struct Refunding {
     #expect(share.amount <= included && included <= 0)
     #expect(share.body.charges.reduce(0) { $0 + $1.charge } >= share.actual)
   }
+
+  // MARK: - Debts that were paid
+
+  /// The rest of the debt that nobody paid comes back as it was; what was paid goes to the grants,
+  /// the last burnt first, less what they get of this refund anyway.
+  @Test func whatWasPaidOfADebtGoesBackToGrants() throws {
+    var burnt = Burnt()
+    burnt.grants = [("first", 30)]
+    burnt.owed = 50
+    var refunding = try Refunding(burnt.recorded)
+    let correction = try #require(try refunding.refund([]))
+    #expect(correction.indebted == [try Name("spend")])
+    func grant(_ id: String, _ units: Int64) throws -> Correction.Debt.Burnt {
+      .init(window: .grant(try Name(id)), period: Burnt.month, units: units)
+    }
+    let debt = Correction.Debt(
+      owed: 10, grants: [try grant("early", 90), try grant("first", 45), try grant("late", 20)])
+    let whole = correction.returning([try Name("spend"): debt])
+    let move = try #require(whole.shares.last)
+    #expect(move.isMove && whole.shares.count == correction.shares.count + 1)
+    #expect(
+      move.body.parts.map { [$0.window.code: $0.amount] } == [
+        ["-": 40], ["$late": -20], ["$first": -15], ["$early": -5],
+      ])
+    #expect(
+      correction.returning([try Name("spend"): .init(owed: 50, grants: debt.grants)]).shares
+        == correction.shares)
+  }
+
+  /// What was moved is not of the operation: what is left of it is as if it had not been.
+  @Test func aMoveDoesNotChangeWhatIsLeft() throws {
+    var burnt = Burnt()
+    burnt.grants = [("first", 30)]
+    burnt.overage = 40
+    burnt.owed = 50
+    var refunding = try Refunding(burnt.recorded)
+    let first = try #require(
+      Correction.refund(
+        of: Burnt.operation, recorded: refunding.recorded, earlier: [],
+        items: [Item(feature: try Name("spend"), amount: 20)]))
+    let grants = [
+      Correction.Debt.Burnt(window: .grant(try Name("late")), period: Burnt.month, units: 90)
+    ]
+    refunding.keep(
+      first.returning([try Name("spend"): .init(owed: 0, grants: grants)]), .refund)
+    let rest = try #require(try refunding.refund([]))
+    let parts = rest.shares[0].body.parts
+    let own = Window.grant(try Name("first"))
+    #expect(parts.first { $0.window == .deficit }?.amount == -30)
+    #expect(parts.first { $0.window == .overage(.month) }?.amount == -40)
+    #expect(parts.first { $0.window == own }?.amount == -30)
+  }
 }

@@ -342,6 +342,44 @@ extension LiveTests {
       #expect(try Self.burnt(stack) == ["spend.included": 0])
     }
 
+    /// A debt that a grant has paid: refunded in two parts, the units go back to that grant.
+    @Test func whatWasOwedAndPaidSinceGoesBackToTheGrant() throws {
+      var random = SeededRandom.fromEnvironment("refund of a debt that was paid")
+      let catalog = Self.rich.replacing("price: 150, per: 1000", with: "price: 15, per: 1")
+        .replacing("spend_cap: 1000", with: "spend_cap: 500")
+        .replacing("amount: 100", with: "amount: 1000")
+      let stack = try Stack(.init(catalog: catalog, accounts: ["acme": "pro", "beta": "pro"]))
+      let hold = OperationID(time: Self.now(), using: &random)
+      let settle = OperationID(time: Self.now(), using: &random)
+      try stack.command([
+        "reserve", "acme/ann", "tokens=100", "--id", hold.hex, "--attribute", "model=small",
+        "--overrun", "overdraft=200",
+      ])
+      try stack.command(["settle", "acme/ann", hold.hex, "tokens=110", "--id", settle.hex])
+      try stack.command([
+        "grant", "add", "acme", "spend", "1000", "--grant", "late", "--reason", "x",
+      ])
+      let connection = try Self.connect(stack)
+      let record = OperationRecord(
+        id: OperationID(time: Self.now(), using: &random), subject: try Subject("acme/ann"),
+        items: [Item(feature: try Name("tokens"), amount: 1)], attributes: ["model": "small"])
+      _ = try connection.operate([record], deadline: 5000)
+      // What was owed, and what was used now.
+      #expect(try Self.burnt(stack) == ["spend.included": 1000, "late": 165])
+      for units: Int64 in [4, 106] {
+        let refund = try Self.refund("acme/ann", of: settle, [("tokens", units)], &random)
+        let decision = try Self.decision(try connection.refund(refund))
+        #expect(decision.settlements.map(\.charged) == [-units, -15 * units])
+        var expected = decision
+        expected.replayed = true
+        #expect(try Self.decision(try connection.refund(refund)) == expected)
+        let burnt: [String: Int64] =
+          units == 4 ? ["spend.included": 1000, "late": 105] : ["spend.included": 0, "late": 15]
+        #expect(try Self.burnt(stack) == burnt)
+      }
+      try Self.balance(stack, ["acme tokens": 1, "acme spend": 15])
+    }
+
     // MARK: - The command line
 
     @Test func anAdjustmentMovesTheBillTheCountersAndTheAuditOnce() throws {

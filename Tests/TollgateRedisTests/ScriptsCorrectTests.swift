@@ -86,6 +86,32 @@ import TollgateTesting
     return decided.decision
   }
 
+  /// What is owed was paid, or owed anew, since the correction was worked out.
+  @Test func aDebtThatMovedSinceTheLookIsLookedAtAgain() throws {
+    let rig = try StoreRig.ready()
+    let call = try rig.call("acme", [("tokens", 5)])
+    _ = try rig.run(call)
+    let tokens = try Name("tokens")
+    let refund = try Refund(rig, of: call)
+    var planned = try refund.planned(try refund.look(rig))
+    let debt = CountedPart(
+      level: 1, window: .deficit, period: Window.deficit.period(containing: rig.now), amount: -1)
+    planned.plan?.correction.shares[0].body.parts.append(debt)
+    planned.plan?.owed = [tokens: 3]
+    #expect(try rig.run(planned) == .overtaken)
+    // One that only moves takes nothing from a grant that has nothing burnt.
+    var move = try #require(planned.plan?.correction.shares.first)
+    move.amount = 0
+    move.body.charges = []
+    planned.plan?.owed = [tokens: 0]
+    planned.plan?.correction.shares.append(move)
+    planned.plan?.bodies.append([9])
+    #expect(try rig.run(planned) == .overtaken)
+    planned.plan?.correction.shares.removeLast()
+    planned.plan?.bodies.removeLast()
+    _ = try Self.decided(try rig.run(planned))
+  }
+
   @Test func countersAtEveryLevelLoseWhatComesBackAndADeltaIsBorn() throws {
     let rig = try StoreRig.ready()
     let call = try rig.call("acme/ann", [("chat", 5), ("tokens", 7)])

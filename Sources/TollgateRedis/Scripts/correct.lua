@@ -16,9 +16,11 @@
 --         · MessagePack: what is charged more or less, what is absorbed less, time ms of the
 --           delta corrected, billing counter (0: none), number of counters, per counter: key (0:
 --           account header, 1... KEYS[10]...), field, start, end, change · delta body
+--           Before the counters: what was owed as it was worked out (less than any counter: not
+--           looked at), and whether it only moves units from a debt to grants (1)
 -- Reply {0, record, now} · {1, record} · {2, f, seq} {3, word} {4} {5} {8}
 --       {10} a counter would leave its range, or the bill fall below zero by an adjustment
---       {11} somebody else corrected or annulled the operation since the look · {12, mark, seq, ack, now} the
+--       {11} somebody else corrected or annulled the operation since the look, or paid what is owed · {12, mark, seq, ack, now} the
 --       look: the ledger has everything once ack has passed seq · {13} no room
 --
 -- Invariants: of one operation two corrections are never worked out from the same books: the mark of
@@ -94,7 +96,7 @@ for s = 1, shares do
   local charged, absorbed, time, billing = P[1], P[2], P[3], P[4]
   local settled, held = 0, 0
   for c = 1, P[5] do
-    local b = c * 5 + 1
+    local b = c * 5 + 3
     local key, name, start, change = KEYS[P[b] == 0 and 3 or 9 + P[b]], P[b + 1], P[b + 2], P[b + 4]
     local current = rows[key]
     if current == nil then
@@ -110,6 +112,9 @@ for s = 1, shares do
       order[#order + 1] = cell
     end
     local v = cell.v
+    if P[6] >= -LARGEST and string.sub(name, -2) == '|-' and P[6] ~= (v and v[2] or 0) then
+      return {11}
+    end
     -- Only an adjustment can be the first of its period.
     local fresh = kind == 5 and P[b] == 0 and lifetime(name, start, P[b + 3]) > ms
     if v and v[1] == start then
@@ -130,6 +135,9 @@ for s = 1, shares do
       v = {start, change, 0, 0, 0, 0, 0}
     else
       v = nil
+    end
+    if P[7] == 1 and change < 0 and (not v or (v[1] == start and v[2] or v[6]) < 0) then
+      return {11}
     end
     if v then
       if v[2] < -LARGEST or v[6] < -LARGEST or v[2] > LARGEST or v[6] > LARGEST then

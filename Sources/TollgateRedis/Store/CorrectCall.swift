@@ -29,10 +29,12 @@ package struct CorrectCall: ScriptCall {
     package var bodies: [[UInt8]]
     /// The encoded config delta of an operator's change; empty: none.
     package var change: [UInt8] = []
+    /// What was owed of features as it was worked out; where it is not any more, it is overtaken.
+    package var owed: [Name: Int64] = [:]
 
     package init(
       correction: Correction, look: Look, kind: DeltaKind, reason: Reason, globalVersion: Int64,
-      accountVersion: Int64, bodies: [[UInt8]], change: [UInt8] = []
+      accountVersion: Int64, bodies: [[UInt8]], change: [UInt8] = [], owed: [Name: Int64] = [:]
     ) {
       self.correction = correction
       self.look = look
@@ -42,6 +44,7 @@ package struct CorrectCall: ScriptCall {
       self.accountVersion = accountVersion
       self.bodies = bodies
       self.change = change
+      self.owed = owed
     }
   }
 
@@ -129,13 +132,15 @@ package struct CorrectCall: ScriptCall {
       ]
     guard let plan else { return result }
     for (share, body) in zip(plan.correction.shares, plan.bodies) {
-      result.append(.bytes(Self.encode(share, of: subject)))
+      result.append(.bytes(Self.encode(share, plan.owed, of: subject)))
       result.append(.bytes(body))
     }
     return result
   }
 
-  private static func encode(_ share: Correction.Share, of subject: Subject) -> [UInt8] {
+  private static func encode(
+    _ share: Correction.Share, _ owed: [Name: Int64], of subject: Subject
+  ) -> [UInt8] {
     let (cells, parts) = (share.body.cells, share.body.parts)
     let billing = cells.firstIndex { $0.level == 1 && $0.period == share.body.period }
     var writer = MessagePackWriter(capacity: 64 * (cells.count + parts.count))
@@ -144,6 +149,10 @@ package struct CorrectCall: ScriptCall {
     writer.append(share.born.milliseconds)
     writer.append(billing.map { $0 + 1 } ?? 0)
     writer.append(cells.count + parts.count)
+    // Below any counter: not looked at.
+    let seen = share.isMove ? nil : owed[share.body.feature]
+    writer.append(seen ?? -Quantity.maximum - 1)
+    writer.append(share.isMove ? 1 : 0)
     func append(_ level: Int, _ window: Window, _ period: Period, _ change: Int64) {
       writer.append(min(level, subject.depth) - 1)
       writer.append(KeySpace.field(feature: share.body.feature, window: window))
@@ -196,15 +205,15 @@ enum CorrectionRecord {
   /// As many as an answer can say; the deltas say them all.
   private static let burnsMax = 64
 
-  /// features: name, amount, derived; then burns: item, grant or empty, amount; then per feature
-  /// what is absorbed less, which records of older releases do not say: it was nothing.
+  /// features: name, amount, derived (2: only moved, from a debt to grants); then burns: item,
+  /// grant or empty, amount; then per feature what is absorbed less, which records of older releases do not say: it was nothing.
   static func encode(_ correction: Correction) -> [UInt8] {
     var writer = MessagePackWriter(capacity: 128)
     writer.append(correction.shares.count)
     for share in correction.shares {
       writer.append(share.body.feature.text)
       writer.append(share.amount)
-      writer.append(share.isDerived ? 1 : 0)
+      writer.append(share.isMove ? 2 : share.isDerived ? 1 : 0)
     }
     let burns = correction.burns.prefix(burnsMax)
     writer.append(burns.count)
@@ -222,6 +231,8 @@ enum CorrectionRecord {
     var amount: Int64
     var absorbed: Int64 = 0
     var isDerived: Bool
+    /// Nothing is charged more or less, and nothing is to be told but where units went.
+    var isMove = false
   }
 
   /// From a whole record; nil where it is not that of a correction.
@@ -244,7 +255,8 @@ enum CorrectionRecord {
       guard let text = reader.text(), let name = try? Name(text), let amount = reader.integer(),
         let derived = reader.integer()
       else { return nil }
-      found.append(Feature(name: name, amount: amount, isDerived: derived == 1))
+      found.append(
+        Feature(name: name, amount: amount, isDerived: derived == 1, isMove: derived == 2))
     }
     guard let count = reader.integer(), (0...Int64(burnsMax)).contains(count) else { return nil }
     var burns: [Decision.Burn] = []
@@ -285,7 +297,7 @@ extension Decision {
     _ features: [CorrectionRecord.Feature], _ burns: [Burn], _ asked: [Item]
   ) {
     var order = asked.map { item in
-      features.firstIndex { $0.name == item.feature && !$0.isDerived }
+      features.firstIndex { $0.name == item.feature && !$0.isDerived && !$0.isMove }
     }
     order += features.indices.filter { features[$0].isDerived }
     let states = self.items
@@ -316,7 +328,7 @@ extension Decision {
       correction.shares.map {
         .init(
           name: $0.body.feature, amount: $0.amount, absorbed: $0.absorbed,
-          isDerived: $0.isDerived)
+          isDerived: $0.isDerived && !$0.isMove, isMove: $0.isMove)
       }, correction.burns, asked)
   }
 }

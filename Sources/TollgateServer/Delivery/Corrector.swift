@@ -191,18 +191,21 @@ struct Corrector: Sendable {
     }
     let books = try await books(of: errand.corrected, bucket: bucket)
     if let repeated = Self.repeated(errand, books, look.time, global.version) { return repeated }
-    let correction: Correction
+    var correction: Correction
     switch judge(books, global) {
     case .correct(let found): correction = found
     case .refuse(let code, let text): return .refused(code, text)
     }
     let header = try await store.header(account: errand.subject.account)
+    let debts = try await debts(of: correction, header, global, bucket, epoch, at: look.time)
+    correction = correction.returning(debts)
     call.subject = correction.shares.first?.body.subject ?? errand.subject
     call.fence = try await store.fence(bucket: bucket, epoch: epoch)
     call.plan = CorrectCall.Plan(
       correction: correction, look: look, kind: errand.kind, reason: errand.reason,
       globalVersion: global.version, accountVersion: header.version ?? 0,
-      bodies: correction.shares.map { Self.body($0.body, errand) }, change: errand.change)
+      bodies: correction.shares.map { Self.body($0.body, errand) }, change: errand.change,
+      owed: debts.mapValues(\.owed))
     let reply: RESPReply
     do {
       reply = try await store.raw(call)
@@ -301,6 +304,37 @@ struct Corrector: Sendable {
       }
       acknowledged = meta.acknowledged
     }
+  }
+
+  /// What is owed of the features of which it takes back debts, with the grants in force.
+  private func debts(
+    of correction: Correction, _ header: AccountHeader, _ global: GlobalConfig, _ bucket: Int,
+    _ epoch: Int64, at now: WallTime
+  ) async throws -> [Name: Correction.Debt] {
+    let features = correction.indebted
+    guard !features.isEmpty, let subject = correction.shares.first?.body.subject,
+      let account = AccountConfig(stored: header.config ?? "")
+    else { return [:] }
+    let counters = try await store.read(Reads.counters(store.keys, subject: subject.account))
+    // Else the script says that the account is to be loaded first.
+    guard counters.epoch == epoch else { return [:] }
+    var debts: [Name: Correction.Debt] = [:]
+    for feature in features {
+      let resolution = Resolution.resolve(
+        subject: subject.account, items: [Item(feature: feature, amount: 0)], priced: false,
+        global: global, account: account, now: now, zones: SystemZones.book)
+      let draws = (resolution.draws[0] ?? []).filter { !$0.isVoided }
+      debts[feature] = Correction.Debt(
+        owed: counters.cell(feature: feature, window: .deficit)?.settled ?? 0,
+        grants: draws.map { draw in
+          let cell = resolution.cells[draw.cell]
+          let counter = counters.cell(feature: feature, window: cell.window)
+          return .init(
+            window: cell.window, period: cell.period,
+            units: counter?.start == cell.period.start ? counter?.settled ?? 0 : 0)
+        })
+    }
+    return debts
   }
 
   // MARK: - The books
