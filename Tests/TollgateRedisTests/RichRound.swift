@@ -184,7 +184,6 @@ struct RichRound {
         ttlMilliseconds: asked.ttlMilliseconds, overrun: asked.overrun, holdsMax: asked.holdsMax)
     }
     let request = Evaluator.Request(id: made.id, subject: made.subject, items: made.items)
-    let before = evaluator
     let outcome = evaluator.decide(
       request, resolution: resolution, versions: versions, nowMicroseconds: microseconds,
       mode: mode == .check ? .check : mode == .post ? .post : .consume, terms: terms)
@@ -202,10 +201,7 @@ struct RichRound {
     {
       return "\(mode) \(made) was let in beyond \(limit)"
     }
-    if case .holdsDue = outcome {
-      evaluator = before
-      return try expire()
-    }
+    if case .holdsDue = outcome { return try expire() }
     return nil
   }
 

@@ -116,7 +116,7 @@ for s = 1, shares do
       return {11}
     end
     -- Only an adjustment can be the first of its period.
-    local fresh = kind == 5 and P[b] == 0 and lifetime(name, start, P[b + 3]) > ms
+    local fresh = kind == 5 and P[b] == 0 and lifetime(name, start, P[b + 3], ms) > ms
     if v and v[1] == start then
       v[2] = v[2] + change
       -- Units that a reset had forgiven are forgiven no more: limits see what they saw. What came

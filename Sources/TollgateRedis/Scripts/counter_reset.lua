@@ -69,7 +69,7 @@ else
   end
   local packed = encode(unpack(cell, 1, 8))
   if KEYS[6] then
-    local life = lifetime(ARGV[5], first, last)
+    local life = lifetime(ARGV[5], first, last, ms)
     if not current then
       local stale = max(call('PEXPIRETIME', key), 0)
       replace(key, {'e', e, 'x', int(life), ARGV[5], packed})

@@ -359,7 +359,7 @@ for i = 1, count do
           end
         end
         if k > 1 then
-          row.expiry = max(row.expiry, P[b + 3] >= NEVER - DAY and NEVER or P[b + 3] + DAY)
+          row.expiry = max(row.expiry, P[b + 3] < NEVER - DAY and P[b + 3] + DAY or ms - ms % DAY + IDLE)
         end
       end
       for l = 1, mode == 0 and limits or 0 do

@@ -31,7 +31,7 @@ for i = 6, #ARGV do
   end
 end
 if gone[1] then
-  writeRows(ms)
+  writeRows()
   for i = 1, #gone do
     bury(gone[i][4], gone[i][1], gone[i][2], ms + LATE)
     keepHold(gone[i][1], nil, nil, gone[i][3])

@@ -22,6 +22,8 @@ local encode, decode = cmsgpack.pack, cmsgpack.unpack
 local floor, max, format, sub = math.floor, math.max, string.format, string.sub
 local LARGEST = 9007199254740991
 local DAY, NEVER = 86400000, 9007199254740991
+-- A deeper subject that counts without an end is kept for 30 days after the day of its last count.
+local IDLE = 31 * DAY
 
 -- Microseconds since 1970.
 local function clock()

@@ -24,14 +24,10 @@ end
 
 -- Expiry of a deeper subject's hash and its place in the account's index. Runs when the hash is
 -- created and when its expiry moves, and then drops up to 16 expired members of the index, so
--- the index is never much larger than what lives. `expiry` NEVER: it stays.
+-- the index is never much larger than what lives.
 local function touch(idx, key, before, expiry, now)
   local path = string.match(key, ':a:(.*)$')
-  if expiry == NEVER then
-    write(before > 0 and {'PEXPIREAT', key, int(before)} or nil, 'PERSIST', key)
-  else
-    write(before > 0 and {'PEXPIREAT', key, int(before)} or nil, 'PEXPIREAT', key, int(expiry))
-  end
+  write(before > 0 and {'PEXPIREAT', key, int(before)} or nil, 'PEXPIREAT', key, int(expiry))
   local was = write(nil, 'ZSCORE', idx, path)
   local old = write(nil, 'ZRANGE', idx, '-inf', int(now), 'BYSCORE', 'LIMIT', 0, 16, 'WITHSCORES')
   local life = write(nil, 'PEXPIRETIME', idx)
@@ -41,20 +37,30 @@ local function touch(idx, key, before, expiry, now)
       write({'ZADD', idx, old[i + 1], old[i]}, 'ZREM', idx, old[i])
     end
   end
-  if expiry == NEVER then
-    if life > 0 then
-      write({'PEXPIREAT', idx, life}, 'PERSIST', idx)
-    end
-  elseif life == -2 or (life > 0 and life < expiry) then
+  if life < expiry then
     write(life > 0 and {'PEXPIREAT', idx, life} or nil, 'PEXPIREAT', idx, int(expiry))
   end
 end
 
+-- A deeper subject in which nothing is counted any more goes, and its place in the index with it.
+local function drop(idx, key)
+  local path = string.match(key, ':a:(.*)$')
+  replace(key, {})
+  local score = write(nil, 'ZSCORE', idx, path)
+  local life = write(nil, 'PEXPIRETIME', idx)
+  if score then
+    journal[#journal + 1] = life > 0 and {'PEXPIREAT', idx, life} or nil
+    write({'ZADD', idx, score, path}, 'ZREM', idx, path)
+  end
+end
+
 -- When a deeper subject's hash may go: a day after the end of the longest period it counts in. A
--- sliding limit still looks at a period of `<n>s` while the next one of that length runs.
-local function lifetime(field, periodStart, periodEnd)
+-- sliding limit still looks at a period of `<n>s` while the next one of that length runs. What has no
+-- end goes when nothing was counted for so long; by whole days, so that a busy subject is not
+-- written down anew each time.
+local function lifetime(field, periodStart, periodEnd, now)
   if string.find(field, '|%d+s@?$') then
     periodEnd = math.min(NEVER, 2 * periodEnd - periodStart)
   end
-  return periodEnd >= NEVER - DAY and NEVER or periodEnd + DAY
+  return periodEnd < NEVER - DAY and periodEnd + DAY or now - now % DAY + IDLE
 end

@@ -71,6 +71,16 @@ local function free(hold, epoch)
   return true
 end
 
+-- What is held for longer is counted for longer: a deeper subject does not go before its hold.
+local function renew(hold)
+  for i = 1, #hold.counts do
+    local c = hold.counts[i]
+    if c[2] > 1 and c[5] >= NEVER - DAY and c[7] ~= 0 then
+      add(c[2], fieldIn(hold, c), c[4], c[5], 0, 0, c[8])
+    end
+  end
+end
+
 -- Writes a live hold (nil: it is none any more) and when it ends.
 local function keepHold(reservation, packed, ends, was)
   local holds, dates = KEYS[HOLDS], KEYS[HOLDS + 1]

@@ -1,6 +1,6 @@
 -- The hashes of a subject and of those it lies in, by level: read once, changed in memory, written
 -- at the end. KEYS[LEVELS + l] is the hash of level l (1: the account header), KEYS[INDEX] the
--- index of deeper subjects, `e` the epoch as text. Needs: journal, hashes.
+-- index of deeper subjects, `e` the epoch as text, `ms` the time. Needs: journal, hashes.
 --
 -- A cell is start, settled, held, forgiven; of the period before start, settled, held; and when it
 -- was last reset. Of a grant's instance, what came over from the one before takes the place of
@@ -64,7 +64,9 @@ local function changes(level, name, start, ending, text)
     r.order[#r.order + 1] = name
   end
   r.text[name] = text or false
-  r.life = max(r.life, lifetime(name, start, ending))
+  if level > 1 then
+    r.life = max(r.life, lifetime(name, start, ending, ms))
+  end
 end
 
 -- Adds to a period's settled and held. False: it would leave the quantity range.
@@ -82,7 +84,21 @@ local function add(level, name, start, ending, settled, held, over)
   return true
 end
 
-local function writeRows(ms)
+-- Whether nothing would be counted in a deeper hash: what changes is zero, and it holds no more.
+local function isEmpty(r)
+  local fields = 2
+  for i = 1, #r.order do
+    local name = r.order[i]
+    local c = r.cells[name]
+    if r.text[name] or c[8] or c[2] ~= 0 or c[3] ~= 0 or c[4] ~= 0 or c[6] ~= 0 or c[7] ~= 0 then
+      return false
+    end
+    fields = fields + (r.raw[name] and 1 or 0)
+  end
+  return r.e ~= e or write(nil, 'HLEN', r.key) == fields
+end
+
+local function writeRows()
   for level = 1, 5 do
     local r = rows[level]
     if r and r.order[1] then
@@ -96,6 +112,11 @@ local function writeRows(ms)
       end
       if level == 1 then
         set(r.key, fields, old)
+      elseif isEmpty(r) then
+        -- A run that reserved and used nothing leaves nothing.
+        if r.e == e then
+          drop(KEYS[INDEX], r.key)
+        end
       elseif r.e == e then
         set(r.key, fields, old)
         local before = tonumber(r.x) or 0

@@ -60,7 +60,7 @@ for k = 1, hashes do
   local fields, old, life = {}, {}, 0
   for i = 1, #places do
     local b = places[i]
-    local start, amount, own = A[b + 3], A[b + 5], lifetime(A[b + 2], A[b + 3], A[b + 4])
+    local start, amount, own = A[b + 3], A[b + 5], lifetime(A[b + 2], A[b + 3], A[b + 4], ms)
     local fresh, ofGrant = own > ms, string.find(A[b + 2], '|$', 1, true)
     local raw = row[1] == e and row[i + 2]
     local cell

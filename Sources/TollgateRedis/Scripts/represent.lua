@@ -47,7 +47,7 @@ for k = 1, #hold.counts do
     end
   end
 end
-writeRows(ms)
+writeRows()
 hold.epoch = tonumber(e)
 keepHold(ARGV[6], packHold(hold), hold.expires + GRACE, was)
 schedule(string.match(ARGV[5], '^[^/]*'), header[2])

@@ -100,7 +100,7 @@ for c = 1, count do
   end
   w[#w + 1] = A[b + 2]
   w[#w + 1] = encode(A[b + 4], A[b + 5], 0, A[b + 6], A[b + 7], A[b + 8], 0)
-  life[k] = max(life[k], lifetime(A[b + 2], A[b + 4], A[b + 3]))
+  life[k] = max(life[k], lifetime(A[b + 2], A[b + 4], A[b + 3], floor(now / 1000)))
 end
 for k = 2, #KEYS - 2 do
   local w = W[k]

@@ -301,6 +301,7 @@ end
 local ends = late or kind == RELEASE or (kind == SETTLE and A[12] == 1)
 if kind == EXTEND then
   hold.expires = max(hold.expires, ms + A[13])
+  renew(hold)
 end
 if ends and not free(hold, epoch) then
   return {10}
@@ -338,7 +339,7 @@ local first = #births > 0 and (tonumber(M[2]) or 0) + 1 or 0
 told[2] = print .. encode(reason, ms, tonumber(M[4] or '0'), tonumber(header[2] or '0'), epoch,
   first, mask, 0, 0, '', -1, #hold.items) .. states .. encode(unpack(tail))
 
-writeRows(ms)
+writeRows()
 if late then
   bury(KEYS[HOLDS + 3], reservation, encode(1), ms + LATE)
 elseif ends then

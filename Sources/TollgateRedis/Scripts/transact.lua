@@ -455,12 +455,12 @@ if isHold and isApplied then
     hold.pricings[p] = {P[b], P[b + 1], P[b + 2], P[b + 3], P[b + 4], P[at + 5], P[at + 1], P[at + 2],
       P[b + 6], P[b + 7]}
   end
-  writeRows(ms)
+  writeRows()
   told[4] = packHold(hold)
   keepHold(id, told[4], expires + GRACE, false)
   schedule(string.match(ARGV[6], '^[^/]*'), hn)
 else
-  writeRows(ms)
+  writeRows()
 end
 remember(answer, #born)
 bear(born)
