@@ -206,7 +206,8 @@ enum CorrectionRecord {
   private static let burnsMax = 64
 
   /// features: name, amount, derived (2: only moved, from a debt to grants); then burns: item,
-  /// grant or empty, amount; then per feature what is absorbed less, which records of older releases do not say: it was nothing.
+  /// grant or empty, amount; then per feature what is absorbed less, which records of older
+  /// releases do not say: it was nothing.
   static func encode(_ correction: Correction) -> [UInt8] {
     var writer = MessagePackWriter(capacity: 128)
     writer.append(correction.shares.count)
