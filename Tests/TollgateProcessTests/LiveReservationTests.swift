@@ -24,6 +24,16 @@ extension LiveTests {
     /// A hold is whole for so long after its expiry.
     static let grace = Duration.milliseconds(HoldBounds.grace)
 
+    private struct Statement: Decodable {
+      struct Line: Decodable, Equatable {
+        var feature: String
+        var used: Int64
+        var charged: Int64
+        var absorbed: Int64
+      }
+      var lines: [Line]
+    }
+
     // MARK: by its ends
 
     @Test func whatIsSettledIsChargedAndTheRestIsFree() async throws {
@@ -118,7 +128,7 @@ extension LiveTests {
       }
     }
 
-    @Test func useBeyondTheLimitIsAbsorbed() async throws {
+    @Test func pitfall19_useBeyondTheLimitIsAbsorbedAndRecorded() async throws {
       try await withReservations { scene in
         let (client, id) = (scene.client, scene.client.newOperationID())
         _ = try await client.consume(scene.ann, scene.calls(450))
@@ -127,6 +137,12 @@ extension LiveTests {
         #expect(settled.reason == .settledClamped)
         #expect(settled.settlements == [.init(actual: 90, charged: 50)])
         try await scene.audit(500)
+        let statement = try await offThePool {
+          try JSONDecoder().decode(
+            Statement.self, from: Data(try scene.stack.books("statement", ["ann"]).output.utf8))
+        }
+        // What was used, what of it is billed, and what nobody pays.
+        #expect(statement.lines == [.init(feature: "calls", used: 540, charged: 500, absorbed: 40)])
       }
     }
 
@@ -191,7 +207,7 @@ extension LiveTests {
 
     // MARK: who is killed in between
 
-    @Test func aKilledClientLeaksNothingAndItsLateSettleIsChargedOnce() async throws {
+    @Test func pitfall09_aKilledClientLeaksNothingAndItsLateSettleIsChargedOnce() async throws {
       try await withReservations { scene in
         let id = scene.client.newOperationID()
         let child = try await scene.reserveInAChild(id, 100, ttl: 1)
@@ -247,7 +263,7 @@ extension LiveTests {
       }
     }
 
-    @Test func aCancelledBlockSettlesTheLeastThatIsKnown() async throws {
+    @Test func pitfall16_aCancelledBlockSettlesTheLeastThatIsKnown() async throws {
       try await withReservations { scene in
         let task = Task {
           try await scene.client.withReservation(scene.ann, scene.calls(100)) { held in

@@ -84,13 +84,14 @@ local function add(level, name, start, ending, settled, held, over)
   return true
 end
 
--- Whether nothing would be counted in a deeper hash: what changes is zero, and it holds no more.
+-- Whether nothing would be counted in a deeper hash: what changes is zero, and it holds no more. Not
+-- where a cell has periods: which of them it stands in is still asked for, and it goes soon by itself.
 local function isEmpty(r)
   local fields = 2
   for i = 1, #r.order do
     local name = r.order[i]
     local c = r.cells[name]
-    if r.text[name] or c[8] or c[2] ~= 0 or c[3] ~= 0 or c[4] ~= 0 or c[6] ~= 0 or c[7] ~= 0 then
+    if r.text[name] or c[1] ~= 0 or c[2] ~= 0 or c[3] ~= 0 or c[4] ~= 0 or c[8] then
       return false
     end
     fields = fields + (r.raw[name] and 1 or 0)

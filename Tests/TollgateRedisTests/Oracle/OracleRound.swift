@@ -10,10 +10,10 @@ import TollgateTesting
 struct OracleRound {
   static let outcomes = [
     "replayed", "mismatch", "idTooOld", "idFromFuture", "expired", "stale", "period", "overflow",
-    "cancel", "reverse", "reset", "config", "calendar", "batch", "ALLOWED", "ALLOWED_SHADOW",
-    "ALLOWED_SOFT",
-    "ALLOWED_POSTED", "GATE_CLOSED", "COST_ABOVE_BURST", "QUOTA_EXCEEDED", "RATE_LIMITED",
-    "CANCELLED", "UNKNOWN_FEATURE", "FEATURE_NOT_IN_PLAN", "ACCOUNT_FROZEN",
+    "cancel", "reverse", "reset", "config", "calendar", "batch", "prefix", "ALLOWED",
+    "ALLOWED_SHADOW", "ALLOWED_SOFT", "ALLOWED_POSTED", "GATE_CLOSED", "COST_ABOVE_BURST",
+    "QUOTA_EXCEEDED", "RATE_LIMITED", "CANCELLED", "UNKNOWN_FEATURE", "FEATURE_NOT_IN_PLAN",
+    "ACCOUNT_FROZEN",
   ]
 
   let rig: StoreRig
@@ -26,6 +26,10 @@ struct OracleRound {
   /// The instant resolutions are made for; sometimes left behind.
   var resolvedAt: WallTime
   var calls: [DecideCall] = []
+  /// Operations that were put to both.
+  var operations = 0
+  /// Those of them that were decided.
+  var history: [DecideCall] = []
   var sequence: Int64 = 0
   var failed = false
   var births: [(birth: Evaluator.Birth, call: DecideCall, sequence: Int64)] = []
@@ -73,14 +77,37 @@ struct OracleRound {
   }
 
   /// False: the two disagreed, which is recorded.
-  mutating func run(_ count: Int) throws -> Bool {
-    for index in 0..<count {
+  mutating func run(_ wanted: Int) throws -> Bool {
+    while operations < wanted {
       try step()
-      if index % 50 == 49 { try flush() }
+      if batch.count >= 100 { try flush() }
     }
     try flush()
     if !failed { try compareState() }
+    if !failed, random.chance(0.1) { try repeatPrefix() }
     return !failed
+  }
+
+  /// Whatever prefix of what was decided it is, it gets the same answers again, and again, and not
+  /// one byte in Redis moves.
+  private mutating func repeatPrefix() throws {
+    count("prefix")
+    let state = evaluator.state
+    let before = try rig.dump()
+    let prefix = history.prefix(Int.random(in: 0...history.count, using: &random))
+    for _ in 0..<2 {
+      var rest = prefix[...]
+      while !rest.isEmpty {
+        issue(Array(rest.prefix(8)))
+        rest = rest.dropFirst(8)
+      }
+      try flush()
+    }
+    let after = try rig.dump()
+    if !failed, evaluator.state != state || after != before {
+      failed = true
+      Issue.record("a prefix of \(prefix.count) again changed something")
+    }
   }
 
   private mutating func flush() throws {
@@ -245,6 +272,7 @@ struct OracleRound {
 
   /// What the evaluator says of an operation, as a reply.
   private mutating func judge(_ call: DecideCall) -> Answer {
+    operations += 1
     let outcome = evaluator.decide(
       Evaluator.Request(
         id: call.operation, subject: call.subject, items: call.plan.items,
@@ -254,7 +282,10 @@ struct OracleRound {
       nowMicroseconds: microseconds,
       mode: call.asked.mode == .check ? .check : call.asked.mode == .post ? .post : .consume)
     let first = sequence
-    if case .decided(_, let born) = outcome {
+    if case .decided(let decision, let born) = outcome {
+      if !decision.replayed, evaluator.state.records[call.operation] != nil {
+        history.append(call)
+      }
       for birth in born {
         sequence += 1
         births.append((birth, call, sequence))
@@ -271,6 +302,7 @@ struct OracleRound {
       return
     }
     count("cancel")
+    operations += 1
     let latest = evaluator.state.latest
     let outcome = evaluator.cancel(call.operation, nowMicroseconds: microseconds)
     // A cancel that finds nothing to take back writes nothing, the time included.
@@ -325,6 +357,7 @@ struct OracleRound {
     // Neither side judges the range here the same way; keep the sums inside it.
     guard birth.actual < 1000 else { return }
     count("reverse")
+    operations += 1
     let reversed = evaluator.reverse(
       birth.id, actual: birth.actual, subject: call.subject, feature: feature, cells: cells)
     let reverse = ReverseCall(
@@ -345,6 +378,7 @@ struct OracleRound {
     let now = WallTime(milliseconds: max(microseconds, evaluator.state.latest) / 1000)
     let key = CounterKey(subject: subject, feature: feature, window: window)
     count("reset")
+    operations += 1
     let value = random.chance(0.7) ? 0 : Int64.random(in: 0...5, using: &random)
     let calendar = try AccountCalendar(
       accounts[subject.account]?.calendar ?? [], RandomCatalog.zones)
@@ -370,6 +404,7 @@ struct OracleRound {
       var config = accounts[account]
     else { return }
     count("config")
+    operations += 1
     config.version += 1
     config.frozen = random.chance(0.04)
     config.overrides = RandomCatalog.overrides(rig.global.catalog, account, resolvedAt, &random)

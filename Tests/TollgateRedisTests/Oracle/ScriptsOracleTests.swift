@@ -3,15 +3,27 @@
 // from the Lua, so an error would have to be made twice to stay hidden.
 //
 // Each round has a catalog, accounts and a clock of its own; calls are pipelined in batches, since
-// the expected answers are known before Redis is asked. TOLLGATE_SEED repeats a run.
+// the expected answers are known before Redis is asked. TOLLGATE_SEED repeats a run,
+// TOLLGATE_ORACLE says how many operations (`.ci/oracle`).
 
+import Foundation
 import Testing
 import TollgateTesting
 
 @testable import TollgateRedis
 
+/// How many operations the oracles are put, both together, seven of ten of them rich ones.
+enum OracleSize {
+  static let asked: Int? = ProcessInfo.processInfo.environment["TOLLGATE_ORACLE"].map { text in
+    guard let count = Int(text), count > 0 else {
+      preconditionFailure("TOLLGATE_ORACLE=\(text) is no number of operations")
+    }
+    return count
+  }
+}
+
 @Suite(.blocking) struct ScriptsOracleTests {
-  static let operations = 100_000
+  static let operations = OracleSize.asked.map { $0 / 10 * 3 } ?? 100_000
   static let operationsPerRound = 250
 
   @Test func theScriptsAgreeWithTheEvaluatorOverRandomOperations() throws {
@@ -27,7 +39,7 @@ import TollgateTesting
         return
       }
       tally = round.tally
-      done += Self.operationsPerRound
+      done += round.operations
     }
     let took = ContinuousClock.now - begun
     print("\(done) operations agree, seed \(random.seed), in \(took)")

@@ -16,7 +16,7 @@ struct RichRound {
     "ALLOWED", "ALLOWED_POSTED", "SETTLED", "SETTLED_CLAMPED", "SETTLED_LATE", "RELEASED",
     "EXTENDED", "CREDIT_EXHAUSTED", "SPEND_CAP_REACHED", "CONCURRENCY_EXCEEDED", "PRICE_UNKNOWN",
     "HOLDS_EXCEEDED", "QUOTA_EXCEEDED", "RATE_LIMITED", "CANCELLED", "replayed", "notHeld",
-    "planWanted", "holdsDue", "period", "overflow", "stale",
+    "planWanted", "holdsDue", "period", "overflow", "stale", "config", "prefix",
   ]
 
   struct Made {
@@ -40,6 +40,9 @@ struct RichRound {
   /// Holds that were ever made, ended ones too.
   var reservations: [Made] = []
   var grantCount = 0
+  /// Operations that were put to both.
+  var operations = 0
+  var history: [Again] = []
 
   init(rig: StoreRig, random: SeededRandom, tally: [String: Int]) throws {
     self.rig = rig
@@ -69,23 +72,34 @@ struct RichRound {
     }
   }
 
-  private var now: WallTime {
+  var now: WallTime {
     WallTime(milliseconds: max(microseconds, evaluator.state.latest) / 1000)
   }
 
-  private mutating func count(_ what: String) { tally[what, default: 0] += 1 }
+  mutating func count(_ what: String) { tally[what, default: 0] += 1 }
 
   /// nil: they agreed throughout; else what they disagreed on.
-  mutating func run(_ operations: Int) throws -> String? {
-    for index in 0..<operations {
+  mutating func run(_ wanted: Int) throws -> String? {
+    while operations < wanted {
+      let index = operations
       if let problem = try step() { return "operation \(index): \(problem)" }
       if let problem = invariants() { return "after operation \(index): \(problem)" }
     }
-    return try compareState()
+    if let problem = try compareState() { return problem }
+    return random.chance(0.1) ? try repeatPrefix() : nil
+  }
+
+  /// A call, at the instant that it is now.
+  func ask<Call: ScriptCall>(_ call: Call) throws -> Call.Reply {
+    let words = [
+      ["SET", "test:now", "\(microseconds)"].map { Array($0.utf8) },
+      StoreRig.command(call, rig.library),
+    ]
+    return call.decode(RESPReply(try rig.redis.pipeline(words)[1]))
   }
 
   private mutating func step() throws -> String? {
-    try moveClock()
+    moveClock()
     switch random.unit() {
     case ..<0.04: return try changeAccount()
     case ..<0.08: return try cancel()
@@ -95,7 +109,7 @@ struct RichRound {
     }
   }
 
-  private mutating func moveClock() throws {
+  private mutating func moveClock() {
     switch random.unit() {
     case ..<0.7: microseconds += Int64.random(in: 0...50_000, using: &random)
     case ..<0.9: microseconds += Int64.random(in: 0...2_000_000, using: &random)
@@ -105,7 +119,6 @@ struct RichRound {
     case ..<0.96: microseconds -= Int64.random(in: 0...2_000_000, using: &random)
     default: break
     }
-    try rig.redis.command("SET", "test:now", "\(microseconds)")
   }
 
   // MARK: - Deciding
@@ -184,9 +197,13 @@ struct RichRound {
         ttlMilliseconds: asked.ttlMilliseconds, overrun: asked.overrun, holdsMax: asked.holdsMax)
     }
     let request = Evaluator.Request(id: made.id, subject: made.subject, items: made.items)
-    let outcome = evaluator.decide(
-      request, resolution: resolution, versions: versions, nowMicroseconds: microseconds,
-      mode: mode == .check ? .check : mode == .post ? .post : .consume, terms: terms)
+    let before = usage(resolution, made.subject)
+    let judge = { (evaluator: inout Evaluator, now: Int64) in
+      evaluator.decide(
+        request, resolution: resolution, versions: versions, nowMicroseconds: now,
+        mode: mode == .check ? .check : mode == .post ? .post : .consume, terms: terms)
+    }
+    let outcome = judge(&evaluator, microseconds)
     if mode != .check, case .decided(let decision, _) = outcome, !decision.replayed {
       self.made.append(made)
       if self.made.count > 40 { self.made.removeFirst() }
@@ -196,8 +213,9 @@ struct RichRound {
       }
     }
     if let problem = try compare(outcome, call, "\(mode) \(made)") { return problem }
+    remember(made.id, outcome, judge, call, "\(mode) \(made)")
     if case .decided(let decision, _) = outcome, decision.isAllowed, !decision.replayed,
-      mode != .post, mode != .check, let limit = exceeded(resolution, made.subject)
+      mode != .post, mode != .check, let limit = exceeded(resolution, made.subject, since: before)
     {
       return "\(mode) \(made) was let in beyond \(limit)"
     }
@@ -215,8 +233,9 @@ struct RichRound {
       sequence += Int64(born.count)
     }
     count(OracleRound.name(outcome))
+    operations += 1
     let expected = OracleRound.expected(outcome, after: first)
-    let reply = try rig.run(call)
+    let reply = try ask(call)
     let got = OracleRound.comparable(reply.answer)
     guard got == expected else {
       return "\(what)\nexpected \(expected)\n     got \(got)"
@@ -317,10 +336,21 @@ struct RichRound {
       common: [], globalVersion: versions.global, accountVersion: versions.account,
       limits: rig.limits)
     call.plan = resolution.map { RichPlan(resolution: $0, depth: hold.subject.depth) }
-    let outcome = evaluator.step(
-      step, of: hold.id, request, resolution: resolution, versions: versions,
-      nowMicroseconds: microseconds)
+    let before = resolution.map { usage($0, hold.subject) } ?? []
+    let judge = { (evaluator: inout Evaluator, now: Int64) in
+      evaluator.step(
+        step, of: hold.id, request, resolution: resolution, versions: versions,
+        nowMicroseconds: now)
+    }
+    let outcome = judge(&evaluator, microseconds)
     if let problem = try compare(outcome, call, "\(step) \(request) of \(hold)") { return problem }
+    remember(request.id, outcome, judge, call, "\(step) \(request) of \(hold)")
+    if case .decided(let decision, _) = outcome, !decision.replayed,
+      decision.reason != .settledLate, evaluator.state.holds[hold.id]?.overrun == .clamp,
+      let resolution, let limit = exceeded(resolution, hold.subject, since: before)
+    {
+      return "\(step) \(request) of \(hold) was charged beyond \(limit)"
+    }
     switch outcome {
     case .holdsDue: return try expire()
     case .planWanted(let created, let features):
@@ -341,10 +371,14 @@ struct RichRound {
       Reads.accountsDue(rig.keySpace, bucket: 0, now: now, count: 10))
     guard accounts == [account] else { return "due: \(accounts)" }
     for (subject, ids) in bySubject {
-      let reply = try rig.run(
-        ExpireCall(
-          keySpace: rig.keySpace, fence: rig.fence, subject: subject, reservations: ids))
+      let call = ExpireCall(
+        keySpace: rig.keySpace, fence: rig.fence, subject: subject, reservations: ids)
+      let reply = try ask(call)
       guard reply == .done(Int64(ids.count)) else { return "expire \(ids): \(reply)" }
+      history.append { round in
+        let reply = try round.ask(call)
+        return reply == .done(0) ? nil : "expire \(ids) again: \(reply)"
+      }
     }
     return nil
   }
@@ -362,11 +396,19 @@ struct RichRound {
       fingerprint: OperationFingerprint(
         subject: old.subject, items: old.items, attributes: old.attributes),
       subject: old.subject, items: old.items, recordClass: .volume, limits: rig.limits)
-    var reply = try rig.run(call)
+    operations += 1
+    var reply = try ask(call)
     if case .bodiesWanted(let counted) = reply {
       call.counted = counted
       call.bodies = counted.map { ($0.item, [1]) }
-      reply = try rig.run(call)
+      reply = try ask(call)
+    }
+    let last = call
+    history.append { round in
+      switch try round.ask(last) {
+      case .answered(.replayed), .answered(.idTooOld): nil
+      case let reply: "cancel of \(old) again: \(reply)"
+      }
     }
     guard case .answered(let got) = reply else { return "cancel: \(reply)" }
     switch (outcome, got) {
@@ -405,7 +447,9 @@ struct RichRound {
     let change = ChangeKey(
       operation: OperationID(high: UInt64(now.milliseconds) << 16, low: UInt64(sequence)),
       fingerprint: 7)
-    let reply = try rig.run(
+    operations += 1
+    count("config")
+    let reply = try ask(
       ConfigAccountCall(
         keySpace: rig.keySpace, fence: rig.fence, change: change, account: subjects[0],
         expectedVersion: account.version - 1, newVersion: account.version, config: "{}", body: [3],
