@@ -303,6 +303,41 @@ extension LiveTests {
       }
     }
 
+    /// The sidecar that made it brings it back, the one that ended it says that it is over.
+    @Test func whatWasGivenBackElsewhereIsNotHeldAgain() async throws {
+      try await withReservations(sidecars: 2) { scene in
+        let clients = try await scene.clients()
+        let ids = [clients[0].newOperationID(), clients[0].newOperationID()]
+        for id in ids {
+          _ = try await clients[0].reserve(
+            scene.ann, scene.calls(100), id: id, ttl: .seconds(600))
+        }
+        #expect(try await clients[1].release(scene.ann, ids[0]).reason == .released)
+        // Of this one the ledger knows, of the other nobody but the sidecar that was asked.
+        let nothing = try await clients[1].settle(scene.ann, scene.calls(0), of: ids[1])
+        #expect(nothing.reason == .settled)
+        try await scene.delivered()
+        try await scene.flush()
+        // Nothing is let in before holds had the time to be brought; ids of before are too old.
+        var first: Reason?
+        try await eventually(within: .seconds(30), "it is answered") { () async throws in
+          first = try? await clients[1].consume(
+            scene.ann, scene.calls(500), deadline: .seconds(20)
+          ).reason
+          return first != nil
+        }
+        #expect(first == .allowed)
+        for id in ids {
+          let late = await scene.error { () async throws(TollgateError) in
+            try await clients[0].settle(scene.ann, scene.calls(1), of: id)
+          }
+          #expect(late == .reservationEnded)
+        }
+        #expect(try await scene.state() == CallState(settled: 500, held: 0))
+        try await scene.audit(500)
+      }
+    }
+
     /// Redis and the only sidecar that knew of the hold are gone together.
     @Test func useWhoseHoldIsLostIsPostedOnce() async throws {
       try await withReservations(sidecars: 2) { scene in

@@ -1,6 +1,7 @@
 // Ways to run the scripts of grants, prices and reservations, for the suites that break each script
 // at every step (`ScriptsFaultTests`) and put another fence before it (`ScriptsFenceTests`).
 
+import Testing
 import TollgateCore
 import TollgateTesting
 
@@ -9,6 +10,22 @@ import TollgateTesting
 extension Scenario {
   private static func used(_ tokens: Int64) -> [Item] {
     [Item(feature: Catalog.name("tokens"), amount: tokens)]
+  }
+
+  /// A hold that was lost and is there again.
+  private static func broughtBack(_ rig: StoreRig) throws -> StoredHold {
+    rig.useRich()
+    _ = try rig.reserve("acme/ann", ("tokens", 3), ("runs", 1))
+    let hold = try #require(
+      try rig.read(Reads.holds(rig.keySpace, account: try Subject("acme"))).first)
+    try rig.redis.command("FLUSHALL")
+    try rig.setNow(rig.now)
+    try rig.open(epoch: 2, hadPredecessor: true)
+    try rig.seed()
+    _ = try rig.run(
+      RepresentCall(
+        keySpace: rig.keySpace, fence: rig.fence, subject: hold.subject, hold: hold))
+    return hold
   }
 
   static let rich: [Scenario] = [
@@ -118,6 +135,26 @@ extension Scenario {
         rig,
         RepresentCall(
           keySpace: rig.keySpace, fence: rig.fence, subject: try Subject("acme/ann"), hold: hold))
+    },
+    Scenario("hold that was brought and had ended", .represent) { rig in
+      let hold = try broughtBack(rig)
+      let end = HoldEnd(reservation: hold.reservation, subject: hold.subject, state: .released)
+      _ = try rig.run(
+        BuryCall(keySpace: rig.keySpace, bucket: 0, fence: rig.fence, ends: [end]))
+      return command(
+        rig,
+        RepresentCall(
+          keySpace: rig.keySpace, fence: rig.fence, subject: hold.subject,
+          reservation: hold.reservation))
+    },
+    Scenario("ends of reservations", .bury) { rig in
+      let hold = try broughtBack(rig)
+      let ends = [
+        HoldEnd(reservation: hold.reservation, subject: hold.subject, state: .committed),
+        HoldEnd(reservation: rig.newID(), subject: try Subject("acme/bob"), state: .released),
+      ]
+      return command(
+        rig, BuryCall(keySpace: rig.keySpace, bucket: 0, fence: rig.fence, ends: ends))
     },
     Scenario("word that all holds are there", .represent) { rig in
       command(

@@ -10,8 +10,10 @@
 -- Reply {0} it is back · {1} it is there, or has ended · {2, f, seq} · {8} not seeded in this
 --       epoch · {10}
 --
--- Invariants: a reservation is held once, however many bring it; what was settled of it is in the
---   ledger's sums, only what it still holds is added. Complexity: O(counts of the hold).
+-- Invariants: a reservation is held once, however many bring it, and not at all where it is written
+--   down that it was settled or released: what of it lies here then goes, whatever its epoch, and
+--   what it holds is free. What was settled of it is in the ledger's sums, only what it still holds
+--   is added. Complexity: O(counts of the hold).
 -- include: base, journal, hashes, fence, ending
 if ARGV[6] == '' then
   set(KEYS[5], {'hr', e}, {call('HGET', KEYS[5], 'hr')})
@@ -19,19 +21,28 @@ if ARGV[6] == '' then
 end
 -- include: rows, hold
 local was = call('HGET', KEYS[HOLDS], ARGV[6])
-if ARGV[7] == '' then
-  if was and readHold(was).epoch ~= tonumber(e) then
+local ended = call('HGET', KEYS[HOLDS + 3], ARGV[6])
+local state = ended and decode(ended) or 0
+local isOver = state == 1 or state == 2
+if ARGV[7] == '' or isOver then
+  local hold = was and readHold(was)
+  if hold and hold.subject == ARGV[5] and (isOver or hold.epoch ~= tonumber(e)) then
+    for k = 1, #hold.counts do
+      load(hold.counts[k][2], {fieldIn(hold, hold.counts[k])})
+    end
+    if not free(hold, tonumber(e)) then
+      return {10}
+    end
+    writeRows(ms)
     keepHold(ARGV[6], nil, nil, was)
     schedule(string.match(ARGV[5], '^[^/]*'), header[2])
+    set(KEYS[1], {'t', int(now)}, {M[3]})
   end
-  return {0}
+  return {isOver and 1 or 0}
 end
 -- What lies here is what became of it since.
 local hold = readHold(was or ARGV[7])
-if was and hold.epoch == tonumber(e) then
-  return {1}
-end
-if not was and call('HEXISTS', KEYS[HOLDS + 3], ARGV[6]) == 1 then
+if was and hold.epoch == tonumber(e) or not was and ended then
   return {1}
 end
 if hold.subject ~= ARGV[5] or hold.state ~= 0 then

@@ -190,14 +190,26 @@ package struct RepresentCall: ScriptCall {
   package var bucket: Int
   package var fence: Fence
   package var subject: Subject
-  package var hold: StoredHold?
+  package var reservation: OperationID?
+  /// The hold; empty: what lies there of an older epoch is not true any more.
+  package var bytes: [UInt8]
 
-  package init(keySpace: KeySpace, fence: Fence, subject: Subject, hold: StoredHold?) {
+  package init(
+    keySpace: KeySpace, fence: Fence, subject: Subject, reservation: OperationID?,
+    bytes: [UInt8] = []
+  ) {
     self.keySpace = keySpace
     bucket = keySpace.bucket(of: subject)
     self.fence = fence
     self.subject = subject
-    self.hold = hold
+    self.reservation = reservation
+    self.bytes = bytes
+  }
+
+  package init(keySpace: KeySpace, fence: Fence, subject: Subject, hold: StoredHold?) {
+    self.init(
+      keySpace: keySpace, fence: fence, subject: subject, reservation: hold?.reservation,
+      bytes: hold?.bytes ?? [])
   }
 
   package var script: ScriptName { .represent }
@@ -205,12 +217,12 @@ package struct RepresentCall: ScriptCall {
     let meta = keySpace.meta(bucket)
     return [meta, meta, meta, meta] + keySpace.subjectKeys(bucket, subject)
       + keySpace.holdKeys(bucket, subject)
-      + (hold.map { [keySpace.endedHolds(bucket, of: $0.reservation)] } ?? [])
+      + (reservation.map { [keySpace.endedHolds(bucket, of: $0)] } ?? [])
   }
   package var arguments: [RESPArgument] {
     fence.arguments + [
       .string(String(fence.epoch)), .integer(Int64(subject.depth)), .string(subject.path),
-      .bytes(hold?.reservation.bytes ?? []), .bytes(hold?.bytes ?? []),
+      .bytes(reservation?.bytes ?? []), .bytes(bytes),
     ]
   }
 
@@ -221,6 +233,67 @@ package struct RepresentCall: ScriptCall {
       case .replayed?: .nothing
       case .rebuild?: .unseeded
       default: nil
+      }
+    }
+  }
+}
+
+/// That a reservation ended, as who took part in it remembers.
+package struct HoldEnd: Hashable, Sendable {
+  package enum State: Int64, Hashable, Sendable {
+    case committed = 1
+    case released = 2
+  }
+
+  package var reservation: OperationID
+  package var subject: Subject
+  package var state: State
+
+  package init(reservation: OperationID, subject: Subject, state: State) {
+    self.reservation = reservation
+    self.subject = subject
+    self.state = state
+  }
+}
+
+/// Says of reservations of one bucket that they have ended, so that they are not brought back.
+package struct BuryCall: ScriptCall {
+  package static let endsMax = 64
+
+  package var keySpace: KeySpace
+  package var bucket: Int
+  package var fence: Fence
+  package var ends: [HoldEnd]
+
+  package init(keySpace: KeySpace, bucket: Int, fence: Fence, ends: [HoldEnd]) {
+    precondition(ends.count <= Self.endsMax)
+    self.keySpace = keySpace
+    self.bucket = bucket
+    self.fence = fence
+    self.ends = ends
+  }
+
+  package var script: ScriptName { .bury }
+  package var keys: [String] {
+    [keySpace.meta(bucket)]
+      + ends.flatMap {
+        [
+          keySpace.endedHolds(bucket, of: $0.reservation),
+          keySpace.holds(bucket, account: $0.subject.account),
+        ]
+      }
+  }
+  package var arguments: [RESPArgument] {
+    fence.arguments
+      + ends.flatMap { [.bytes($0.reservation.bytes), .integer($0.state.rawValue)] }
+  }
+
+  /// Those that are held there, and are to be ended (`RepresentCall`).
+  package func decode(_ reply: RESPReply) -> StoreReply<[HoldEnd]> {
+    reply.storeReply { reply in
+      guard reply.code == .done, let places = reply.array?.dropFirst() else { return nil }
+      return places.compactMap { place in
+        place.number.flatMap { ends.indices.contains(Int($0) - 1) ? ends[Int($0) - 1] : nil }
       }
     }
   }

@@ -20,7 +20,7 @@ package enum ScriptName: String, Sendable, Hashable, CaseIterable {
   case moveLate = "move_late"
   case transact
   case transactCheck = "transact_check"
-  case settle, expire, represent
+  case settle, expire, represent, bury
 }
 
 /// What scripts share.
@@ -142,6 +142,7 @@ package struct ScriptLibrary: Sendable {
     case .settle: PackageResources.settle_lua
     case .expire: PackageResources.expire_lua
     case .represent: PackageResources.represent_lua
+    case .bury: PackageResources.bury_lua
     case .threshold: PackageResources.threshold_lua
     }
   }

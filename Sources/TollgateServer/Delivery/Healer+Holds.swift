@@ -21,6 +21,10 @@ extension Healer {
     }
   }
 
+  nonisolated func tellOfEnds(_ ends: [HoldEnd], bucket: Int, epoch: Int64) {
+    Task { () async in await self.bury(ends, bucket: bucket, epoch: epoch) }
+  }
+
   private nonisolated func holdsAreReady(_ account: String) {
     for loop in loops { loop.onLoop { $0.resume(.holds(account)) } }
   }
@@ -66,18 +70,10 @@ extension Healer {
       let stored = try await store.holds(of: account).filter { $0.epoch != epoch }
       let there = Set(stored.map(\.reservation))
       for hold in stored + known.filter({ !there.contains($0.reservation) }) {
-        guard try await isNewest(hold, bucket) else {
-          var gone = hold
-          gone.bytes = []
-          _ = try await store.represent(gone, of: hold.subject, bucket: bucket, epoch: epoch)
-          continue
-        }
-        var effect = try await store.represent(hold, of: hold.subject, bucket: bucket, epoch: epoch)
-        if effect == .unseeded {
-          _ = await load(account: account, bucket: bucket, epoch: epoch, purpose: .post)
-          effect = try await store.represent(hold, of: hold.subject, bucket: bucket, epoch: epoch)
-        }
-        if effect == .brought { metrics.holdsBrought.add() }
+        let bytes = try await isNewest(hold, bucket) ? hold.bytes : []
+        let effect = try await represent(
+          hold.reservation, bytes, of: hold.subject, bucket: bucket, epoch: epoch)
+        if effect == .brought, !bytes.isEmpty { metrics.holdsBrought.add() }
       }
       _ = try await store.represent(nil, of: account, bucket: bucket, epoch: epoch)
     } catch StoreFailure.fenced {
@@ -85,6 +81,46 @@ extension Healer {
     } catch {
       logger.debug(
         "reservations not brought", metadata: ["account": "\(path)", "error": "\(error)"])
+    }
+  }
+
+  /// An account that is not there in this epoch is loaded.
+  private func represent(
+    _ reservation: OperationID, _ bytes: [UInt8], of subject: Subject, bucket: Int, epoch: Int64
+  ) async throws -> RepresentCall.Effect {
+    let effect = try await store.represent(
+      reservation, bytes, of: subject, bucket: bucket, epoch: epoch)
+    guard effect == .unseeded else { return effect }
+    _ = await load(account: subject.account, bucket: bucket, epoch: epoch, purpose: .post)
+    return try await store.represent(reservation, bytes, of: subject, bucket: bucket, epoch: epoch)
+  }
+
+  static let buryAttemptsMax = 10
+
+  /// What ended through this sidecar is not brought back by others that do not know it: what comes
+  /// afterwards finds it written down, and what was brought before is free again.
+  func bury(_ ends: [HoldEnd], bucket: Int, epoch: Int64) async {
+    var rest = ends[...]
+    for attempt in 1...Self.buryAttemptsMax {
+      do {
+        while !rest.isEmpty {
+          let some = Array(rest.prefix(BuryCall.endsMax))
+          for end in try await store.bury(some, bucket: bucket, epoch: epoch) {
+            _ = try await represent(
+              end.reservation, [], of: end.subject, bucket: bucket, epoch: epoch)
+          }
+          rest = rest.dropFirst(some.count)
+        }
+        return
+      } catch StoreFailure.fenced {
+        // Under the next epoch all of them are told again.
+        return await fenced(bucket: bucket, epoch: epoch)
+      } catch {
+        logger.debug(
+          "ends of reservations not told", metadata: ["bucket": "\(bucket)", "error": "\(error)"])
+      }
+      guard open[bucket] == epoch else { return }
+      try? await Task.sleep(for: .milliseconds(50 * attempt))
     }
   }
 }

@@ -50,7 +50,7 @@ extension Enforcer {
       self.handle(
         reply.answer, of: request, wasInDoubt: wasInDoubt, epoch: fence.epoch, at: now
       ) { reply.entries(of: request.id, $0) }
-      self.remember(reply.hold, request.id, request)
+      self.remember(reply, request.id, request)
     }
   }
 
@@ -103,7 +103,7 @@ extension Enforcer {
       self.handle(
         reply.answer, of: request, wasInDoubt: wasInDoubt, epoch: fence.epoch, at: now
       ) { reply.entries(of: request.id, $0) }
-      self.remember(reply.hold, reservation, request)
+      self.remember(reply, reservation, request)
     }
   }
 
@@ -126,7 +126,15 @@ extension Enforcer {
     guard case .notHeld(let problem) = reply else {
       return finish(request, .error(.internalError, "a plan was wanted by what has one"))
     }
-    if let reservation = request.terms?.reservation { heldHere.ended(reservation) }
+    if let reservation = request.terms?.reservation {
+      switch problem {
+      case .unknown: heldHere.forget(reservation, of: request.subject)
+      case .committed: note(.committed, reservation, request)
+      case .released: note(.released, reservation, request)
+      // It may still be settled late, or is held as before.
+      case .expired, .otherItem, .overrun: break
+      }
+    }
     let (code, text): (ErrorCode, String) =
       switch problem {
       case .unknown:
@@ -142,17 +150,34 @@ extension Enforcer {
 
   // MARK: - Holds across epochs
 
-  private func remember(_ bytes: [UInt8], _ reservation: OperationID, _ request: Request) {
-    guard !bytes.isEmpty else {
-      switch request.mode {
-      case .release: heldHere.ended(reservation)
-      case .settle where request.terms?.isFinal ?? true: heldHere.ended(reservation)
-      default: break
-      }
+  /// What Redis says of the reservation now; what did not happen, or did not reach Redis, is no
+  /// word on it.
+  private func remember(_ reply: RichReply, _ reservation: OperationID, _ request: Request) {
+    let decision: Decision
+    switch reply.answer {
+    case .decided(let decided), .replayed(let decided): decision = decided.decision
+    case .mismatch, .idTooOld, .idFromFuture, .expired, .stale, .rebuild, .period, .fenced,
+      .holdsDue, .young, .holdsElsewhere, .planWanted, .notHeld, .error:
       return
     }
-    guard let hold = StoredHold(reservation: reservation.bytes, bytes: bytes) else { return }
-    heldHere.note(hold, bucket: request.bucket, now: redisNow)
+    if let hold = StoredHold(reservation: reservation.bytes, bytes: reply.hold) {
+      heldHere.note(hold, bucket: request.bucket, now: redisNow)
+      return
+    }
+    switch decision.reason {
+    case .released: note(.released, reservation, request)
+    case .settledLate: note(.committed, reservation, request)
+    case .settled where request.terms?.isFinal ?? true,
+      .settledClamped where request.terms?.isFinal ?? true:
+      note(.committed, reservation, request)
+    default: break
+    }
+  }
+
+  private func note(_ state: HoldEnd.State, _ reservation: OperationID, _ request: Request) {
+    heldHere.ended(
+      HoldEnd(reservation: reservation, subject: request.subject, state: state),
+      bucket: request.bucket, now: redisNow)
   }
 
   func bringHolds(for request: Request, epoch: Int64) {
@@ -166,6 +191,8 @@ extension Enforcer {
   /// The bucket has a new epoch: what is held here must be held there before anything is let in.
   func bringHolds(of bucket: Int, epoch: Int64) {
     guard epoch > 1 else { return }
+    let ends = heldHere.ends(in: bucket, now: redisNow)
+    if !ends.isEmpty { delegate?.tellOfEnds(ends, bucket: bucket, epoch: epoch) }
     for (account, holds) in heldHere.live(in: bucket, now: redisNow)
     where holds.contains(where: { $0.epoch != epoch }) {
       delegate?.bringHolds(account: account, bucket: bucket, epoch: epoch, known: holds)

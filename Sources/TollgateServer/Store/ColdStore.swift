@@ -264,12 +264,24 @@ struct ColdStore: Sendable {
     return try value(call.decode(try await raw(call)))
   }
 
+  /// `bytes`: the hold; without a reservation: all that are known of are there.
   func represent(
-    _ hold: StoredHold?, of subject: Subject, bucket: Int, epoch: Int64
+    _ reservation: OperationID?, _ bytes: [UInt8] = [], of subject: Subject, bucket: Int,
+    epoch: Int64
   ) async throws(StoreFailure) -> RepresentCall.Effect {
     let call = RepresentCall(
       keySpace: keys, fence: try await fence(bucket: bucket, epoch: epoch), subject: subject,
-      hold: hold)
+      reservation: reservation, bytes: bytes)
+    return try value(call.decode(try await raw(call)))
+  }
+
+  /// Those that are held there all the same.
+  func bury(
+    _ ends: [HoldEnd], bucket: Int, epoch: Int64
+  ) async throws(StoreFailure) -> [HoldEnd] {
+    let call = BuryCall(
+      keySpace: keys, bucket: bucket, fence: try await fence(bucket: bucket, epoch: epoch),
+      ends: ends)
     return try value(call.decode(try await raw(call)))
   }
 
