@@ -214,6 +214,8 @@ private let openPolicy = ["a": FailurePolicy.open(allowance: 100)]
     #expect(post.first?.records == [record(1, item("a", 5))])
     let end = t.answer(1, calls(1), settled(.allowedPosted))
     #expect(end.completed[1]?.reason == .allowedPosted)
+    // Not before: what is held keeps the room for what is posted.
+    #expect(post.count == 1 && end.released == [settlement(1)])
   }
 
   @Test func aKeptSettleWithoutAHoldIsPostedToo() {
@@ -224,6 +226,17 @@ private let openPolicy = ["a": FailurePolicy.open(allowance: 100)]
     #expect(post.map(\.opcode) == [.post])
     #expect(post.first?.records == [record(1, item("a", 5))])
     #expect(t.machine.book.settles.isEmpty)
+    let end = t.answer(1, post.shipment, settled(.allowedPosted))
+    #expect(end.released == [settlement(1)])
+    #expect(t.machine.unheld.isEmpty)
+  }
+
+  @Test func aDrawThatIsPostedReleasesNothing() {
+    var t = Transcript.open()
+    _ = t.ask(1, .settle(settlement(1, isFinal: false)))
+    _ = t.answer(1, calls(1), refusal(.reservationUnknown))
+    let end = t.answer(1, calls(1), settled(.allowedPosted))
+    #expect(end.completed[1]?.reason == .allowedPosted && end.released.isEmpty)
   }
 
   @Test func aPostThatOutlivesItsCallIsKept() {
@@ -233,6 +246,7 @@ private let openPolicy = ["a": FailurePolicy.open(allowance: 100)]
     let end = t.pass(10)
     #expect(end.completed[1]?.error == .outcomeUnknown(operation(1)))
     #expect(end.sent.map(\.opcode) == [.post])
+    #expect(t.answer(1, end.sent.shipment, settled(.allowedPosted)).released == [settlement(1)])
   }
 
   /// The id of a settle whose record is there is no post's: its own record has the answer.
@@ -250,7 +264,10 @@ private let openPolicy = ["a": FailurePolicy.open(allowance: 100)]
     _ = t.ask(1, settle(1, 0))
     #expect(
       t.answer(1, calls(1), refusal(.reservationUnknown))
-        == [.complete(1, .failure(.rejected(.reservationUnknown, message: "no")))])
+        == [
+          .letGo(settlement(1, 0)),
+          .complete(1, .failure(.rejected(.reservationUnknown, message: "no"))),
+        ])
   }
 
   /// Another final settle has told the same use; one that was not final told a part of its own.

@@ -110,7 +110,7 @@ private struct World {
     case .complete(let token, let result):
       #expect(completed[token] == nil, "call \(token) completed twice")
       completed[token] = result
-    case .ready, .refusedPost, .refusedSettle, .idle: break
+    case .ready, .refusedPost, .refusedSettle, .letGo, .idle: break
     }
   }
 

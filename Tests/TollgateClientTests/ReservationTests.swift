@@ -34,6 +34,11 @@ private func thrown(_ body: () async throws -> Void) async -> (any Error)? {
 extension FakeSidecar {
   fileprivate var settles: [SettleRecord] { requests.flatMap(\.settles) }
   fileprivate var opcodes: [Opcode] { requests.map(\.opcode) }
+  fileprivate var releases: [ReleaseRecord] {
+    requests.flatMap(\.asks).compactMap {
+      if case .release(let record) = $0 { record } else { nil }
+    }
+  }
 }
 
 @Suite struct ReservationTests {
@@ -277,6 +282,9 @@ extension FakeSidecar {
       #expect(decision.reason == .allowedPosted)
       let settle = try #require(sidecar.settles.first)
       #expect(sidecar.sends(settle.id, .post) == 1)
+      // Should it come back, it is held for nobody.
+      try await until("it is released") { sidecar.opcodes.contains(.release) }
+      #expect(sidecar.releases.map(\.reservation) == [settle.reservation])
     }
   }
 

@@ -105,6 +105,11 @@ extension Array where Element == ClientMachine.Effect {
     return all
   }
 
+  /// Whose holds are let go.
+  var released: [SettleRecord] {
+    compactMap { if case .letGo(let settle) = $0 { settle } else { nil } }
+  }
+
   var dialled: [Int] {
     compactMap { if case .connect(_, let endpoint) = $0 { endpoint } else { nil } }
   }

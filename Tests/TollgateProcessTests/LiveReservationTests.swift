@@ -338,6 +338,55 @@ extension LiveTests {
       }
     }
 
+    /// Whoever speaks of it before it is back is not told that nobody knows it.
+    @Test func aHoldThatIsOnItsWayBackIsNotUnknown() async throws {
+      try await withReservations(sidecars: 2) { scene in
+        let clients = try await scene.clients()
+        let id = clients[0].newOperationID()
+        _ = try await clients[0].reserve(
+          scene.ann, scene.calls(100), id: id, ttl: .seconds(600))
+        try await scene.delivered()
+        try await scene.flush()
+        var answers: [ErrorCode] = []
+        try await eventually(within: .seconds(30), every: .milliseconds(2), "it is given back") {
+          () async throws in
+          do throws(TollgateError) {
+            return try await clients[1].release(scene.ann, id, deadline: .seconds(5)).reason
+              == .released
+          } catch {
+            if case .rejected(let code, _) = error { answers.append(code) }
+            return false
+          }
+        }
+        // Ids of before the loss was noticed are too old, nothing else.
+        #expect(Set(answers).isSubset(of: [.idTooOld]))
+        #expect(try await scene.state() == CallState(settled: 0, held: 0))
+      }
+    }
+
+    /// The id of the settle is older than the loss, so its use is posted; the hold is brought back
+    /// by then, or later, and would be held for ten minutes more.
+    @Test func aHoldThatComesBackAfterItsUseWasPostedIsLetGo() async throws {
+      try await withReservations { scene in
+        let (client, id) = (scene.client, scene.client.newOperationID())
+        _ = try await client.reserve(scene.ann, scene.calls(100), id: id, ttl: .seconds(600))
+        try await scene.delivered()
+        let settle = client.newOperationID()
+        try await scene.flush()
+        let posted = try await client.settle(
+          scene.ann, scene.calls(40), of: id, id: settle, deadline: .seconds(20))
+        #expect(posted.reason == .allowedPosted)
+        // Nothing is let in before holds had the time to be brought.
+        try await eventually(within: .seconds(30), "all of the rest is free") { () async throws in
+          let rest = try? await client.consume(
+            scene.ann, scene.calls(460), deadline: .seconds(20))
+          return rest?.reason == .allowed
+        }
+        #expect(try await scene.state() == CallState(settled: 500, held: 0))
+        try await scene.audit(500)
+      }
+    }
+
     /// Redis and the only sidecar that knew of the hold are gone together.
     @Test func useWhoseHoldIsLostIsPostedOnce() async throws {
       try await withReservations(sidecars: 2) { scene in

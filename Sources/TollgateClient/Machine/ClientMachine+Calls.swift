@@ -173,6 +173,9 @@ extension ClientMachine {
       return
     }
     if let next = successor(of: call.ask, after: code) { return goOn(call, as: next) }
+    if case .settle(let record) = call.ask, record.isFinal, Verdict.isWithoutHold(code, record) {
+      effects.append(.letGo(record))
+    }
     let verdict = Verdict(code)
     if verdict == .unknown, call.ask.changes { call.mayBeApplied = true }
     calls[token] = call
@@ -325,5 +328,7 @@ extension ClientMachine {
     guard ask.tellsUse else { return }
     book.settles.remove(ask.id)
     book.posts.remove(ask.id)
+    unheld[ask.id] = nil
+    if case .post(_, let settle) = ask, settle.isFinal { effects.append(.letGo(settle)) }
   }
 }

@@ -94,7 +94,9 @@ extension ClientMachine {
       guard book.settles.hasRoom || book.settles.record(record.id) != nil else { return false }
       book.settles.add(record)
     // Beyond its capacity: nothing else would be told of these units.
-    case .post(let record, _): book.posts.add(record)
+    case .post(let record, let settle):
+      book.posts.add(record)
+      if settle.isFinal { unheld[record.id] = settle }
     case .check, .consume, .reserve, .release, .extend, .refund: return false
     }
     return true
@@ -107,8 +109,11 @@ extension ClientMachine {
       for (id, record) in zip(ids, records) {
         let acknowledgement = Acknowledgement(post: record)
         guard let settled = book.posts.settle(id, acknowledgement) else { continue }
+        let settle = unheld.removeValue(forKey: id)
         switch acknowledgement {
-        case .done: statistics.posted += 1
+        case .done:
+          statistics.posted += 1
+          if let settle { effects.append(.letGo(settle)) }
         case .refused(let reason):
           statistics.postsRefused += 1
           effects.append(.refusedPost(settled, reason))
@@ -140,7 +145,12 @@ extension ClientMachine {
       Verdict.isWithoutHold(code, waiting)
     {
       book.settles.remove(id)
-      if !waiting.usesNothing { book.posts.add(waiting.asPost) }
+      if !waiting.usesNothing {
+        book.posts.add(waiting.asPost)
+        if waiting.isFinal { unheld[id] = waiting }
+      } else if waiting.isFinal {
+        effects.append(.letGo(waiting))
+      }
       return
     }
     let acknowledgement = Acknowledgement(settle: answer)

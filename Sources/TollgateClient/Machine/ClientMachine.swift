@@ -99,6 +99,9 @@ struct ClientMachine {
     case ready
     case refusedPost(Record, String)
     case refusedSettle(SettleRecord, String)
+    /// What this final settle says is told without its hold. Should the hold come back, nobody else
+    /// would end it: it is released.
+    case letGo(SettleRecord)
     /// Stopped, and nothing is open, outstanding or owed.
     case idle
   }
@@ -118,6 +121,8 @@ struct ClientMachine {
   var statistics = ClientStatistics()
 
   var calls: [Token: Call] = [:]
+  /// Final settles that are owed as posts, by their ids.
+  var unheld: [OperationID: SettleRecord] = [:]
   /// Tokens to send, in order. May name calls that ended.
   var queue: Deque<Token> = []
   var alarms = Alarms()

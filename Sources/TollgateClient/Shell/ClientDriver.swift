@@ -14,6 +14,7 @@ final class ClientDriver {
   private enum Waiter {
     case single(CheckedContinuation<Result<Decision, TollgateError>, Never>)
     case batch(UInt64, index: Int)
+    case nobody
   }
 
   private struct Batch {
@@ -230,8 +231,23 @@ final class ClientDriver {
       configuration.onRefusedPost?(RefusedPost(operation: Request(record), reason: reason))
     case .refusedSettle(let record, let reason):
       configuration.onRefusedSettle?(RefusedSettle(use: UnsettledUse(record), reason: reason))
+    case .letGo(let settle): release(settle)
     case .idle: finish()
     }
+  }
+
+  /// Asked once, with nobody waiting: what is held expires anyway.
+  private func release(_ settle: SettleRecord) {
+    guard let token = inbox.reserve(1) else { return }
+    var random = SystemRandomNumberGenerator()
+    let record = ReleaseRecord(
+      id: OperationID(time: now.wall, using: &random), subject: settle.subject,
+      reservation: settle.reservation, traceParent: settle.traceParent)
+    waiters[token] = .nobody
+    machine.submit(
+      ClientMachine.Call(
+        token: token, .release(record), group: token,
+        deadline: now.monotonic + machine.settings.owedTimeout), now)
   }
 
   private func resume(_ token: ClientMachine.Token, _ result: Result<Decision, TollgateError>) {
@@ -243,6 +259,7 @@ final class ClientDriver {
       batch.left -= 1
       batches[group] = batch.left == 0 ? nil : batch
       if batch.left == 0 { batch.continuation.resume(returning: batch.results) }
+    case .nobody: break
     case nil: preconditionFailure("a call completes once")
     }
   }

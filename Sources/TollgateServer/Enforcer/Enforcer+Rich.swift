@@ -126,6 +126,14 @@ extension Enforcer {
     guard case .notHeld(let problem) = reply else {
       return finish(request, .error(.internalError, "a plan was wanted by what has one"))
     }
+    if problem == .unknown, isBringing(request.bucket) {
+      // Nothing was applied. Its reservation may be on its way back into the epoch.
+      request.inDoubt = false
+      eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(Self.bringPollMilliseconds)) {
+        self.attempt(request)
+      }
+      return
+    }
     if let reservation = request.terms?.reservation {
       switch problem {
       case .unknown: heldHere.forget(reservation, of: request.subject)
@@ -149,6 +157,15 @@ extension Enforcer {
   }
 
   // MARK: - Holds across epochs
+
+  /// A few times in the second that sidecars have for bringing the holds that they made.
+  private static let bringPollMilliseconds: Int64 = 250
+
+  private func isBringing(_ bucket: Int) -> Bool {
+    let state = buckets[bucket]
+    return state.epoch > 1
+      && .now() - state.openedAt < .milliseconds(TransactCall.settlingMilliseconds)
+  }
 
   /// What Redis says of the reservation now; what did not happen, or did not reach Redis, is no
   /// word on it.

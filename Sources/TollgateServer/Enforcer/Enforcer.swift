@@ -38,6 +38,8 @@ final class Enforcer {
     enum Phase: Sendable, Hashable { case unknown, open, recovering }
     var phase = Phase.unknown
     var epoch: Int64 = 0
+    /// When this sidecar heard of the epoch first.
+    var openedAt = NIODeadline.uptimeNanoseconds(0)
     /// Operations queued or sent and not yet answered.
     var inFlight = 0
     var decides = Lane()
@@ -528,6 +530,7 @@ final class Enforcer {
 
   func bucketOpened(_ bucket: Int, epoch: Int64) {
     guard epoch >= buckets[bucket].epoch else { return }
+    if epoch > buckets[bucket].epoch { buckets[bucket].openedAt = .now() }
     buckets[bucket].epoch = epoch
     enter(.open, bucket)
     retained.opened(bucket: bucket, epoch: epoch)

@@ -345,6 +345,34 @@ class ReservationTests(unittest.TestCase):
             held.use(FEATURE, 3)
         self.assertEqual((held.outcome.reason, self.settled()), ("ALLOWED_POSTED", 3))
         self.assertEqual(ids, [held.outcome.id])
+        self.assertEqual(self.held(), 0)  # The hold was there all the while, or came back.
+
+    def test_a_hold_is_let_go_only_by_what_ends_it_and_after_the_post(self):
+        real, seen = self.server._reservation, []
+
+        def unknown(name, record):
+            if name in ("SETTLE", "RELEASE"):
+                seen.append((name, self.settled()))
+            if name == "SETTLE":
+                return {"error": "RESERVATION_UNKNOWN", "message": ""}
+            return real(name, record)
+
+        self.server._reservation = unknown
+        with self.client().reservation("acme", {FEATURE: 10}) as held:
+            held.use(FEATURE, 3)
+            held.draw()
+            held.use(FEATURE, 2)
+        self.assertEqual(seen, [("SETTLE", 0), ("SETTLE", 3), ("RELEASE", 5)])
+        self.assertEqual((held.outcome.reason, self.held()), ("ALLOWED_POSTED", 0))
+
+    def test_a_settle_of_nothing_that_finds_no_hold_lets_it_go_too(self):
+        real = self.server._reservation
+        self.server._reservation = lambda name, record: (
+            {"error": "RESERVATION_UNKNOWN", "message": ""} if name == "SETTLE"
+            else real(name, record))
+        with self.client().reservation("acme", {FEATURE: 10}) as held:
+            held.use(FEATURE, 0)
+        self.assertEqual((self.settled(), self.held(), held.ended), (0, 0, True))
 
     def test_what_a_failure_policy_let_through_is_posted(self):
         self.server._reserve = lambda record: self.server._answer("ALLOWED_FAIL_OPEN", record)

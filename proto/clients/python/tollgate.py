@@ -1735,7 +1735,17 @@ class Reservation:
         if any(used.values()):
             self.unanswered = {**settle, "used": used, "post": True, "settle": settle}
             self._again()
+        else:
+            self._let_go(settle)
         self.ended = self.ended or settle["final"]
+
+    def _let_go(self, settle):
+        """A final settle found no hold. Should it come back, nobody else would end it."""
+        if settle["final"] and "floor" in settle:
+            try:
+                self.client.release(self.subject, self.id)
+            except Failure:
+                pass  # It is gone, or it expires.
 
     def _again(self):
         """Sends what is unanswered, with the id it has, until it is answered."""
@@ -1763,6 +1773,8 @@ class Reservation:
                 raise
             return self._post(ask["used"], ask)
         self.unanswered = None
+        if "post" in ask:
+            self._let_go(ask["settle"])
         self.drawn = self.drawn or "post" not in ask
         self.limit_reached = self.outcome.reason == "SETTLED_CLAMPED"
         self.late = self.outcome.reason == "SETTLED_LATE"
