@@ -90,9 +90,12 @@ struct ReservationScene: Sendable {
     return list.grants.reduce(into: [:]) { $0[$1.id] = $1.left }
   }
 
-  /// Waits until the ledger has everything.
+  /// Waits until the ledger has everything, changes of configuration included.
   func delivered() async throws {
     try await offThePool { [stack] in
+      try eventually(within: .seconds(20), every: .milliseconds(100), "the outboxes are empty") {
+        try Audit.reconcile(stack)?.undelivered == 0
+      }
       try eventually(within: .seconds(20), "nothing is retained") {
         (0..<stack.options.sidecars).allSatisfy {
           stack.sidecar($0)?.isRunning != true
