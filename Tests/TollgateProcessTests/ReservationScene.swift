@@ -90,9 +90,17 @@ struct ReservationScene: Sendable {
     return list.grants.reduce(into: [:]) { $0[$1.id] = $1.left }
   }
 
-  /// Waits until the ledger has everything.
+  /// Waits until the ledger has everything. Redis says so itself: what a sidecar's metrics say of it
+  /// may be of before the last change.
   func delivered() async throws {
     try await offThePool { [stack] in
+      let redis = try stack.redis.connect()
+      try eventually(within: .seconds(20), "all is acknowledged") {
+        try redis.command("KEYS", "tg1:*:meta").strings.allSatisfy { key in
+          let meta = try redis.command("HMGET", key, "seq", "ack").strings
+          return (Int64(meta[0]) ?? 0) == (Int64(meta[1]) ?? 0)
+        }
+      }
       try eventually(within: .seconds(20), "nothing is retained") {
         (0..<stack.options.sidecars).allSatisfy {
           stack.sidecar($0)?.isRunning != true
