@@ -17,13 +17,16 @@ public struct Override: Hashable, Sendable {
   public var change: Change
   /// In force before this instant; nil: until unset.
   public var expires: WallTime?
+  /// When it was made; nil: nobody noted it.
+  public var since: WallTime?
   public var reason: String
   public var author: String
 
   public init(
     subject: Subject, limit: Name, change: Change, expires: WallTime?, reason: String,
-    author: String
+    author: String, since: WallTime? = nil
   ) {
+    self.since = since
     self.subject = subject
     self.limit = limit
     self.change = change
@@ -88,6 +91,8 @@ public struct AccountConfig: Hashable, Sendable {
   public var plan: Name?
   /// When `plan` took effect; nil: before anybody noted it. See `planSince(at:)`.
   public var planSince: WallTime?
+  /// The one before it; nil: none, or nobody noted it.
+  public var planBefore: Name?
   /// What takes the place of `plan` by time; stays here after that time, until the next change.
   public var next: NextPlan?
   public var frozen: Bool
@@ -110,7 +115,8 @@ public struct AccountConfig: Hashable, Sendable {
     version: Int64 = 0, plan: Name? = nil, frozen: Bool = false, overrides: [Override] = [],
     calendar: [CalendarSetting] = [], grants: [Grant] = [], sourceID: String? = nil,
     sourceVersion: Int64 = 0, next: NextPlan? = nil, pastDue: PastDue? = nil,
-    otherSources: [SourceMark] = [], retiredGrants: [UInt64] = [], planSince: WallTime? = nil
+    otherSources: [SourceMark] = [], retiredGrants: [UInt64] = [], planSince: WallTime? = nil,
+    planBefore: Name? = nil
   ) {
     self.version = version
     self.plan = plan
@@ -125,6 +131,7 @@ public struct AccountConfig: Hashable, Sendable {
     self.otherSources = otherSources
     self.retiredGrants = retiredGrants
     self.planSince = planSince
+    self.planBefore = planBefore
   }
 
   /// The plan in force at an instant.
@@ -137,6 +144,15 @@ public struct AccountConfig: Hashable, Sendable {
   public func planSince(at now: WallTime) -> WallTime? {
     guard let next, next.at <= now else { return planSince }
     return next.at
+  }
+
+  /// The plan that was in force at an instant of the past, as far as it is known at `now`.
+  public func plan(at then: WallTime, knownAt now: WallTime) -> Name? {
+    guard let since = planSince(at: now), then < since else { return plan(at: now) }
+    if let next, next.at <= now {
+      return planSince.map { then < $0 } ?? false ? planBefore : plan
+    }
+    return planBefore
   }
 
   /// What still is to come.

@@ -12,6 +12,7 @@ extension AccountConfig {
       [
         "version", "plan", "next", "frozen", "past_due", "overrides", "calendar", "grants",
         "retired_grants", "source_id", "source_version", "other_sources", "plan_since_ms",
+        "plan_before",
       ],
       required: ["version"])
     let version = fields?["version"]?.integer(0...Quantity.maximum)
@@ -33,6 +34,7 @@ extension AccountConfig {
       SourceMark(node: $0)
     }
     let planSince = fields?["plan_since_ms"]?.integer(0...Quantity.maximum)
+    let planBefore = fields?["plan_before"]?.name()
     guard problems.isEmpty, let version else {
       throw InvalidDocument(problems: problems.report)
     }
@@ -44,7 +46,7 @@ extension AccountConfig {
       sourceVersion: sourceVersion ?? 0, next: next, pastDue: pastDue,
       otherSources: (others ?? []).compactMap { $0 },
       retiredGrants: (retired ?? []).compactMap { $0 },
-      planSince: planSince.map { WallTime(milliseconds: $0) })
+      planSince: planSince.map { WallTime(milliseconds: $0) }, planBefore: planBefore)
   }
 
   private static func retiredGrant(_ node: DocumentNode) -> UInt64? {
@@ -61,6 +63,7 @@ extension AccountConfig {
       "version": .integer(version),
       "plan": plan.map { .string($0.text) },
       "plan_since_ms": planSince.map { .integer($0.milliseconds) },
+      "plan_before": planBefore.map { .string($0.text) },
       "next": next.map(\.document),
       "frozen": .bool(frozen),
       "past_due": pastDue.map(\.document),

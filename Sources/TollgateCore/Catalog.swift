@@ -219,11 +219,17 @@ public struct GlobalConfig: Hashable, Sendable {
   public var catalogVersion: Int64
   public var catalog: Catalog
   public var bypasses: [Bypass]
+  /// Since when plans give what they give; see `CreditChange`.
+  public var credits: [CreditKey: CreditChange]
 
-  public init(version: Int64, catalogVersion: Int64, catalog: Catalog, bypasses: [Bypass]) {
+  public init(
+    version: Int64, catalogVersion: Int64, catalog: Catalog, bypasses: [Bypass],
+    credits: [CreditKey: CreditChange] = [:]
+  ) {
     self.version = version
     self.catalogVersion = catalogVersion
     self.catalog = catalog
     self.bypasses = bypasses
+    self.credits = credits
   }
 }

@@ -4,32 +4,42 @@
 
 extension GlobalConfig {
   package static let bypassesMax = 64
+  /// Of all plans together.
+  package static let creditsMax = 65_536
 
   package init(document: Document) throws(InvalidDocument) {
     let problems = ProblemList()
     let node = DocumentNode(document, problems: problems)
     let fields = node.object(
-      ["version", "catalog_version", "catalog", "bypasses"],
+      ["version", "catalog_version", "catalog", "bypasses", "credits"],
       required: ["version", "catalog_version", "catalog"])
     let version = fields?["version"]?.integer(0...Quantity.maximum)
     let catalogVersion = fields?["catalog_version"]?.integer(0...Quantity.maximum)
     let catalog = fields?["catalog"].flatMap { CatalogReader.read($0) }
     let bypasses = fields?["bypasses"]?.list(max: Self.bypassesMax)?.map { Bypass(node: $0) } ?? []
+    let credits =
+      fields?["credits"]?.list(max: Self.creditsMax)?.map { CreditChange.read($0) } ?? []
     guard problems.isEmpty, let version, let catalogVersion, let catalog else {
       throw InvalidDocument(problems: problems.report)
     }
     self.init(
       version: version, catalogVersion: catalogVersion, catalog: catalog,
-      bypasses: bypasses.compactMap { $0 })
+      bypasses: bypasses.compactMap { $0 },
+      credits: Dictionary(credits.compactMap { $0 }, uniquingKeysWith: { $1 }))
   }
 
   package var document: Document {
-    [
+    .fields([
       "version": .integer(version),
       "catalog_version": .integer(catalogVersion),
       "catalog": catalog.document,
       "bypasses": .list(bypasses.map(\.document)),
-    ]
+      "credits": credits.isEmpty
+        ? nil
+        : .list(
+          credits.sorted { ($0.key.plan, $0.key.limit) < ($1.key.plan, $1.key.limit) }
+            .map { CreditChange.document($0.key, $0.value) }),
+    ])
   }
 }
 
@@ -84,7 +94,7 @@ extension Override {
   package init?(node: DocumentNode) {
     guard
       let fields = node.object(
-        ["subject", "limit"] + Self.changeKeys + ["expires_ms", "reason", "author"],
+        ["subject", "limit"] + Self.changeKeys + ["expires_ms", "since_ms", "reason", "author"],
         required: ["subject", "limit", "reason", "author"])
     else { return nil }
     let subject = fields["subject"]?.subject()
@@ -95,9 +105,11 @@ extension Override {
     let author = fields["author"]?.string(bytesMax: Self.textBytesMax)
     guard let subject, let limit, let change, let reason, let author else { return nil }
     if let expires, expires == nil { return nil }
+    let since = fields["since_ms"]?.integer(0...Quantity.maximum)
     self.init(
       subject: subject, limit: limit, change: change,
-      expires: (expires ?? nil).map { WallTime(milliseconds: $0) }, reason: reason, author: author)
+      expires: (expires ?? nil).map { WallTime(milliseconds: $0) }, reason: reason, author: author,
+      since: since.map { WallTime(milliseconds: $0) })
   }
 
   private static func change(_ fields: DocumentFields) -> Change? {
@@ -130,6 +142,7 @@ extension Override {
       Document.Member(change.0, change.1),
     ]
     if let expires { members.append(.init("expires_ms", .integer(expires.milliseconds))) }
+    if let since { members.append(.init("since_ms", .integer(since.milliseconds))) }
     members.append(.init("reason", .string(reason)))
     members.append(.init("author", .string(author)))
     return .object(members)

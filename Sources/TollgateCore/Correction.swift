@@ -316,10 +316,10 @@ private struct Book {
       takeEverywhere(slice, units)
       rest -= units
     }
-    let beyond = min(rest, overage)
+    // Where no cap counts the overage, it is what no grant covers.
+    let beyond = min(rest, max(overage, left - known))
     for part in overages { take(part, min(beyond, max(0, left(part)))) }
     rest -= beyond
-    rest -= min(rest, max(0, left - known - overage))
     for slice in slices.reversed() {
       guard case .grant = slice.window.tally else { continue }
       let units = min(rest, max(0, left(slice)))

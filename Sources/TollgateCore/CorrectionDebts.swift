@@ -1,16 +1,16 @@
 // A refund of what was owed, after a grant has paid it: what comes back does not belong to the debt
 // any more, which is gone, but to who paid it. Such a correction bears one delta more, that moves
-// units from the debt to the grants in force, the one burnt last first, and charges nothing. Why a
+// units from the debt to the grants that paid it, the last to pay first, and charges nothing. Why a
 // delta of its own: the others stay the exact reverse of what they correct, so that the next refund
 // of the same operation is worked out from them as from any other.
 
 extension Correction {
-  /// What is owed of a feature as a correction finds it, and the grants that it may go back to.
+  /// What is owed of a feature as a correction finds it, and who paid what was owed before.
   package struct Debt: Hashable, Sendable {
-    package struct Burnt: Hashable, Sendable {
+    package struct Payer: Hashable, Sendable {
       package var window: Window
       package var period: Period
-      /// Burnt from this instance.
+      /// Paid by this instance of a grant, and not given back.
       package var units: Int64
 
       package init(window: Window, period: Period, units: Int64) {
@@ -21,12 +21,12 @@ extension Correction {
     }
 
     package var owed: Int64
-    /// In the order of burning.
-    package var grants: [Burnt]
+    /// The last to pay last.
+    package var payers: [Payer]
 
-    package init(owed: Int64, grants: [Burnt]) {
+    package init(owed: Int64, payers: [Payer]) {
       self.owed = owed
-      self.grants = grants
+      self.payers = payers
     }
   }
 
@@ -50,12 +50,8 @@ extension Correction {
       else { continue }
       var rest = -(debt.owed + part.amount)
       var back: [CountedPart] = []
-      for grant in debt.grants.reversed() where rest > 0 && back.count < Self.grantsMax {
-        var units = grant.units
-        for own in share.body.parts where own.window == grant.window && own.period == grant.period {
-          units += own.amount
-        }
-        units = min(rest, units)
+      for grant in debt.payers.reversed() where rest > 0 && back.count < Self.grantsMax {
+        let units = min(rest, grant.units)
         guard units > 0 else { continue }
         rest -= units
         back.append(

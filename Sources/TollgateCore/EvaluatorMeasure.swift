@@ -52,11 +52,12 @@ extension Evaluator.View {
     guard draw.rollover != .none, let before = draw.before else { return 0 }
     // Nobody touched the instance before: all of it is left.
     guard let stored, stored.start == before else {
-      return draw.wasWhole ? draw.rollover.carried(left: draw.amount, amount: draw.amount) : 0
+      return draw.wasWhole
+        ? draw.rollover.carried(left: draw.amountBefore, amount: draw.amountBefore) : 0
     }
     let offset = state.offsets[key].map { $0.start == before ? $0.units : 0 } ?? 0
-    let left = draw.amount + offset - stored.settled - stored.held
-    return draw.rollover.carried(left: max(0, left), amount: draw.amount)
+    let left = draw.amountBefore + offset - stored.settled - stored.held
+    return draw.rollover.carried(left: max(0, left), amount: draw.amountBefore)
   }
 
   /// What a grant still has.

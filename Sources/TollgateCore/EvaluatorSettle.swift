@@ -335,14 +335,14 @@ private struct Settling {
       return slot(key, cell.period.start).forgiven
     }
     guard draw.rollover != .none, let before = draw.before else { return 0 }
-    var remains = draw.amount
+    var remains = draw.amountBefore
     if let stored, stored.start == before {
       let own = slot(key, before)
-      remains = max(0, draw.amount + own.forgiven - own.settled - own.held)
+      remains = max(0, draw.amountBefore + own.forgiven - own.settled - own.held)
     } else if !draw.wasWhole {
       return 0
     }
-    return draw.rollover.carried(left: remains, amount: draw.amount)
+    return draw.rollover.carried(left: remains, amount: draw.amountBefore)
   }
 
   /// Burns what grants there are; the rest is overage. nil: out of range.

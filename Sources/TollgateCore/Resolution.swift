@@ -73,6 +73,8 @@ public struct Draw: Hashable, Sendable {
   public var rollover: Rollover
   /// The start of the instance directly before; nil: there was none.
   public var before: WallTime?
+  /// What that one had, without what came over into it: a plan before this one may have given less.
+  public var amountBefore: Int64
   /// Where nobody counted in that one, it was there and is left whole. A plan's own grant is as old
   /// as its plan is in force for the account: what was before that is known from the counter alone.
   public var wasWhole: Bool
@@ -398,8 +400,13 @@ private struct Resolver {
       instances.append(instance)
     }
     instances.sort(by: GrantInstance.burnsBefore)
+    func isOfPlan(_ instance: GrantInstance) -> Bool {
+      credit.included != nil && instance.grant.id == id
+    }
     var draws: [Draw] = []
     for instance in instances {
+      let had =
+        isOfPlan(instance) ? amountBefore(instance, feature) : instance.grant.amount
       resolution.cells.append(
         Cell(item: item, level: 1, window: .grant(instance.grant.id), period: instance.period))
       draws.append(
@@ -409,21 +416,42 @@ private struct Resolver {
           amount: instance.grant.amount, isVoided: instance.grant.voided != nil,
           recurs: instance.grant.every != nil && instance.grant.expires != instance.period.end,
           rollover: instance.grant.rollover, before: instance.before?.start,
-          wasWhole: wasWhole(instance, ofPlan: credit.included != nil && instance.grant.id == id)))
+          amountBefore: had,
+          wasWhole: isOfPlan(instance) ? wasWhole(instance) : instance.before != nil))
     }
     resolution.draws[item] = draws
     resolution.deficits[item] = cell(item: item, level: 1, window: .deficit)
   }
 
-  private func wasWhole(_ instance: GrantInstance, ofPlan: Bool) -> Bool {
-    guard let before = instance.before else { return false }
-    guard ofPlan else { return true }
-    return account.planSince(at: now).map { $0 < before.end } ?? false
+  /// Of a plan's grant: the plan was in force in the instance before, and gave it.
+  private func wasWhole(_ instance: GrantInstance) -> Bool {
+    guard let before = instance.before, let plan, let since = account.planSince(at: now),
+      since < before.end
+    else { return false }
+    let change = global.credits[CreditKey(plan: plan.name, limit: instance.grant.id)]
+    return change.map { $0.before != nil || $0.since < before.end } ?? true
   }
 
-  private mutating func overriddenAmount(of limit: Limit) -> Int64? {
+  /// Of a plan's grant: what the plan gave that was in force when the instance before ended.
+  private mutating func amountBefore(_ instance: GrantInstance, _ feature: Name) -> Int64 {
+    guard let before = instance.before, let plan else { return instance.grant.amount }
+    let (last, id) = (before.end + -1, instance.grant.id)
+    let then = account.plan(at: last, knownAt: now) ?? plan.name
+    for limit in global.catalog.plans[then]?.entitlements[feature] ?? [] where limit.id == id {
+      guard case .credit(let credit) = limit.kind, let included = credit.included else { continue }
+      if let changed = overriddenAmount(of: limit, since: last) { return changed }
+      let change = global.credits[CreditKey(plan: then, limit: id)]
+      guard let change, last < change.since else { return included.amount }
+      return change.before ?? 0
+    }
+    return 0
+  }
+
+  /// `since`: only by those that were there then.
+  private mutating func overriddenAmount(of limit: Limit, since then: WallTime? = nil) -> Int64? {
     var amount: Int64?
     for override in effectiveOverrides(of: limit) {
+      if let then, let since = override.since, then < since { continue }
       if case .amount(let changed) = override.change { amount = changed }
     }
     return amount

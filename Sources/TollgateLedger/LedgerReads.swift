@@ -122,6 +122,7 @@ struct LedgerReads: Sendable {
     var deltas: [OperationDelta]
     var corrections: [OperationDelta]
     var left: [OperationLeft]
+    var payers: [OperationPayer]?
     var next: String?
   }
   private struct HistoryQuery: Decodable {
@@ -252,6 +253,7 @@ struct LedgerReads: Sendable {
       limit: query.count ?? LedgerStore.operationPageMax)
     return OperationPage(
       deltas: answer.deltas, corrections: answer.corrections, left: answer.left,
+      payers: answer.payers.isEmpty ? nil : answer.payers,
       next: next.map { "\($0.isCorrection ? 1 : 0)|\($0.id)" })
   }
 

@@ -64,6 +64,8 @@ package struct OperationAnswer: Hashable, Sendable, Codable {
   package var corrections: [OperationDelta]
   /// Of all its deltas and corrections, whatever the page.
   package var left: [OperationLeft]
+  /// Who paid since what of it was owed; with its first page.
+  package var payers: [OperationPayer] = []
 }
 
 extension LedgerStore {
@@ -134,6 +136,9 @@ extension LedgerStore {
       let delta = operationDelta(entry, isParked: row["is_parked"])
       if isCorrection { answer.corrections.append(delta) } else { answer.deltas.append(delta) }
       next = OperationPageKey(isCorrection: isCorrection, id: entry.id)
+    }
+    if key == nil {
+      answer.payers = try read { try Self.payers($0, bodies, of: answer.deltas, operation) }
     }
     return (answer, rows.count < limit ? nil : next)
   }

@@ -419,10 +419,46 @@ struct Refunding {
     #expect(share.body.charges.reduce(0) { $0 + $1.charge } >= share.actual)
   }
 
+  /// No cap counts the overage: it is what no grant covered, and what a rate of overage priced.
+  @Test func overageThatNothingCountsComesBackWithItsMoney() throws {
+    let subject = try Subject("acme")
+    let rate = try Name("over")
+    let month = Burnt.month
+    func delta(
+      _ index: UInt16, _ feature: String, _ charged: Int64, _ parts: [CountedPart],
+      _ charges: [RateCharge]
+    ) throws -> RecordedDelta {
+      RecordedDelta(
+        id: DeltaID(operation: Burnt.operation, index: index), kind: .usage,
+        time: WallTime(milliseconds: 5_000), actual: charged, charged: charged,
+        body: UsageBody(
+          subject: subject, feature: try Name(feature), period: month,
+          cells: [CellReference(level: 1, window: .month, period: month)], catalogVersion: 1,
+          source: .redis, parts: parts, charges: charges))
+    }
+    let priced = Window.priced(by: rate, from: Burnt.from)
+    let recorded = [
+      try delta(
+        0, "chat", 24,
+        [
+          CountedPart(level: 1, window: .grant(try Name("g")), period: month, amount: 10),
+          CountedPart(level: 1, window: priced, period: month, amount: 14),
+        ], []),
+      try delta(
+        1, "spend", 28, [], [RateCharge(rate: rate, from: Burnt.from, units: 14, charge: 28)]),
+    ]
+    var refunding = Refunding(recorded)
+    _ = try refunding.refund(("chat", 4))
+    #expect(refunding.charged("spend") == 20)
+    _ = try refunding.refund(("chat", 20))
+    #expect(refunding.charged("spend") == 0 && refunding.charged("chat") == 0)
+    #expect(refunding.parts("chat").values.allSatisfy { $0 == 0 })
+  }
+
   // MARK: - Debts that were paid
 
-  /// The rest of the debt that nobody paid comes back as it was; what was paid goes to the grants,
-  /// the last burnt first, less what they get of this refund anyway.
+  /// The rest of the debt that nobody paid comes back as it was; what was paid goes to who paid it,
+  /// the last to pay first.
   @Test func whatWasPaidOfADebtGoesBackToGrants() throws {
     var burnt = Burnt()
     burnt.grants = [("first", 30)]
@@ -430,20 +466,20 @@ struct Refunding {
     var refunding = try Refunding(burnt.recorded)
     let correction = try #require(try refunding.refund([]))
     #expect(correction.indebted == [try Name("spend")])
-    func grant(_ id: String, _ units: Int64) throws -> Correction.Debt.Burnt {
+    func grant(_ id: String, _ units: Int64) throws -> Correction.Debt.Payer {
       .init(window: .grant(try Name(id)), period: Burnt.month, units: units)
     }
     let debt = Correction.Debt(
-      owed: 10, grants: [try grant("early", 90), try grant("first", 45), try grant("late", 20)])
+      owed: 10, payers: [try grant("early", 90), try grant("first", 45), try grant("late", 20)])
     let whole = correction.returning([try Name("spend"): debt])
     let move = try #require(whole.shares.last)
     #expect(move.isMove && whole.shares.count == correction.shares.count + 1)
     #expect(
       move.body.parts.map { [$0.window.code: $0.amount] } == [
-        ["-": 40], ["$late": -20], ["$first": -15], ["$early": -5],
+        ["-": 40], ["$late": -20], ["$first": -20],
       ])
     #expect(
-      correction.returning([try Name("spend"): .init(owed: 50, grants: debt.grants)]).shares
+      correction.returning([try Name("spend"): .init(owed: 50, payers: debt.payers)]).shares
         == correction.shares)
   }
 
@@ -459,10 +495,10 @@ struct Refunding {
         of: Burnt.operation, recorded: refunding.recorded, earlier: [],
         items: [Item(feature: try Name("spend"), amount: 20)]))
     let grants = [
-      Correction.Debt.Burnt(window: .grant(try Name("late")), period: Burnt.month, units: 90)
+      Correction.Debt.Payer(window: .grant(try Name("late")), period: Burnt.month, units: 90)
     ]
     refunding.keep(
-      first.returning([try Name("spend"): .init(owed: 0, grants: grants)]), .refund)
+      first.returning([try Name("spend"): .init(owed: 0, payers: grants)]), .refund)
     let rest = try #require(try refunding.refund([]))
     let parts = rest.shares[0].body.parts
     let own = Window.grant(try Name("first"))

@@ -366,6 +366,15 @@ extension LiveTests {
       _ = try connection.operate([record], deadline: 5000)
       // What was owed, and what was used now.
       #expect(try Self.burnt(stack) == ["spend.included": 1000, "late": 165])
+      // One that paid nothing of it, and is burnt last.
+      try stack.command([
+        "grant", "add", "acme", "spend", "1000", "--grant", "other", "--priority", "200",
+        "--reason", "x",
+      ])
+      let more = OperationRecord(
+        id: OperationID(time: Self.now(), using: &random), subject: try Subject("acme/ann"),
+        items: [Item(feature: try Name("tokens"), amount: 60)], attributes: ["model": "small"])
+      _ = try connection.operate([more], deadline: 5000)
       for units: Int64 in [4, 106] {
         let refund = try Self.refund("acme/ann", of: settle, [("tokens", units)], &random)
         let decision = try Self.decision(try connection.refund(refund))
@@ -374,10 +383,12 @@ extension LiveTests {
         expected.replayed = true
         #expect(try Self.decision(try connection.refund(refund)) == expected)
         let burnt: [String: Int64] =
-          units == 4 ? ["spend.included": 1000, "late": 105] : ["spend.included": 0, "late": 15]
+          units == 4
+          ? ["spend.included": 1000, "late": 940, "other": 65]
+          : ["spend.included": 0, "late": 850, "other": 65]
         #expect(try Self.burnt(stack) == burnt)
       }
-      try Self.balance(stack, ["acme tokens": 1, "acme spend": 15])
+      try Self.balance(stack, ["acme tokens": 61, "acme spend": 915])
     }
 
     // MARK: - The command line

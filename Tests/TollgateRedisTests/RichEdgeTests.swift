@@ -132,6 +132,31 @@ import TollgateTesting
     #expect(try left() == 190)
   }
 
+  /// What comes over is of what the plan gave that was in force then.
+  @Test func anUpgradeDoesNotRaiseWhatComesOver() throws {
+    let rig = try prepaid(every: 60)
+    let small = Catalog.name("small")
+    let included = Credit.Included(
+      amount: 40, every: .seconds(60), priority: 100, rollover: Rollover(min: 0, max: 1000))
+    rig.global.catalog.plans[small] = Plan(
+      name: small,
+      entitlements: [
+        Self.credit: [
+          Catalog.limit("credit.all", .credit(Credit(included: included, allowsOverage: false)))
+        ]
+      ])
+    rig.account.plan = small
+    rig.account.planSince = rig.now
+    _ = try rig.run(rig.transact("acme", [("credit", 10)]))
+    try rig.advance(60_000)
+    rig.account.planBefore = small
+    rig.account.plan = Catalog.name("pro")
+    rig.account.planSince = rig.now + 1
+    try rig.advance(10)
+    let reply = try rig.run(rig.transact("acme", [("credit", 0)], mode: .check))
+    #expect(reply.answer.decided?.decision.items.first?.remaining == 130)
+  }
+
   @Test func whatAPlanLacksIsStillBurntFromTheAccountsOwnGrants() throws {
     let rig = try prepaid(every: 3600)
     rig.account.grants = [

@@ -103,6 +103,10 @@ import TollgateTesting
     var move = try #require(planned.plan?.correction.shares.first)
     move.amount = 0
     move.body.charges = []
+    move.body.parts = [
+      CountedPart(
+        level: 1, window: .month, period: Window.month.period(containing: rig.now), amount: -1)
+    ]
     planned.plan?.owed = [tokens: 0]
     planned.plan?.correction.shares.append(move)
     planned.plan?.bodies.append([9])

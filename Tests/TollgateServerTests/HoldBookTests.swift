@@ -36,7 +36,7 @@ import TollgateCore
     book.note(one, bucket: 3, now: Self.now)
     book.note(two, bucket: 4, now: Self.now)
     #expect(book.live(in: 3, now: Self.now) == ["acme": [one]])
-    #expect(book.live(of: "beta") == [two])
+    #expect(book.live(of: "beta", in: 4) == [two])
     #expect(book.ends(in: 3, now: Self.now).isEmpty)
   }
 
@@ -50,7 +50,7 @@ import TollgateCore
     #expect(book.ends(in: 4, now: Self.now).isEmpty)
     // An answer that was on its way does not make it live again.
     book.note(try Self.hold(1), bucket: 3, now: Self.now)
-    #expect(book.live(of: "acme").isEmpty)
+    #expect(book.live(of: "acme", in: 3).isEmpty)
   }
 
   @Test mutating func anEndIsToldForAsLongAsSomebodyMayBringTheHold() throws {
@@ -88,5 +88,40 @@ import TollgateCore
     let later = Self.now + HoldBook.endKeptMilliseconds
     for number in 100..<160 { book.ended(try Self.end(number), bucket: 0, now: later) }
     #expect(book.endedCount == 60)
+  }
+
+  /// A loss asks for each bucket, while callers wait: that costs what is remembered, and not that
+  /// times the buckets.
+  @Test func askingForEveryBucketReadsEachEntryOnce() throws {
+    func cost(buckets: Int) throws -> Duration {
+      var book = HoldBook()
+      for number in 0..<HoldBook.endsMax {
+        book.ended(
+          try Self.end(number, "a\(number % 1024)"), bucket: number % buckets, now: Self.now)
+      }
+      let begun = ContinuousClock.now
+      var told = 0
+      for bucket in 0..<buckets { told += book.ends(in: bucket, now: Self.now).count }
+      #expect(told == HoldBook.endsMax)
+      return ContinuousClock.now - begun
+    }
+    _ = try cost(buckets: 1)
+    let (one, many) = (try cost(buckets: 1), try cost(buckets: 256))
+    #expect(many < one * 20, "\(many) for 256 buckets, \(one) for one")
+  }
+
+  @Test mutating func whatIsOverGoesBeforeTheOldestThatLives() throws {
+    let long = try Self.hold(0, ttl: HoldBounds.ttlMax)
+    book.note(long, bucket: 0, now: Self.now)
+    for number in 1..<HoldBook.holdsMax {
+      book.note(try Self.hold(number, ttl: 1), bucket: 1, now: Self.now)
+    }
+    let later = Self.now + 600_000
+    for number in 0..<10 {
+      book.note(
+        try Self.hold(HoldBook.holdsMax + number, ttl: HoldBounds.ttlMax), bucket: 1, now: later)
+    }
+    #expect(book.live(of: "acme", in: 0) == [long])
+    #expect(book.liveCount == 11)
   }
 }

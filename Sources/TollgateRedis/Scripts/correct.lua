@@ -136,7 +136,7 @@ for s = 1, shares do
     else
       v = nil
     end
-    if P[7] == 1 and change < 0 and (not v or (v[1] == start and v[2] or v[6]) < 0) then
+    if P[7] == 1 and change < 0 and v and (v[1] == start and v[2] or v[6]) < 0 then
       return {11}
     end
     if v then

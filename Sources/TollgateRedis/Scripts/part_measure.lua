@@ -13,7 +13,7 @@ local cellsAt = at
 local limitsAt = cellsAt + cells * 6
 local itemsAt = limitsAt + limits * 9
 local drawsAt = itemsAt + items * 8
-local pricingsAt = drawsAt + P[6] * 8
+local pricingsAt = drawsAt + P[6] * 9
 
 -- Of cell c: its level, field, start, end.
 local function placeIn(c)
@@ -24,9 +24,9 @@ end
 -- What came over into each grant's instance, found before its cell is turned to it.
 local carried, amounts, overage, used = {}, {}, {}, {}
 for d = 1, P[6] do
-  local b = drawsAt + (d - 1) * 8
+  local b = drawsAt + (d - 1) * 9
   local level, name, start = placeIn(P[b])
-  local c, amount = cellOf(level, name), P[b + 1]
+  local c, amount = cellOf(level, name), P[b + 8]
   local over = 0
   if c and c[1] == start then
     over = c[4]
@@ -56,7 +56,7 @@ end
 
 -- What a draw still has.
 local function leftOf(d)
-  local b = drawsAt + (d - 1) * 8
+  local b = drawsAt + (d - 1) * 9
   if P[b + 2] == 1 then
     return 0
   end

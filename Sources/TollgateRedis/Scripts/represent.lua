@@ -40,13 +40,35 @@ if ARGV[7] == '' or isOver then
   end
   return {isOver and 1 or 0}
 end
--- What lies here is what became of it since.
-local hold = readHold(was or ARGV[7])
-if was and hold.epoch == tonumber(e) or not was and ended then
+-- Of two the one that was settled more often is what became of it later, then the one that was
+-- extended further.
+local function isLater(a, b)
+  return a.settles > b.settles or (a.settles == b.settles and a.expires > b.expires)
+end
+local told, lies = readHold(ARGV[7]), was and readHold(was)
+if lies and not isLater(told, lies) then
+  told = lies
+  if lies.epoch == tonumber(e) then
+    return {1}
+  end
+end
+-- What expired only because whoever brought it did not know that it was extended is held again.
+local revived = not was and state == 3 and isLater(told, readHold(ended))
+  and told.expires + GRACE > ms
+if not was and ended and not revived then
   return {1}
 end
+local hold = told
 if hold.subject ~= ARGV[5] or hold.state ~= 0 then
   return {1}
+end
+if lies and lies ~= hold then
+  for k = 1, #lies.counts do
+    load(lies.counts[k][2], {fieldIn(lies, lies.counts[k])})
+  end
+  if not free(lies, tonumber(e)) then
+    return {10}
+  end
 end
 for k = 1, #hold.counts do
   local c = hold.counts[k]
@@ -60,6 +82,9 @@ for k = 1, #hold.counts do
 end
 writeRows()
 hold.epoch = tonumber(e)
+if revived then
+  write({'HSET', KEYS[HOLDS + 3], ARGV[6], ended}, 'HDEL', KEYS[HOLDS + 3], ARGV[6])
+end
 keepHold(ARGV[6], packHold(hold), hold.expires + GRACE, was)
 schedule(string.match(ARGV[5], '^[^/]*'), header[2])
 set(KEYS[1], {'t', int(now)}, {M[3]})

@@ -166,11 +166,11 @@ if ARGV[5] ~= '' then
     for d = P[b + 5], P[b + 5] + P[b + 6] - 1 do
       local burnt = math.min(rest, leftOf(d))
       if burnt > 0 then
-        local c = cellsAt + (P[drawsAt + (d - 1) * 8] - 1) * 6
+        local c = cellsAt + (P[drawsAt + (d - 1) * 9] - 1) * 6
         if not count(i, P[c], P[c + 5], P[c + 1], P[c + 2], burnt, 0, false) then
           return nil
         end
-        spent[#spent + 1] = {i, P[drawsAt + (d - 1) * 8 + 7], burnt}
+        spent[#spent + 1] = {i, P[drawsAt + (d - 1) * 9 + 7], burnt}
         rest = rest - burnt
       end
     end

@@ -191,7 +191,7 @@ local function see(l)
     if overage[i] > 0 then
       local first = P[itemsAt + (i - 1) * 8 + 5]
       for d = first, first + P[itemsAt + (i - 1) * 8 + 6] - 1 do
-        local at = drawsAt + (d - 1) * 8
+        local at = drawsAt + (d - 1) * 9
         if P[at + 6] % 2 == 1 and P[at + 2] == 0 and P[at + 1] >= amounts[i] then
           local _, _, _, ends = placeIn(P[at])
           retry = retry < 0 and ends - ms or math.min(retry, ends - ms)
@@ -271,11 +271,11 @@ if reason < 16 and mode ~= CHECK then
     return {10, overflow}
   end
   for k = 1, #burns do
-    local d = P[drawsAt + (burns[k][1] - 1) * 8]
+    local d = P[drawsAt + (burns[k][1] - 1) * 9]
     shares[d] = (shares[d] or 0) + burns[k][2]
   end
   for k = 1, isHold and 0 or #cures do
-    local d = P[drawsAt + (cures[k][1] - 1) * 8]
+    local d = P[drawsAt + (cures[k][1] - 1) * 9]
     shares[d] = (shares[d] or 0) + cures[k][2]
     local deficit = P[itemsAt + (cures[k][3] - 1) * 8 + 7]
     shares[deficit] = (shares[deficit] or 0) - cures[k][2]
@@ -330,7 +330,7 @@ for i = 1, items do
           settled, held, reset = 0, 0, NEVER
           local first = P[itemsAt + (i - 1) * 8 + 5]
           for d = first, first + P[itemsAt + (i - 1) * 8 + 6] - 1 do
-            local level, name, start, ends = placeIn(P[drawsAt + (d - 1) * 8])
+            local level, name, start, ends = placeIn(P[drawsAt + (d - 1) * 9])
             local cell = slotOf(level, name, start)
             settled, held, reset = settled + cell[2], held + cell[3], math.min(reset, ends)
           end
@@ -364,7 +364,7 @@ for i = 1, items do
 end
 local spent = {}
 for k = 1, reason < 16 and #burns or 0 do
-  spent[k] = {burns[k][3], P[drawsAt + (burns[k][1] - 1) * 8 + 7], burns[k][2]}
+  spent[k] = {burns[k][3], P[drawsAt + (burns[k][1] - 1) * 9 + 7], burns[k][2]}
 end
 for i = 1, reason < 16 and items or 0 do
   -- Only where grants could have covered it.
@@ -442,7 +442,7 @@ if isHold and isApplied then
       over}
   end
   for k = 1, #burns do
-    keep(P[drawsAt + (burns[k][1] - 1) * 8], burns[k][2], carried[burns[k][1]])
+    keep(P[drawsAt + (burns[k][1] - 1) * 9], burns[k][2], carried[burns[k][1]])
   end
   for k = 1, #counted do
     if P[cellsAt + (counted[k][1] - 1) * 6 + 4] ~= 3 then

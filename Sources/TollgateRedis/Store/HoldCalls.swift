@@ -128,6 +128,11 @@ package struct StoredHold: Hashable, Sendable {
     self.settles = settles
     self.bytes = bytes
   }
+
+  /// Of one reservation, what became of it after the other; `represent.lua` has the same rule.
+  package func isLater(than other: StoredHold) -> Bool {
+    (settles, expires) > (other.settles, other.expires)
+  }
 }
 
 /// Ends reservations of one subject that are due.

@@ -9,6 +9,7 @@ package struct RepostCall: ScriptCall {
   /// How an instance of a grant begins that nobody has counted in yet: what comes over into it is
   /// noted by whoever counts first.
   package struct Beginning: Hashable, Sendable {
+    /// What the instance before had.
     package var amount: Int64
     package var rollover: Rollover
     /// The start of the instance before; nil: there was none.

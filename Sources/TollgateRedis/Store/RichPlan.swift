@@ -11,8 +11,9 @@
 //     6 credit: whether overage is let through · 7 spend_cap: cell, amount (−1: none)
 //   per item (8): feature, amount, metered, billing cell (0: none), whether it burns grants, the
 //     first of its draws, their number, the cell of what is owed (0: none)
-//   per draw (8): cell, amount, voided, rollover min and max, start of the instance before (−1:
-//     none), bits (1: it recurs, 2: where nobody counted in the one before, it was whole), grant
+//   per draw (9): cell, amount, voided, rollover min and max, start of the instance before (−1:
+//     none), bits (1: it recurs, 2: where nobody counted in the one before, it was whole), grant,
+//     what the one before had
 //   per pricing (8): source, target, portion (0 all, 1 overage), num, den, cell, rate, from
 
 package import TollgateCore
@@ -136,6 +137,7 @@ extension MessagePackWriter {
     append(draw.before?.milliseconds ?? -1)
     append((draw.recurs ? 1 : 0) + (draw.wasWhole ? 2 : 0))
     append(draw.grant.text)
+    append(draw.amountBefore)
   }
 
   fileprivate mutating func append(_ pricing: Pricing) {

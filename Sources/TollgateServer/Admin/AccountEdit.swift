@@ -27,8 +27,7 @@ extension AdminService {
       changes.append("source: \(source.id) version \(source.version)")
     }
     guard after != before else { return .unchanged(unchanged) }
-    after.planSince = before.planSince(at: now)
-    if after.plan(at: now) != before.plan(at: now) { after.planSince = now }
+    after.noteBeginning(of: before, now: now)
     after.dropExpiredOverrides(now: now)
     return .change(after, changes)
   }
@@ -46,6 +45,16 @@ extension AccountConfig {
   func version(ofSource id: String) -> Int64? {
     if sourceID == id { return sourceVersion }
     return otherSources.first { $0.id == id }?.version
+  }
+
+  /// Since when the plan is in force, and which was before it: what an instance of its grants takes
+  /// over from the one before depends on both.
+  fileprivate mutating func noteBeginning(of before: AccountConfig, now: WallTime) {
+    if plan(at: now) != before.plan(at: now) {
+      (planSince, planBefore) = (now, before.plan(at: now))
+    } else if let next = before.next, next.at <= now, self.next != before.next {
+      (planSince, planBefore) = (next.at, before.plan)
+    }
   }
 
   fileprivate mutating func note(_ source: SourceMark) throws(AdminFailure) {

@@ -36,7 +36,7 @@ extension AdminService {
     let refused = diff.refused + (try await returned(before, catalog))
     var after =
       before ?? GlobalConfig(version: 0, catalogVersion: 0, catalog: catalog, bypasses: [])
-    after.catalog = catalog
+    after.replace(catalog, isFirst: before == nil, now: clock())
     return CatalogDiffReply(
       catalogVersion: before?.catalogVersion ?? 0, changes: diff.lines(of: diff.changes),
       refusals: diff.lines(of: refused), impact: try await impact(from: before, to: after))
@@ -87,7 +87,7 @@ extension AdminService {
       if before != nil { try Self.refuse(diff.refused + (try await returned(before, catalog))) }
       var after =
         before ?? GlobalConfig(version: 0, catalogVersion: 0, catalog: catalog, bypasses: [])
-      after.catalog = catalog
+      after.replace(catalog, isFirst: before == nil, now: clock())
       after.catalogVersion += 1
       after.bypasses.removeAll { $0.until <= clock() }
       return .change(after, diff.lines(of: diff.changes))

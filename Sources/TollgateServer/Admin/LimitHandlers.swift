@@ -92,7 +92,7 @@ extension AdminService {
     for change in changes {
       let wanted = Override(
         subject: request.subject, limit: request.limit, change: change, expires: request.expires,
-        reason: request.change.reason, author: author)
+        reason: request.change.reason, author: author, since: now)
       let same = { (other: Override) in
         other.subject == wanted.subject && other.limit == wanted.limit
           && other.change.aspect == change.aspect

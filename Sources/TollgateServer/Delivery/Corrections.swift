@@ -48,15 +48,19 @@ struct OperationBooks: Sendable {
   var isParked = false
   /// The operation is a reservation: its settles were charged.
   var settles: [OperationID] = []
+  /// Who paid since what of it was owed, the last to pay last.
+  var payers: [OperationPayer] = []
 
   struct Page: Decodable {
     var deltas: [OperationDelta]
     var corrections: [OperationDelta]
+    var payers: [OperationPayer]?
     var next: String?
   }
 
   mutating func add(_ page: Page) {
     for delta in page.deltas + page.corrections where delta.isParked { isParked = true }
+    payers += page.payers ?? []
     recorded += page.deltas.compactMap { RecordedDelta($0) }
     for delta in page.corrections.compactMap({ RecordedDelta($0) }) {
       if delta.kind == .usage {

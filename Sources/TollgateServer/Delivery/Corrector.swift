@@ -197,7 +197,7 @@ struct Corrector: Sendable {
     case .refuse(let code, let text): return .refused(code, text)
     }
     let header = try await store.header(account: errand.subject.account)
-    let debts = try await debts(of: correction, header, global, bucket, epoch, at: look.time)
+    let debts = try await debts(of: correction, books, epoch)
     correction = correction.returning(debts)
     call.subject = correction.shares.first?.body.subject ?? errand.subject
     call.fence = try await store.fence(bucket: bucket, epoch: epoch)
@@ -306,32 +306,29 @@ struct Corrector: Sendable {
     }
   }
 
-  /// What is owed of the features of which it takes back debts, with the grants in force.
+  /// What is owed of the features of which it takes back debts, with those who paid them.
   private func debts(
-    of correction: Correction, _ header: AccountHeader, _ global: GlobalConfig, _ bucket: Int,
-    _ epoch: Int64, at now: WallTime
+    of correction: Correction, _ books: OperationBooks, _ epoch: Int64
   ) async throws -> [Name: Correction.Debt] {
     let features = correction.indebted
-    guard !features.isEmpty, let subject = correction.shares.first?.body.subject,
-      let account = AccountConfig(stored: header.config ?? "")
+    guard !features.isEmpty, let account = correction.shares.first?.body.subject.account
     else { return [:] }
-    let counters = try await store.read(Reads.counters(store.keys, subject: subject.account))
+    let counters = try await store.read(Reads.counters(store.keys, subject: account))
     // Else the script says that the account is to be loaded first.
     guard counters.epoch == epoch else { return [:] }
     var debts: [Name: Correction.Debt] = [:]
     for feature in features {
-      let resolution = Resolution.resolve(
-        subject: subject.account, items: [Item(feature: feature, amount: 0)], priced: false,
-        global: global, account: account, now: now, zones: SystemZones.book)
-      let draws = (resolution.draws[0] ?? []).filter { !$0.isVoided }
+      let payers = books.payers.filter { $0.feature == feature.text }
       debts[feature] = Correction.Debt(
         owed: counters.cell(feature: feature, window: .deficit)?.settled ?? 0,
-        grants: draws.map { draw in
-          let cell = resolution.cells[draw.cell]
-          let counter = counters.cell(feature: feature, window: cell.window)
-          return .init(
-            window: cell.window, period: cell.period,
-            units: counter?.start == cell.period.start ? counter?.settled ?? 0 : 0)
+        payers: payers.compactMap { payer in
+          Window(code: payer.window).map {
+            .init(
+              window: $0,
+              period: Period(
+                start: WallTime(milliseconds: payer.start), end: WallTime(milliseconds: payer.end)),
+              units: payer.units)
+          }
         })
     }
     return debts

@@ -26,7 +26,7 @@ struct GrantInstances: Sendable {
     }
     return draw.map {
       .init(
-        amount: $0.amount, rollover: $0.rollover, before: $0.before, wasWhole: $0.wasWhole)
+        amount: $0.amountBefore, rollover: $0.rollover, before: $0.before, wasWhole: $0.wasWhole)
     }
   }
 

@@ -61,15 +61,17 @@ extension Healer {
     return Set(books.settles).count <= Int(hold.settles)
   }
 
-  /// What lies in Redis from an older epoch goes first: it is what became of a hold last.
+  /// Of what lies in Redis from an older epoch and what is remembered here, what became of it last.
   func bring(
     account path: String, bucket: Int, epoch: Int64, known: [StoredHold]
   ) async {
     guard let account = try? Subject(path) else { return }
     do {
       let stored = try await store.holds(of: account).filter { $0.epoch != epoch }
-      let there = Set(stored.map(\.reservation))
-      for hold in stored + known.filter({ !there.contains($0.reservation) }) {
+      let latest = Dictionary(
+        (stored + known).map { ($0.reservation, $0) },
+        uniquingKeysWith: { $1.isLater(than: $0) ? $1 : $0 })
+      for hold in latest.values {
         let bytes = try await isNewest(hold, bucket) ? hold.bytes : []
         let effect = try await represent(
           hold.reservation, bytes, of: hold.subject, bucket: bucket, epoch: epoch)

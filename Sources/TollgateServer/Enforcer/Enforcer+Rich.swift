@@ -137,8 +137,12 @@ extension Enforcer {
     if let reservation = request.terms?.reservation {
       switch problem {
       case .unknown: heldHere.forget(reservation, of: request.subject)
-      case .committed: note(.committed, reservation, request)
-      case .released: note(.released, reservation, request)
+      // Of whose it was a refusal says nothing, so only one that is known here is noted.
+      case .committed where heldHere.subject(of: reservation) == request.subject:
+        note(.committed, reservation, request)
+      case .released where heldHere.subject(of: reservation) == request.subject:
+        note(.released, reservation, request)
+      case .committed, .released: break
       // It may still be settled late, or is held as before.
       case .expired, .otherItem, .overrun: break
       }
@@ -198,7 +202,7 @@ extension Enforcer {
   }
 
   func bringHolds(for request: Request, epoch: Int64) {
-    let known = heldHere.live(of: request.account)
+    let known = heldHere.live(of: request.account, in: request.bucket)
     park(request, .holds(request.account)) {
       $0.bringHolds(
         account: request.account, bucket: request.bucket, epoch: epoch, known: known)
@@ -208,12 +212,12 @@ extension Enforcer {
   /// The bucket has a new epoch: what is held here must be held there before anything is let in.
   func bringHolds(of bucket: Int, epoch: Int64) {
     guard epoch > 1 else { return }
-    let ends = heldHere.ends(in: bucket, now: redisNow)
-    if !ends.isEmpty { delegate?.tellOfEnds(ends, bucket: bucket, epoch: epoch) }
     for (account, holds) in heldHere.live(in: bucket, now: redisNow)
     where holds.contains(where: { $0.epoch != epoch }) {
       delegate?.bringHolds(account: account, bucket: bucket, epoch: epoch, known: holds)
     }
+    let ends = heldHere.ends(in: bucket, now: redisNow)
+    if !ends.isEmpty { delegate?.tellOfEnds(ends, bucket: bucket, epoch: epoch) }
   }
 
   // MARK: - Calls
