@@ -93,6 +93,7 @@ public struct AccountConfig: Hashable, Sendable {
   public var planSince: WallTime?
   /// The one before it; nil: none, or nobody noted it.
   public var planBefore: Name?
+  public var planBeforeSince: WallTime?
   /// What takes the place of `plan` by time; stays here after that time, until the next change.
   public var next: NextPlan?
   public var frozen: Bool
@@ -116,7 +117,7 @@ public struct AccountConfig: Hashable, Sendable {
     calendar: [CalendarSetting] = [], grants: [Grant] = [], sourceID: String? = nil,
     sourceVersion: Int64 = 0, next: NextPlan? = nil, pastDue: PastDue? = nil,
     otherSources: [SourceMark] = [], retiredGrants: [UInt64] = [], planSince: WallTime? = nil,
-    planBefore: Name? = nil
+    planBefore: Name? = nil, planBeforeSince: WallTime? = nil
   ) {
     self.version = version
     self.plan = plan
@@ -132,6 +133,7 @@ public struct AccountConfig: Hashable, Sendable {
     self.retiredGrants = retiredGrants
     self.planSince = planSince
     self.planBefore = planBefore
+    self.planBeforeSince = planBeforeSince
   }
 
   /// The plan in force at an instant.
@@ -146,13 +148,18 @@ public struct AccountConfig: Hashable, Sendable {
     return next.at
   }
 
-  /// The plan that was in force at an instant of the past, as far as it is known at `now`.
-  public func plan(at then: WallTime, knownAt now: WallTime) -> Name? {
-    guard let since = planSince(at: now), then < since else { return plan(at: now) }
-    if let next, next.at <= now {
-      return planSince.map { then < $0 } ?? false ? planBefore : plan
+  /// The plan that was in force at an instant of the past, and since when, as far as it is known at
+  /// `now`: of the plan in force and the one before it.
+  public func plan(
+    at then: WallTime, knownAt now: WallTime
+  ) -> (plan: Name?, since: WallTime?) {
+    guard let since = planSince(at: now), then < since else {
+      return (plan(at: now), planSince(at: now))
     }
-    return planBefore
+    if let next, next.at <= now {
+      guard let planSince, then < planSince else { return (plan, planSince) }
+    }
+    return (planBefore, planBeforeSince)
   }
 
   /// What still is to come.

@@ -12,7 +12,7 @@ extension AccountConfig {
       [
         "version", "plan", "next", "frozen", "past_due", "overrides", "calendar", "grants",
         "retired_grants", "source_id", "source_version", "other_sources", "plan_since_ms",
-        "plan_before",
+        "plan_before", "plan_before_since_ms",
       ],
       required: ["version"])
     let version = fields?["version"]?.integer(0...Quantity.maximum)
@@ -35,6 +35,7 @@ extension AccountConfig {
     }
     let planSince = fields?["plan_since_ms"]?.integer(0...Quantity.maximum)
     let planBefore = fields?["plan_before"]?.name()
+    let beforeSince = fields?["plan_before_since_ms"]?.integer(0...Quantity.maximum)
     guard problems.isEmpty, let version else {
       throw InvalidDocument(problems: problems.report)
     }
@@ -46,7 +47,8 @@ extension AccountConfig {
       sourceVersion: sourceVersion ?? 0, next: next, pastDue: pastDue,
       otherSources: (others ?? []).compactMap { $0 },
       retiredGrants: (retired ?? []).compactMap { $0 },
-      planSince: planSince.map { WallTime(milliseconds: $0) }, planBefore: planBefore)
+      planSince: planSince.map { WallTime(milliseconds: $0) }, planBefore: planBefore,
+      planBeforeSince: beforeSince.map { WallTime(milliseconds: $0) })
   }
 
   private static func retiredGrant(_ node: DocumentNode) -> UInt64? {
@@ -64,6 +66,7 @@ extension AccountConfig {
       "plan": plan.map { .string($0.text) },
       "plan_since_ms": planSince.map { .integer($0.milliseconds) },
       "plan_before": planBefore.map { .string($0.text) },
+      "plan_before_since_ms": planBeforeSince.map { .integer($0.milliseconds) },
       "next": next.map(\.document),
       "frozen": .bool(frozen),
       "past_due": pastDue.map(\.document),

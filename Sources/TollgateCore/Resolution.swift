@@ -417,18 +417,20 @@ private struct Resolver {
           recurs: instance.grant.every != nil && instance.grant.expires != instance.period.end,
           rollover: instance.grant.rollover, before: instance.before?.start,
           amountBefore: had,
-          wasWhole: isOfPlan(instance) ? wasWhole(instance) : instance.before != nil))
+          wasWhole: isOfPlan(instance) ? wasWhole(instance, feature) : instance.before != nil))
     }
     resolution.draws[item] = draws
     resolution.deficits[item] = cell(item: item, level: 1, window: .deficit)
   }
 
-  /// Of a plan's grant: the plan was in force in the instance before, and gave it.
-  private func wasWhole(_ instance: GrantInstance) -> Bool {
-    guard let before = instance.before, let plan, let since = account.planSince(at: now),
-      since < before.end
+  /// Of a plan's grant: a plan was in force in the instance before, and gave it.
+  private func wasWhole(_ instance: GrantInstance, _ feature: Name) -> Bool {
+    guard let before = instance.before else { return false }
+    let then = account.plan(at: before.end + -1, knownAt: now)
+    guard let name = then.plan, let since = then.since, since < before.end,
+      included(instance.grant.id, feature, of: name) != nil
     else { return false }
-    let change = global.credits[CreditKey(plan: plan.name, limit: instance.grant.id)]
+    let change = global.credits[CreditKey(plan: name, limit: instance.grant.id)]
     return change.map { $0.before != nil || $0.since < before.end } ?? true
   }
 
@@ -436,15 +438,24 @@ private struct Resolver {
   private mutating func amountBefore(_ instance: GrantInstance, _ feature: Name) -> Int64 {
     guard let before = instance.before, let plan else { return instance.grant.amount }
     let (last, id) = (before.end + -1, instance.grant.id)
-    let then = account.plan(at: last, knownAt: now) ?? plan.name
-    for limit in global.catalog.plans[then]?.entitlements[feature] ?? [] where limit.id == id {
-      guard case .credit(let credit) = limit.kind, let included = credit.included else { continue }
-      if let changed = overriddenAmount(of: limit, since: last) { return changed }
-      let change = global.credits[CreditKey(plan: then, limit: id)]
-      guard let change, last < change.since else { return included.amount }
-      return change.before ?? 0
+    let then = account.plan(at: last, knownAt: now).plan ?? plan.name
+    guard let (limit, amount) = included(id, feature, of: then) else { return 0 }
+    if let changed = overriddenAmount(of: limit, since: last) { return changed }
+    guard let change = global.credits[CreditKey(plan: then, limit: id)], last < change.since
+    else { return amount }
+    return change.before ?? 0
+  }
+
+  /// What a plan gives by itself, by the catalog in force.
+  private func included(
+    _ id: Name, _ feature: Name, of plan: Name
+  ) -> (limit: Limit, amount: Int64)? {
+    for limit in global.catalog.plans[plan]?.entitlements[feature] ?? [] where limit.id == id {
+      if case .credit(let credit) = limit.kind, let included = credit.included {
+        return (limit, included.amount)
+      }
     }
-    return 0
+    return nil
   }
 
   /// `since`: only by those that were there then.

@@ -73,6 +73,36 @@ import Testing
     #expect(try Self.draw(config, at: Self.start + 60_000).wasWhole)
   }
 
+  /// Idle in it, and upgraded afterwards: it is the plan of then that left it whole.
+  @Test func whatAnEarlierPlanLeftWholeComesOver() throws {
+    var config = Self.first(100)
+    let small = Self.name("small")
+    config.catalog.plans[small] = Plan(
+      name: small, entitlements: Self.catalog(40).plans[Self.pro]?.entitlements ?? [:])
+    func draw(_ account: AccountConfig, _ after: Int64) throws -> Draw {
+      let resolution = Resolution.resolve(
+        subject: try Subject("acme"), items: [Item(feature: Self.credit, amount: 1)],
+        global: config, account: account, now: Self.start + after, zones: .utcOnly)
+      return try #require(resolution.draws[0]?.first)
+    }
+    let boundary = Window.seconds(60).period(containing: Self.start + 600_000).start
+    let changed = boundary - Self.start + 10
+    var account = AccountConfig(
+      version: 1, plan: Self.pro, planSince: Self.start + changed, planBefore: small,
+      planBeforeSince: Self.start)
+    var found = try draw(account, changed + 1)
+    #expect(found.wasWhole && found.amountBefore == 40 && found.amount == 100)
+    // An account that was made after that instance ended took nothing over.
+    account.planBeforeSince = boundary + 5
+    #expect(try !draw(account, changed + 1).wasWhole)
+    // The same by a change that came by time.
+    account = AccountConfig(
+      version: 1, plan: small, next: NextPlan(plan: Self.pro, at: Self.start + changed),
+      planSince: Self.start)
+    found = try draw(account, changed + 1)
+    #expect(found.wasWhole && found.amountBefore == 40)
+  }
+
   @Test func whatComesOverIsOfWhatWasGivenThen() throws {
     var config = Self.first(100)
     let later = Self.start + 600_000

@@ -199,7 +199,7 @@ extension AdminFixture {
     // So long it is in force: nothing of its grants comes over from before.
     #expect(fixture.account()?.planSince(at: Self.december) == Self.december)
     let before = Self.december + -1
-    #expect(fixture.account()?.plan(at: before, knownAt: Self.december)?.text == "pro")
+    #expect(fixture.account()?.plan(at: before, knownAt: Self.december).plan?.text == "pro")
     #expect(try await send(plan("ultra")).changes == ["plan: free → ultra"])
     _ = try await send(plan("pro"))
     let account = try #require(fixture.account())

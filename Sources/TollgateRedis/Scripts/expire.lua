@@ -20,9 +20,6 @@ for i = 6, #ARGV do
   local bytes = due and tonumber(due) <= ms and call('HGET', KEYS[HOLDS], ARGV[i])
   local hold = bytes and readHold(bytes)
   if hold and hold.subject == ARGV[5] then
-    for k = 1, #hold.counts do
-      load(hold.counts[k][2], {fieldIn(hold, hold.counts[k])})
-    end
     if not free(hold, tonumber(e)) then
       return {10}
     end

@@ -62,9 +62,12 @@ end
 local function free(hold, epoch)
   for i = 1, #hold.counts do
     local c = hold.counts[i]
-    if c[7] ~= 0 and hold.epoch == epoch
-      and not add(c[2], fieldIn(hold, c), c[4], c[5], 0, -c[7], c[8]) then
-      return false
+    if c[7] ~= 0 and hold.epoch == epoch then
+      local name = fieldIn(hold, c)
+      load(c[2], {name})
+      if not add(c[2], name, c[4], c[5], 0, -c[7], c[8]) then
+        return false
+      end
     end
     c[7] = 0
   end

@@ -27,13 +27,10 @@ local isOver = state == 1 or state == 2
 if ARGV[7] == '' or isOver then
   local hold = was and readHold(was)
   if hold and hold.subject == ARGV[5] and (isOver or hold.epoch ~= tonumber(e)) then
-    for k = 1, #hold.counts do
-      load(hold.counts[k][2], {fieldIn(hold, hold.counts[k])})
-    end
     if not free(hold, tonumber(e)) then
       return {10}
     end
-    writeRows(ms)
+    writeRows()
     keepHold(ARGV[6], nil, nil, was)
     schedule(string.match(ARGV[5], '^[^/]*'), header[2])
     set(KEYS[1], {'t', int(now)}, {M[3]})
@@ -62,13 +59,8 @@ local hold = told
 if hold.subject ~= ARGV[5] or hold.state ~= 0 then
   return {1}
 end
-if lies and lies ~= hold then
-  for k = 1, #lies.counts do
-    load(lies.counts[k][2], {fieldIn(lies, lies.counts[k])})
-  end
-  if not free(lies, tonumber(e)) then
-    return {10}
-  end
+if lies and lies ~= hold and not free(lies, tonumber(e)) then
+  return {10}
 end
 for k = 1, #hold.counts do
   local c = hold.counts[k]

@@ -52,8 +52,10 @@ extension AccountConfig {
   fileprivate mutating func noteBeginning(of before: AccountConfig, now: WallTime) {
     if plan(at: now) != before.plan(at: now) {
       (planSince, planBefore) = (now, before.plan(at: now))
+      planBeforeSince = before.planSince(at: now)
     } else if let next = before.next, next.at <= now, self.next != before.next {
       (planSince, planBefore) = (next.at, before.plan)
+      planBeforeSince = before.planSince
     }
   }
 
