@@ -122,6 +122,7 @@ extension Healer {
           "ends of reservations not told", metadata: ["bucket": "\(bucket)", "error": "\(error)"])
       }
       guard open[bucket] == epoch else { return }
+      // Redis did not answer, or refused: longer each time, and under a new epoch not at all.
       try? await Task.sleep(for: .milliseconds(50 * attempt))
     }
   }
