@@ -11,13 +11,7 @@
 -- Invariants: an end that stands stays as it is, only what had expired in the meantime is what it
 --   was before: committed, or released. Moves no counter, needs no account.
 -- Complexity: O(reservations).
--- include: base, journal, fence, hold
-local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
-local stop = fenced(M[1], M[2], M[3])
-if stop then
-  return stop
-end
-local now = max(clock(), tonumber(M[3]) or 0)
+-- include: base, journal, fence, hold, begin
 local held, new = {0}, {}
 for i = 3, #ARGV, 2 do
   local lies = call('HGET', KEYS[i - 1], ARGV[i])
@@ -31,7 +25,7 @@ for i = 3, #ARGV, 2 do
 end
 for k = 1, #new do
   local i = new[k]
-  bury(KEYS[i - 1], ARGV[i], encode(tonumber(ARGV[i + 1])), floor(now / 1000) + LATE)
+  bury(KEYS[i - 1], ARGV[i], encode(tonumber(ARGV[i + 1])), ms + LATE)
 end
 if new[1] then
   set(KEYS[1], {'t', int(now)}, {M[3]})

@@ -12,7 +12,7 @@
 --
 -- Invariants: only what is HELD and due by Redis's own clock ends here, once; exactly what it still
 --   held is free again. Complexity: O(reservations + their counts).
--- include: base, journal, hashes, fence, ending
+-- include: base, journal, hashes, fence, begin, ending
 -- include: rows, hold
 local gone = {}
 for i = 6, #ARGV do

@@ -1,16 +1,9 @@
 -- What scripts that end or bring holds of one subject begin with: their keys and arguments lie alike
--- (`expire` has them). Needs: fence.
+-- (`expire` has them). Needs: begin.
 local OLD = true
 local e, depth = ARGV[3], tonumber(ARGV[4])
 local LEVELS, INDEX = 4, 5 + depth
 local HOLDS = 5 + depth + (depth > 1 and 1 or 0)
-local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
-local stop = fenced(M[1], M[2], M[3])
-if stop then
-  return stop
-end
-local now = max(clock(), tonumber(M[3]) or 0)
-local ms = floor(now / 1000)
 local header = call('HMGET', KEYS[5], 'e', 'hn')
 if header[1] ~= e then
   return {8}

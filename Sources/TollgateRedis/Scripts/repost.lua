@@ -24,13 +24,7 @@
 -- include: base, journal, hashes, fence
 local A = {decode(ARGV[3])}
 local epoch, kind, index, time, actual, charged, absorbed, hashes, cells = unpack(A, 1, 9)
-local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
-local stop = fenced(M[1], M[2], M[3])
-if stop then
-  return stop
-end
-local now = max(clock(), tonumber(M[3]) or 0)
-local ms = floor(now / 1000)
+-- include: begin
 local e = format('%.0f', epoch)
 if call('HGET', KEYS[3], 'e') ~= e then
   return {8}

@@ -14,7 +14,7 @@
 --   down that it was settled or released: what of it lies here then goes, whatever its epoch, and
 --   what it holds is free. What was settled of it is in the ledger's sums, only what it still holds
 --   is added. Complexity: O(counts of the hold).
--- include: base, journal, hashes, fence, ending
+-- include: base, journal, hashes, fence, begin, ending
 if ARGV[6] == '' then
   set(KEYS[5], {'hr', e}, {call('HGET', KEYS[5], 'hr')})
   return {0}

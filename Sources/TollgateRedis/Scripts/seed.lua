@@ -30,12 +30,7 @@ repeat
   end
 until position == -1
 local epoch, last, version, count, lossy = unpack(A, 1, 5)
-local M = call('HMGET', KEYS[1], 'f', 'seq', 't')
-local stop = fenced(M[1], M[2], M[3])
-if stop then
-  return stop
-end
-local now = max(clock(), tonumber(M[3]) or 0)
+-- include: begin
 local e = format('%.0f', epoch)
 local H = call('HMGET', KEYS[2], 'e', 'v', 'cfg', 'op')
 if H[1] == e then

@@ -26,7 +26,7 @@ package enum ScriptName: String, Sendable, Hashable, CaseIterable {
 /// What scripts share.
 private enum ScriptPart: String {
   case base, journal, append, hashes, header, changes, fence, announce, sliding
-  case rows, measure, price, bodies, record, hold, ending
+  case rows, measure, price, bodies, record, hold, begin, ending
 
   static let mark = "-- include: "
 
@@ -47,6 +47,7 @@ private enum ScriptPart: String {
     case .bodies: PackageResources.part_bodies_lua
     case .record: PackageResources.part_record_lua
     case .hold: PackageResources.part_hold_lua
+    case .begin: PackageResources.part_begin_lua
     case .ending: PackageResources.part_ending_lua
     }
   }
