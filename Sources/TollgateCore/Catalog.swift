@@ -7,6 +7,14 @@ public struct Feature: Hashable, Sendable {
   /// is full; `volume` operations shorten the dedupe window instead.
   public enum Importance: String, Sendable, CaseIterable { case money, volume }
 
+  /// Where an operation's answer is remembered, so that a retry gets it again.
+  public enum Idempotency: String, Sendable, CaseIterable {
+    /// In Redis: a retry may go to any sidecar. Every operation is a call to Redis.
+    case global
+    /// By the sidecar that answered, where it answers from a lease: a retry must go there.
+    case sidecar
+  }
+
   public var name: Name
   /// Whether every unit becomes a delta in the ledger.
   public var metered: Bool
@@ -15,16 +23,27 @@ public struct Feature: Hashable, Sendable {
   public var unit: String
   /// Whether amounts of it may be held (RESERVE).
   public var reservable: Bool
+  public var idempotency: Idempotency
 
   public init(
-    name: Name, metered: Bool, importance: Importance, unit: String, reservable: Bool = false
+    name: Name, metered: Bool, importance: Importance, unit: String, reservable: Bool = false,
+    idempotency: Idempotency = .global
   ) {
     self.name = name
     self.metered = metered
     self.importance = importance
     self.unit = unit
     self.reservable = reservable
+    self.idempotency = idempotency
   }
+}
+
+/// How closely a limit is counted.
+public enum Precision: String, Sendable, CaseIterable {
+  /// From a lease where there is much left, by Redis near the edge.
+  case auto
+  /// Every operation is decided by Redis.
+  case exact
 }
 
 public enum Enforcement: String, Sendable, CaseIterable {
@@ -134,12 +153,14 @@ public struct Limit: Hashable, Sendable {
   /// Percent of the amount at which an event is recorded, ascending. Of a quota, a spend cap, or
   /// what a credit gives; where there is no amount, none is reached.
   public var thresholds: [Int64]
+  /// nil: as the feature's importance asks for it; money is exact.
+  public var precision: Precision?
 
   public static let thresholdsMax = 8
 
   public init(
     id: Name, kind: LimitKind, level: Int, enforcement: Enforcement,
-    failurePolicy: FailurePolicy, thresholds: [Int64] = []
+    failurePolicy: FailurePolicy, thresholds: [Int64] = [], precision: Precision? = nil
   ) {
     self.id = id
     self.kind = kind
@@ -147,6 +168,7 @@ public struct Limit: Hashable, Sendable {
     self.enforcement = enforcement
     self.failurePolicy = failurePolicy
     self.thresholds = thresholds
+    self.precision = precision
   }
 }
 

@@ -101,7 +101,7 @@ package struct CatalogDiff: Hashable, Sendable {
       for key in CatalogReader.featureKeys {
         compare(
           .feature(name), key, before.document[key], after.document[key],
-          refusal: key == "unit" ? nil : class_)
+          refusal: key == "unit" || key == "idempotency" ? nil : class_)
       }
     }
   }

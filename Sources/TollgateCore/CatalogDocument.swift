@@ -58,6 +58,7 @@ extension Feature {
     .fields([
       "metered": .bool(metered), "importance": .string(importance.rawValue), "unit": .string(unit),
       "reservable": reservable ? true : nil,
+      "idempotency": idempotency == .global ? nil : .string(idempotency.rawValue),
     ])
   }
 }
@@ -102,6 +103,7 @@ extension Limit {
     members.append(.init("level", .string(level)))
     members.append(.init("enforcement", .string(enforcement.rawValue)))
     members.append(.init("on_failure", failurePolicy.document))
+    if let precision { members.append(.init("precision", .string(precision.rawValue))) }
     if !thresholds.isEmpty {
       members.append(.init("thresholds", .list(thresholds.map { .integer($0) })))
     }

@@ -19,25 +19,26 @@
 //         - {id: chat.live, concurrency: 20}
 //         - {id: chat.credit, credit: {amount: 500, every: month}, overage: allow}
 //         - {id: chat.cap, spend_cap: 1000, per: month}          # or: none
+//         - {id: chat.day, quota: 90, per: day, precision: exact}
 //   rates: ...                           # optional, see RateReader
 //
 // The kind of a limit is the one key of `kindKeys` that it has; exactly one must be there.
 // Defaults: `importance: money` (the dearer one is the safe one), `unit: unit`,
-// `reservable: false`, `burst` = the rate, `level` = the account, `enforcement: hard`,
-// `on_failure: closed`.
+// `reservable: false`, `idempotency: global`, `burst` = the rate, `level` = the account,
+// `enforcement: hard`, `on_failure: closed`, `precision: auto` (of money: exact).
 // deploy/catalog.schema.json publishes the same form; a test holds the two together.
 
 package enum CatalogReader {
   package static let rootKeys = [
     "levels", "unknown_account", "features", "rates", "ranks", "plans",
   ]
-  package static let featureKeys = ["metered", "importance", "unit", "reservable"]
+  package static let featureKeys = ["metered", "importance", "unit", "reservable", "idempotency"]
   package static let kindKeys = [
     "gate", "quota", "rate", "sliding", "concurrency", "credit", "spend_cap", "unlimited",
   ]
   package static let limitKeys =
     ["id"] + kindKeys
-    + ["per", "burst", "overage", "level", "enforcement", "on_failure", "thresholds"]
+    + ["per", "burst", "overage", "level", "enforcement", "on_failure", "thresholds", "precision"]
   /// Kinds whose use can reach a part of an amount in a period.
   package static let thresholdKinds = ["quota", "spend_cap", "credit"]
   package static let unitBytesMax = 32
@@ -96,13 +97,29 @@ package enum CatalogReader {
       var unit: String? = "unit"
       if let field = fields["unit"] { unit = field.string(bytesMax: unitBytesMax) }
       let reservable = fields["reservable"].map { $0.bool() } ?? false
+      let idempotency = readIdempotency(
+        fields["idempotency"], importance: importance, isReservable: reservable == true)
       guard let name else { continue }
       // A feature with a problem is kept with stand-ins, so that plans do not report it again.
       features[name] = Feature(
         name: name, metered: metered ?? false, importance: importance ?? .money,
-        unit: unit ?? "unit", reservable: reservable ?? false)
+        unit: unit ?? "unit", reservable: reservable ?? false,
+        idempotency: idempotency)
     }
     return features
+  }
+
+  /// What a sidecar alone remembers goes with its host: not for money, nor for what may be held,
+  /// since a hold is known by the id of the operation that made it.
+  private static func readIdempotency(
+    _ node: DocumentNode?, importance: Feature.Importance?, isReservable: Bool
+  ) -> Feature.Idempotency {
+    guard let scope = node?.choice(Feature.Idempotency.self), scope == .sidecar else {
+      return .global
+    }
+    if importance == .money { node?.problem("sidecar needs `importance: volume`") }
+    if isReservable { node?.problem("sidecar is not for what is reservable") }
+    return scope
   }
 
   private static func readPlans(

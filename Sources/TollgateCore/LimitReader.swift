@@ -61,12 +61,17 @@ final class LimitReader {
     if let field = fields["on_failure"] { policy = readPolicy(field) }
     var thresholds: [Int64]? = []
     if let field = fields["thresholds"] { thresholds = readThresholds(field, of: kind) }
-    guard let id, let kind, let level, let enforcement, let policy, let thresholds else {
-      return nil
+    var precision: Precision??
+    if let field = fields["precision"] {
+      precision = field.choice(Precision.self).map { .some($0) }
+    } else {
+      precision = .some(nil)
     }
+    guard let id, let kind, let level, let enforcement, let policy, let thresholds, let precision
+    else { return nil }
     return Limit(
       id: id, kind: kind, level: level, enforcement: enforcement, failurePolicy: policy,
-      thresholds: thresholds)
+      thresholds: thresholds, precision: precision)
   }
 
   private func readThresholds(_ node: DocumentNode, of kind: LimitKind?) -> [Int64]? {

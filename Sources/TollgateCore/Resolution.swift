@@ -124,6 +124,10 @@ public struct Resolution: Hashable, Sendable {
   public var deficits: [Int: Int] = [:]
   /// Sources before what is charged by them.
   public var pricings: [Pricing] = []
+  /// What a sidecar may answer from a lease: of features that it may remember by itself, with no
+  /// limit that is counted exactly, and nothing that configuration alone denies.
+  package var isLeasable: Bool { mayLease && unknownZone == nil && !isRich }
+  fileprivate var mayLease = true
   /// Some item's feature may be held.
   package var isReservable = false
   /// Per item: whether its units become deltas.
@@ -279,6 +283,7 @@ private struct Resolver {
     let feature = global.catalog.features[item.feature]
     resolution.metered.append(feature?.metered ?? false)
     if feature?.importance == .money { resolution.importance = .money }
+    if feature?.idempotency != .sidecar { resolution.mayLease = false }
     // Or it is charged by what may be: then some of it may be held, too.
     if feature?.reservable == true || isChargedByHolds(item.feature) {
       resolution.isReservable = true
@@ -323,6 +328,7 @@ private struct Resolver {
   }
 
   private mutating func deny(_ reason: Reason, _ item: Int, _ feature: Name) {
+    resolution.mayLease = false
     resolution.limits.append(
       AppliedLimit(
         id: feature, item: item, level: 1, rule: .deny(reason), enforcement: .hard,
@@ -342,6 +348,7 @@ private struct Resolver {
       }
     }
     if bypassed { enforcement = .shadow }
+    if limit.precision == .exact { resolution.mayLease = false }
     // Counted even while an override lifts it, so that its end finds the true usage.
     var counter = 0
     if let window = limit.kind.window {
@@ -353,7 +360,9 @@ private struct Resolver {
     }
     let rule: AppliedLimit.Rule
     switch kind {
-    case .gate(let enabled): rule = enabled ? .unlimited : .deny(.gateClosed)
+    case .gate(let enabled):
+      rule = enabled ? .unlimited : .deny(.gateClosed)
+      if !enabled { resolution.mayLease = false }
     case .quota(let amount, _): rule = .quota(cell: counter, amount: amount)
     case .sliding(let amount, let length):
       rule = .sliding(cell: counter, amount: amount, lengthMilliseconds: length)

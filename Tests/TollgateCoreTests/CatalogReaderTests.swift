@@ -53,6 +53,34 @@ struct CatalogReaderTests {
     #expect(try Catalog(document: catalog.document).document.json() == catalog.document.json())
   }
 
+  @Test func whatASidecarMayRememberByItselfIsReadAndWritten() throws {
+    let text = """
+      {"levels": ["a"], "features": {"f": {"metered": true, "importance": "volume",
+       "idempotency": "sidecar"}}, "plans": {"p": {"f": [
+         {"id": "x", "quota": 5, "per": "day", "precision": "exact"},
+         {"id": "y", "quota": 9, "per": "month"}]}}}
+      """
+    let catalog = try catalog(text)
+    #expect(catalog.features[try name("f")]?.idempotency == .sidecar)
+    let limits = catalog.plans[try name("p")]?.entitlements[try name("f")]
+    #expect(limits?.map(\.precision) == [.exact, nil])
+    #expect(try Catalog(document: catalog.document) == catalog)
+  }
+
+  @Test(arguments: [
+    (#""metered": true, "idempotency": "sidecar""#, "sidecar needs `importance: volume`"),
+    (
+      #""metered": true, "importance": "volume", "reservable": true, "idempotency": "sidecar""#,
+      "sidecar is not for what is reservable"
+    ),
+  ])
+  func moneyAndHoldsAreRememberedByRedis(_ fields: String, _ reason: String) throws {
+    #expect(
+      try problems(
+        #"{"levels": ["a"], "features": {"f": {\#(fields)}}, "plans": {}}"#)
+        == ["features/f/idempotency: \(reason)"])
+  }
+
   @Test func theBurstIsTheRateWhereNotSaid() throws {
     let catalog = try catalog(f: #"[{"id": "r", "rate": 7, "per": "90s"}]"#)
     let limit = catalog.plans[try name("p")]?.entitlements[try name("f")]?.first

@@ -36,6 +36,47 @@ struct ResolutionTests {
     }
   }
 
+  private func leased(
+    _ limits: String, feature: String = #""idempotency": "sidecar""#, plan: String? = "p",
+    bypasses: [Bypass] = []
+  ) throws -> Bool {
+    let catalog = try catalog(
+      """
+      {"levels": ["account", "member"], "features": {"f": {"metered": true,
+       "importance": "volume", \(feature)}, "g": {"metered": true, "importance": "volume"}},
+       "plans": {"p": {"f": \(limits), "g": []}}}
+      """)
+    return try resolve("acme/ann", [("f", 1)], catalog, account(plan), bypasses: bypasses)
+      .isLeasable
+  }
+
+  @Test func onlyWhatASidecarMayRememberIsLeased() throws {
+    let day = #"{"id": "d", "quota": 5, "per": "day"}"#
+    #expect(try leased("[]"))
+    #expect(try leased("[\(day)]"))
+    #expect(
+      try leased(
+        #"[{"id": "r", "rate": 5, "per": "minute"}, {"id": "s", "sliding": 5, "per": "hour"}]"#))
+    #expect(try leased(#"[{"id": "m", "quota": 5, "per": "day", "level": "member"}]"#))
+    #expect(try leased(#"[{"id": "g", "gate": true}]"#))
+    #expect(try !leased("[\(day)]", feature: #""idempotency": "global""#))
+    #expect(try !leased(#"[{"id": "d", "quota": 5, "per": "day", "precision": "exact"}]"#))
+    #expect(try !leased(#"[{"id": "g", "gate": false}]"#))
+    #expect(try !leased(#"[{"id": "c", "credit": true}]"#))
+    #expect(try !leased("[]", plan: nil))
+  }
+
+  @Test func aRequestIsLeasedWholeOrNotAtAll() throws {
+    let catalog = try catalog(
+      """
+      {"levels": ["a"], "features": {
+        "f": {"metered": true, "importance": "volume", "idempotency": "sidecar"},
+        "g": {"metered": true, "importance": "volume"}}, "plans": {"p": {"f": [], "g": []}}}
+      """)
+    #expect(try resolve("acme", [("f", 1)], catalog, account("p")).isLeasable)
+    #expect(try !resolve("acme", [("f", 1), ("g", 1)], catalog, account("p")).isLeasable)
+  }
+
   @Test func limitsOverOneWindowShareACell() throws {
     let catalog = try catalog(
       f: """

@@ -35,6 +35,9 @@ struct SchemaTests {
     let feature = schema["$defs"]?["feature"]?["properties"]
     #expect(
       feature?["importance"]?["enum"] == .strings(Feature.Importance.allCases.map(\.rawValue)))
+    #expect(
+      feature?["idempotency"]?["enum"] == .strings(Feature.Idempotency.allCases.map(\.rawValue)))
+    #expect(limit?["precision"]?["enum"] == .strings(Precision.allCases.map(\.rawValue)))
     #expect(feature?["unit"]?["maxLength"] == .integer(Int64(CatalogReader.unitBytesMax)))
     for key in ["quota", "rate", "burst"] {
       #expect(limit?[key]?["maximum"] == .integer(Quantity.maximum))
@@ -119,6 +122,8 @@ struct SchemaTests {
     (#"{"id": "x", "gate": true, "thresholds": [80]}"#, false),
     (#"{"id": "x", "concurrency": 5, "thresholds": [80]}"#, false),
     (#"{"id": "x", "unlimited": true, "thresholds": [80]}"#, false),
+    (#"{"id": "x", "quota": 1, "per": "day", "precision": "exact"}"#, true),
+    (#"{"id": "x", "quota": 1, "per": "day", "precision": "rough"}"#, false),
   ]
 
   @Test(arguments: limits)
