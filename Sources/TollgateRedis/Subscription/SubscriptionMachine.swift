@@ -1,7 +1,7 @@
 // One subscribed connection's protocol state. What is published is at most once and leaves no trace
-// when it is missed, so the question this machine answers is not "what came?" but "until when is it
-// sure that nothing was missed?": Redis handles the commands of one connection in order, so when the
-// answer to a PING comes, everything published before that PING was *sent* has been delivered.
+// when it is missed, so the question this machine answers is not "what came?" but "until when is
+// it sure that nothing was missed?": Redis handles the commands of one connection in order, so when
+// the answer to a PING comes, everything published before that PING was *sent* has been delivered.
 //
 //   connecting ──opened──▶ authenticating ──OK──▶ subscribing ──last confirmed──▶ live
 //       │                        │                     │                           │ silent

@@ -1,0 +1,81 @@
+// The memory in which a sidecar notes what it lets through from leases: a mapped file, so that a
+// killed process leaves it to its next incarnation, or plain memory where no file is configured.
+// What stands in it is the engine's matter; here it is found, locked, made as large as it must be,
+// and kept mapped as long as this object lives.
+//
+// The file is whole before it is mapped (`posix_fallocate`): a store into a hole of a full disk
+// would end the process. It is locked: two sidecars in one file would settle each other's units.
+// It survives the process, not the host: it is never synced, and its cost is that of memory.
+
+import Glibc
+
+// Safe: the region's address and size never change; what is in it is guarded by whoever partitions
+// it (each stripe of the lease table has a part of its own, under its lock).
+@safe final class LeaseMemory: @unchecked Sendable {
+  struct Failure: Error, CustomStringConvertible {
+    let description: String
+  }
+
+  /// Zeros where it is new. Not to be touched after this object is gone.
+  let region: UnsafeMutableRawBufferPointer
+  /// What an earlier incarnation wrote may stand in it.
+  let isRecovered: Bool
+  /// −1: plain memory.
+  private let descriptor: Int32
+
+  /// Plain memory: pages are taken as they are first written.
+  init(bytes: Int) throws(Failure) {
+    descriptor = -1
+    isRecovered = false
+    unsafe region = try Self.map(bytes, -1, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, "memory")
+  }
+
+  /// - Parameter path: of the file, made where there is none, owner-only. One of another size is
+  ///   not touched: what it says may be needed.
+  init(path: String, bytes: Int) throws(Failure) {
+    let descriptor = unsafe open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+    guard descriptor >= 0 else {
+      throw Failure(description: "\(path): cannot be opened (errno \(errno))")
+    }
+    do throws(Failure) {
+      guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
+        throw Failure(description: "\(path): another sidecar has it")
+      }
+      var status = stat()
+      guard unsafe fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
+        throw Failure(description: "\(path): is not a file")
+      }
+      guard status.st_size == 0 || status.st_size == off_t(bytes) else {
+        throw Failure(
+          description: "\(path): has \(status.st_size) bytes and should have \(bytes): "
+            + "`leases.operations` was changed while it held something; start once with the former "
+            + "value, stop, remove the file")
+      }
+      let error = posix_fallocate(descriptor, 0, off_t(bytes))
+      guard error == 0 else {
+        throw Failure(description: "\(path): no room for \(bytes) bytes (errno \(error))")
+      }
+      isRecovered = status.st_size > 0
+      unsafe region = try Self.map(bytes, descriptor, MAP_SHARED, path)
+    } catch {
+      close(descriptor)
+      throw error
+    }
+    self.descriptor = descriptor
+  }
+
+  deinit {
+    unsafe munmap(region.baseAddress, region.count)
+    if descriptor >= 0 { close(descriptor) }
+  }
+
+  private static func map(
+    _ bytes: Int, _ descriptor: Int32, _ flags: Int32, _ what: String
+  ) throws(Failure) -> UnsafeMutableRawBufferPointer {
+    let address = unsafe mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, descriptor, 0)
+    guard let address = unsafe address, unsafe address != MAP_FAILED else {
+      throw Failure(description: "\(what): \(bytes) bytes cannot be mapped (errno \(errno))")
+    }
+    return unsafe UnsafeMutableRawBufferPointer(start: address, count: bytes)
+  }
+}
