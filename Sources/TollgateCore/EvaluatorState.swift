@@ -128,6 +128,11 @@ package struct EvaluatorState: Hashable, Sendable {
   package var arrivals: [RateKey: Int64] = [:]
   package var records: [OperationID: EvaluatorRecord] = [:]
   package var holds: [OperationID: EvaluatorHold] = [:]
+  package var leases: [LeaseOwner: EvaluatorLease] = [:]
+  /// The latest calls of a lessee.
+  package var leaseCalls: [LesseeID: LeaseCalls] = [:]
+  /// Until when nothing is granted of an account.
+  package var recalled: [Subject: WallTime] = [:]
   /// Deltas whose counter effect was taken back after the ledger answered DUPLICATE.
   package var reversed: Set<DeltaID> = []
   package var globalVersion: Int64 = 0

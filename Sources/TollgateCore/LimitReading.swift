@@ -6,10 +6,13 @@
 package struct StoredCounter: Hashable, Sendable {
   package var value: CounterValue
   package var forgiven: Int64
+  /// Of what is held in the period that runs, what sidecars hold in stock: nobody asked for it yet.
+  package var leased: Int64
 
-  package init(value: CounterValue, forgiven: Int64) {
+  package init(value: CounterValue, forgiven: Int64, leased: Int64 = 0) {
     self.value = value
     self.forgiven = forgiven
+    self.leased = leased
   }
 }
 
@@ -18,6 +21,8 @@ package struct LimitReading: Hashable, Sendable {
     package var period: Period?
     package var settled: Int64?
     package var held: Int64?
+    /// In `held`.
+    package var leased: Int64?
     package var forgiven: Int64?
     package var amount: Int64?
     /// Before the request; never below 0; nil: unlimited or decided by configuration.
@@ -81,7 +86,14 @@ package struct LimitReading: Hashable, Sendable {
     }
     let view = Evaluator.View(
       state: state, request: request, resolution: resolution, now: now.milliseconds * 1000)
-    states = resolution.limits.map { view.reading(of: $0) }
+    states = resolution.limits.map { limit in
+      var state = view.reading(of: limit)
+      if case .quota(let index, _) = limit.rule {
+        let isCurrent = counters[index].value.start == resolution.cells[index].period.start
+        state.leased = isCurrent ? counters[index].leased : 0
+      }
+      return state
+    }
     amounts = view.measure.amounts
     overage = view.measure.overage
     owed = view.owed

@@ -126,7 +126,10 @@ public struct Resolution: Hashable, Sendable {
   public var pricings: [Pricing] = []
   /// What a sidecar may answer from a lease: of features that it may remember by itself, with no
   /// limit that is counted exactly, and nothing that configuration alone denies.
-  package var isLeasable: Bool { mayLease && unknownZone == nil && !isRich }
+  package var isLeasable: Bool {
+    mayLease && unknownZone == nil && !isRich
+      && !limits.contains { if case .deny = $0.rule { true } else { false } }
+  }
   fileprivate var mayLease = true
   /// Some item's feature may be held.
   package var isReservable = false
@@ -328,7 +331,6 @@ private struct Resolver {
   }
 
   private mutating func deny(_ reason: Reason, _ item: Int, _ feature: Name) {
-    resolution.mayLease = false
     resolution.limits.append(
       AppliedLimit(
         id: feature, item: item, level: 1, rule: .deny(reason), enforcement: .hard,
@@ -348,7 +350,7 @@ private struct Resolver {
       }
     }
     if bypassed { enforcement = .shadow }
-    if limit.precision == .exact { resolution.mayLease = false }
+    if limit.precision == .exact || !Self.isDrawable(kind) { resolution.mayLease = false }
     // Counted even while an override lifts it, so that its end finds the true usage.
     var counter = 0
     if let window = limit.kind.window {
@@ -360,9 +362,7 @@ private struct Resolver {
     }
     let rule: AppliedLimit.Rule
     switch kind {
-    case .gate(let enabled):
-      rule = enabled ? .unlimited : .deny(.gateClosed)
-      if !enabled { resolution.mayLease = false }
+    case .gate(let enabled): rule = enabled ? .unlimited : .deny(.gateClosed)
     case .quota(let amount, _): rule = .quota(cell: counter, amount: amount)
     case .sliding(let amount, let length):
       rule = .sliding(cell: counter, amount: amount, lengthMilliseconds: length)
@@ -488,6 +488,13 @@ private struct Resolver {
         burst: burst, amount: amount, periodMilliseconds: period),
       intervalMicroseconds: max(
         1, Rate.microseconds(1, amount: amount, periodMilliseconds: period)))
+  }
+
+  /// Of a rate, tokens are drawn in advance as if each cost whole microseconds. Where they do not,
+  /// and that is more than a thousandth, they are not drawn in advance.
+  private static func isDrawable(_ kind: LimitKind) -> Bool {
+    guard case .rate(let amount, let period, _) = kind, amount > 0 else { return true }
+    return period * 1000 % amount == 0 || period * 1000 / amount >= 1000
   }
 
   private mutating func cell(item: Int, level: Int, window: Window) -> Int {

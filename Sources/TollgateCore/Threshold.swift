@@ -141,7 +141,9 @@ package struct ThresholdReading: Hashable, Sendable {
       switch limit.rule {
       case .quota(let cell, let amount), .spendCap(let cell, .some(let amount)):
         let taken = state.forgiven ?? 0
-        stand = (cell, amount, (state.settled ?? 0) - taken + (state.held ?? 0), taken)
+        // What sidecars hold in stock is not used.
+        let held = (state.held ?? 0) - (state.leased ?? 0)
+        stand = (cell, amount, (state.settled ?? 0) - taken + held, taken)
       case .credit:
         // What the plan gives; grants of the account's own have no share in it.
         guard let draw = resolution.draws[0]?.first(where: { $0.grant == limit.id }),

@@ -146,6 +146,14 @@ package final class MiniRedis: Sendable {
     }
   }
 
+  /// What comes unasked on a connection that has subscribed.
+  package func receive() throws -> MiniReply {
+    try connection.withLockedValue { connection in
+      guard !connection.isBroken else { throw MiniRedisError.closed }
+      return try parse(&connection)
+    }
+  }
+
   private func send(_ bytes: [UInt8], on fd: Int32) throws {
     var rest = bytes[...]
     while !rest.isEmpty { rest = rest.dropFirst(try Socket.write(fd, rest)) }

@@ -63,6 +63,10 @@ struct ResolutionTests {
     #expect(try !leased(#"[{"id": "d", "quota": 5, "per": "day", "precision": "exact"}]"#))
     #expect(try !leased(#"[{"id": "g", "gate": false}]"#))
     #expect(try !leased(#"[{"id": "c", "credit": true}]"#))
+    // Seven in a microsecond have no whole microseconds each; seven in a second nearly have.
+    #expect(try !leased(#"[{"id": "r", "rate": 7000000, "per": "1s"}]"#))
+    #expect(try leased(#"[{"id": "r", "rate": 7, "per": "1s"}]"#))
+    #expect(try leased(#"[{"id": "r", "rate": 500000, "per": "1s"}]"#))
     #expect(try !leased("[]", plan: nil))
   }
 

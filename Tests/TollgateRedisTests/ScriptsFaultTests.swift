@@ -26,7 +26,7 @@ struct Scenario: CustomTestStringConvertible, Sendable {
     StoreRig.command(call, rig.library)
   }
 
-  static let all: [Scenario] = plain + rich
+  static let all: [Scenario] = plain + rich + leases
 
   static let plain: [Scenario] = [
     Scenario("first consume of a member", .decide) {

@@ -57,6 +57,42 @@ import TollgateTesting
     #expect(each > 100 && each <= 600)
   }
 
+  /// What a sidecar holds of an account, of one counter and of three portions; and what is remembered
+  /// of its calls.
+  @Test func leasesAreMeasured() throws {
+    let rig = try StoreRig.leased(amount: Quantity.maximum)
+    let count = 200
+    for number in 0..<count { try rig.seed("a\(number)") }
+    func held(_ feature: String, _ suffix: String) throws -> Int64 {
+      for number in 0..<count {
+        var none = TestLessee(UInt64(number))
+        _ = try rig.run(none.exchange(rig, "a\(number)\(suffix)", feature, settle: 1))
+      }
+      let before = try bytes(rig, "*:a:a*") + bytes(rig, "*:lx")
+      for number in 0..<count {
+        var one = TestLessee(UInt64(number) << 32 + UInt64(feature.utf8.count))
+        let outcome = try rig.run(
+          one.exchange(rig, "a\(number)\(suffix)", feature, target: 100))
+        #expect(outcome.left == 100)
+      }
+      return (try bytes(rig, "*:a:a*") + bytes(rig, "*:lx") - before) / Int64(count)
+    }
+    let single = try held("tokens", "")
+    let three = try held("chat", "/ann")
+    var one = TestLessee(9)
+    for _ in 0..<LeaseRules.callsKept {
+      try rig.advance(1)
+      _ = try rig.run(one.exchange(rig, "a0", "tokens", settle: 1))
+    }
+    let calls = try bytes(rig, "*:lb:" + one.id.hex)
+    print(
+      "a lease: \(single) bytes in Redis with one portion, \(three) with three; the latest calls of a "
+        + "lessee \(calls)")
+    #expect(single > 40 && single <= 400)
+    #expect(three > 100 && three <= 900)
+    #expect(calls >= 16 * Int64(LeaseRules.callsKept) && calls <= 1000)
+  }
+
   @Test func operationsWithPricesAndReservationsAreMeasured() throws {
     let rig = try ready()
     rig.useRich()

@@ -126,6 +126,41 @@ import TollgateTesting
     for figure in [consume, reserve, settle] { #expect(figure > 0) }
   }
 
+  /// An exchange at full load: a delta of each of 64 accounts, whose lease is topped up.
+  @Test func anExchangeOfManyAccountsIsMeasured() throws {
+    let rig = try StoreRig.leased(amount: Quantity.maximum, transform: { $1 })
+    rig.limits.outboxEntriesMax = 1 << 40
+    let now = redisTime
+    try rig.useTime(WallTime(milliseconds: now(rig)))
+    for number in 0..<64 { try rig.seed("a\(number)") }
+    var one = TestLessee(7)
+    func cost(_ feature: String, _ suffix: String) throws -> Double {
+      try rig.useTime(WallTime(milliseconds: now(rig)))
+      let calls = try (0..<128).map { number in
+        rig.useTime(rig.now + (number % 4 == 0 ? 1 : 0))
+        let accounts = try (0..<64).map {
+          try one.exchange(rig, "a\($0)\(suffix)", feature, settle: 5, target: 100).accounts[0]
+        }
+        return StoreRig.command(one.call(rig, accounts), rig.library)
+      }
+      let before = try cpu(rig)
+      for start in stride(from: 0, to: calls.count, by: 8) {
+        for reply in try rig.redis.pipeline(Array(calls[start..<start + 8])) {
+          #expect(RESPReply(reply).array?.count == 67, "\(reply)")
+        }
+      }
+      return (try cpu(rig) - before) * 1e6 / Double(calls.count * 64)
+    }
+    for _ in 0..<2 { _ = try (cost("tokens", ""), cost("chat", "/ann")) }
+    let figures = try (0..<5).map { _ in (try cost("tokens", ""), try cost("chat", "/ann")) }
+    let single = figures.map(\.0).sorted()[2]
+    let three = figures.map(\.1).sorted()[2]
+    print(
+      "lease, us of Redis per settled delta: one counter \(single), two counters and a rate "
+        + "\(three)")
+    #expect(single > 0 && three > 0)
+  }
+
   /// Microseconds of Redis for each of these calls, none of which may be refused.
   private func busy(with calls: [[[UInt8]]], _ rig: StoreRig) throws -> Double {
     let before = try cpu(rig)

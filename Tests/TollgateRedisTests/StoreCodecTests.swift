@@ -95,7 +95,7 @@ import TollgateTesting
     let granted = try #require(document.components(separatedBy: "Redis user needs").last)
     let options: Set<Substring> = [
       "MAXLEN", "MINID", "STREAM", "ENTRIESADDED", "BYSCORE", "LIMIT", "WITHSCORES", "ERR",
-      "COUNT",
+      "COUNT", "PXAT",
     ]
     var commands: Set<Substring> = []
     for name in ScriptName.allCases {

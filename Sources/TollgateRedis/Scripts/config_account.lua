@@ -13,7 +13,7 @@
 -- Invariants: an id has one effect, and one that may have been forgotten has none; the version
 --   only grows; works on a header that is not seeded, and leaves its epoch alone; a counter is
 --   never touched. The audit entry is the last write. Complexity: O(1).
--- include: base, journal, append, changes, fence, announce, header
+-- include: base, journal, append, changes, fence, announce, header, tell
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
 local stop = fenced(M[1], M[2], M[3])
 if stop then
@@ -38,5 +38,6 @@ local sequence = int(seq + 1)
 stays(KEYS[3])
 set(KEYS[3], {'v', int(new), 'cfg', ARGV[7], 'op', remember(H[3], ARGV[4], new, ms)}, H)
 set(KEYS[1], {'seq', sequence, 't', int(now)}, {M[2], M[3]})
+tell(string.match(KEYS[3], ':a:([^/]*)'))
 announce(ARGV[3], seq, ms, ARGV[4], 0, ARGV[8], ARGV[9])
 return {0, ARGV[3], sequence, int(ms)}

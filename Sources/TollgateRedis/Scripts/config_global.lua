@@ -15,7 +15,7 @@
 -- Invariants: an id has one effect, and one that may have been forgotten has none; the version
 --   only grows, and meta.gv of this bucket with it; catalogs are bounded, because each new one
 --   forgets one. The audit entry is the last write. Complexity: O(1).
--- include: base, journal, append, changes, fence, announce
+-- include: base, journal, append, changes, fence, announce, tell
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv', 'ack')
 local stop = fenced(M[1], M[2], M[3])
 if stop then
@@ -46,5 +46,6 @@ if ARGV[10] ~= '0' then
 end
 set(KEYS[3], {'version', new, 'cfg', ARGV[7], 'op', remember(H[3], ARGV[4], n, ms)}, H)
 set(KEYS[1], {'seq', sequence, 't', int(now), 'gv', new}, {M[2], M[3], M[4]})
+tell('*')
 announce(ARGV[3], seq, ms, ARGV[4], 0, ARGV[8], ARGV[9])
 return {0, ARGV[3], sequence, int(ms)}

@@ -29,7 +29,7 @@
 --   annulled any more: a field behind its record says so to `cancel`. Counters move in the delta's own period, where it is held
 --   still; an adjustment also makes the account's counter of a period that a seed would make.
 -- Complexity: O(counters + shares).
--- include: base, journal, hashes, append, fence
+-- include: base, journal, hashes, append, fence, tell
 local LOOK, MARK = 60000, 600000
 local e, epoch, opTime, window, class, slice, bytesMax, outMax, kind, reason, gv, av, looked, mark,
   shares = decode(ARGV[4])
@@ -198,6 +198,7 @@ local grown = #answer + 80
 set(KEYS[1], {'seq', int(seq + births), 't', int(now), class == 'm' and 'om' or 'ov',
   int(bytes + grown), sliceField, int((tonumber(M[9]) or 0) + grown)},
   {M[2], M[3], M[class == 'm' and 5 or 6], M[9]})
+tell(string.match(KEYS[3], ':a:([^/]*)'))
 local appended = 0
 local function append(...)
   local r = try(...)

@@ -17,7 +17,7 @@
 --   Safe against deltas in flight: they add to settled, and the offset stays. Of a grant nothing is
 --   forgiven: there that place holds what came over into the instance. The audit entry is the
 --   last write. Complexity: O(1).
--- include: base, journal, append, hashes, changes, fence, announce
+-- include: base, journal, append, hashes, changes, fence, announce, tell
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack')
 local stop = fenced(M[1], M[2], M[3])
 if stop then
@@ -94,5 +94,6 @@ local change = ARGV[6] == '' and 0 or value - before
 local sequence = int(seq + 1)
 set(KEYS[3], {'op', remember(H[2], ARGV[4], -change, ms)}, {H[2]})
 set(KEYS[1], {'seq', sequence, 't', int(now)}, {M[2], M[3]})
+tell(string.match(KEYS[3], ':a:([^/]*)'))
 announce(e, seq, ms, ARGV[4], change, body, ARGV[11])
 return {0, e, sequence, int(ms), int(before), int(value)}

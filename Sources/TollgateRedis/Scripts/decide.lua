@@ -12,33 +12,25 @@
 --         for money and for volume; per slice: key, class letter, field, number
 --       then per operation
 --         · id (16 bytes), fingerprint (4 x 4 bytes), MessagePack: mode (0 consume, 1 check,
---           2 post), global version, account version, time of the id ms, not after ms (0: none),
+--           2 post, 3 consume, and a denial that rests on leases is not recorded), global version, account version, time of the id ms, not after ms (0: none),
 --           its slice, the slice in the other class, number of bodies, key of the account header,
 --           and where deeper hashes are read: key of the index, keys of the hashes
 --         · the plan (layout in DecidePlan.swift) · one delta body per metered item
 -- Reply {2, f, seq}: nothing was looked at; or an array with one answer per operation:
 --       a record (bulk string, layout in DecideReply.swift): decided; or an array
---       {1, record} {3, word} {4} {5} {6, now} {7, gv, v, cfg} {8} {9, now} {10, item}
+--       {1, record} {3, word} {4} {5} {6, now} {7, gv, v, cfg} {8} {9, now} {10, item} {15}
 --
 -- Invariants: a hard limit is never exceeded by `consume`; a denial moves no counter and no
 --   arrival time; every metered item of an allowed operation bears exactly one delta; meta.seq is
 --   the last sequence in the outbox; of an id at most one record exists.
 -- Complexity: O(cells + limits + items); one call per hash or slice read or written and per delta.
--- include: base
+-- include: base, whole
 --
 -- This runs for every operation there is, so it spares Lua's allocator, which costs more than Redis's
 -- own work here: no function is made per call that is not called, tables are made at their final
 -- size (`{nil, nil}` has room for two), text becomes a number by `+ 0` (`tonumber` converts twice),
 -- and what only a failure needs is worked out after it.
 local CHECK, POST = 1, 2
--- A whole number as text, by '%d' (a quarter of what '%.0f' costs; `open` makes sure that it is
--- exact). Called before the first write only: there is nothing to take back.
-local function int(x)
-  if x % 1 ~= 0 or x > LARGEST or x < -LARGEST then
-    error({err = 'ERR not a quantity'})
-  end
-  return format('%d', x)
-end
 
 local A = {decode(ARGV[2])}
 local seen, reached, e, epoch, window, outMax, count, sliceCount = unpack(A, 1, 8)
@@ -72,6 +64,9 @@ for i = 1, count do
   local op = {cmsgpack.unpack_limit(text, 100, 32)}
   op[1], operations[i], ids[i] = at, op, sub(text, 1, 16)
   at = at + 2 + op[9]
+  if op[2] == 3 then
+    op[2], op.quiet = 0, true
+  end
   if op[2] ~= CHECK then
     slices[op[7]].asked = true
   end
@@ -207,6 +202,11 @@ for i = 1, count do
     local cellsAt = at
     local limitsAt = cellsAt + cells * 5
     local itemsAt = limitsAt + limits * 9
+    -- In a new epoch's first second sidecars say what they let through from leases of the old one.
+    if P[itemsAt + items * 3 + 1] and M[6] and mode == 0 and now < M[6] + 1000000 then
+      reply = {15}
+      break
+    end
     local C, late = {nil, nil, nil, nil}, false
     for c = 1, cells do
       local b = cellsAt + (c - 1) * 5
@@ -281,7 +281,7 @@ for i = 1, count do
         local amount, start, row = P[itemsAt + (P[b + 1] - 1) * 3], P[at + 2], R[P[at]]
         -- What is counted now is looked at while the next period runs.
         row.expiry = P[at] > 1 and max(row.expiry, start + 2 * length + DAY) or row.expiry
-        -- include: sliding
+        -- include: reach, sliding
       end
       if reason then
         local enforcement = P[b + 2]
@@ -426,7 +426,15 @@ for i = 1, count do
     local top = encode(reason, ms, gv, op[4], epoch, first, mode == CHECK and 0 or mask, 0,
       binding and P[binding + 1] or 0, binding and P[binding + 3] or '', retry, items)
     -- A refusal that is not about what was asked passes by itself: the same id may come again.
-    if mode == CHECK or reason == 17 or reason == 24 or full or (mode == POST and unknown) then
+    -- So may one whose denial rests on what leases hold: they are asked to give it back first.
+    local rests = op.quiet and (reason == 23 or reason == 22)
+    if rests and reason == 22 then
+      rests = false
+      for c = 1, cells do
+        rests = rests or C[c][3] > 0
+      end
+    end
+    if mode == CHECK or reason == 17 or reason == 24 or full or rests or (mode == POST and unknown) then
       reply = print .. top .. states
       break
     end
@@ -511,28 +519,7 @@ end
 -- before everything else. They are written whole and are no step any more.
 local giveUp = error
 if fresh then
-  -- include: journal, hashes
-  giveUp = abort
-  local kept = 0
-  for i = 1, n do
-    local row = steps[i]
-    local key, before = row.write[2], row.e == e and (row.second or 0) + 0 or 0
-    local later = max(before, row.expiry or 0)
-    kept = kept + 1
-    steps[kept] = row
-    if later > before then
-      if row.e ~= e then
-        local stale = row.e and write(nil, 'PEXPIRETIME', key) or 0
-        replace(key, {'e', e, 'x', int(later), unpack(row.write, 3)})
-        touch(KEYS[row.index], key, max(stale, 0), later, ms)
-        kept = kept - 1
-      else
-        set(key, {'x', int(later)}, {row.second})
-        touch(KEYS[row.index], key, before, later, ms)
-      end
-    end
-  end
-  n = kept
+  -- include: journal, hashes, fresh
 end
 
 -- The usual writes keep no journal: a failure takes them back from the values read.

@@ -100,7 +100,7 @@ local function isEmpty(r)
 end
 
 local function writeRows()
-  for level = 1, 5 do
+  for level = 1, #KEYS do
     local r = rows[level]
     if r and r.order[1] then
       local fields, old = {}, {}

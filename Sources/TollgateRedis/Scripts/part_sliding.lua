@@ -1,15 +1,8 @@
 -- A sliding limit (kind 4) of `length`, whose `cell` begins at `start`, asked for `amount`: finds
--- `reason`, `left` and `retry` of limit `l` at `b`. `reach`: what counts of the period before, the
--- share of it that a span of this length, ending now, still reaches, in 2^20ths, rounded up twice.
--- Exact: every product stays within 2^53.
--- More may have been taken back of it than was counted.
-local before = cell[5] == start - length and max(0, cell[6] + cell[7]) or 0
-local elapsed = ms - start
-local function share(weight)
-  return floor(before / 1048576) * weight + floor((before % 1048576 * weight + 1048575) / 1048576)
-end
+-- `reason`, `left` and `retry` of limit `l` at `b`. `reach`: what counts of the period before.
+-- Needs: reach.
 reach = reach or {}
-reach[l] = share(floor(((length - elapsed) * 1048576 + length - 1) / length))
+reach[l] = still
 local room = P[b + 5] - (cell[2] - cell[4] + cell[3])
 if room - reach[l] < amount then
   reason, left = 22, max(0, room - reach[l])

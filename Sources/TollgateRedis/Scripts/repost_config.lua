@@ -16,7 +16,7 @@
 --   orders them alike. A counter's change moves the period it was made in, if that is the current one.
 --   Once per epoch: a mark stands until the acknowledgement has passed the entry, and from then on
 --   the ledger says that it has it. Complexity: O(1).
--- include: base, journal, changes, fence, header
+-- include: base, journal, changes, fence, header, tell
 local epoch, index, time, actual, charged, absorbed, scope, version, field, start = decode(ARGV[3])
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv')
 local stop = fenced(M[1], M[2], M[3])
@@ -68,6 +68,9 @@ else
   set(KEYS[1], {'seq', sequence, 't', int(now)}, {M[2], M[3]})
 end
 write({'ZREM', KEYS[3], mark}, 'ZADD', KEYS[3], sequence, mark)
+if changed then
+  tell(string.match(KEYS[4], ':a:([^/]*)') or '*')
+end
 write(nil, 'XADD', KEYS[2], e .. '-' .. sequence, 'd',
   ARGV[4] .. encode(3, index, time, actual, charged, absorbed), 'b', ARGV[5])
 return {0, sequence, int(floor(now / 1000))}

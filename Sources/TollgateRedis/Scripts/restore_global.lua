@@ -10,7 +10,7 @@
 -- Reply {0, version in force} · {2, f, seq}
 --
 -- Invariant: never replaces a newer version, nor a catalog. Complexity: O(1).
--- include: base, journal, changes, fence
+-- include: base, journal, changes, fence, tell
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'gv')
 local stop = fenced(M[1], M[2], M[3])
 if stop then
@@ -32,4 +32,5 @@ set(KEYS[2], fields, H)
 if version > (tonumber(M[4]) or -1) then
   set(KEYS[1], {'gv', int(version)}, {M[4]})
 end
+tell('*')
 return {0, int(version)}

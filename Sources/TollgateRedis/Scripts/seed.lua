@@ -74,7 +74,7 @@ local function keep(w, key)
   end
   for i = 1, #flat, 2 do
     local field = flat[i]
-    if string.find(field, '|', 1, true) then
+    if string.find(field, '|', 1, true) and sub(field, 1, 1) ~= '^' then
       local old, place = {decode(flat[i + 1])}, at[field]
       if place then
         w[place] = greater(field, {decode(w[place])}, old)

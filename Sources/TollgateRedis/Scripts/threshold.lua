@@ -10,7 +10,7 @@
 --       {9, now} · {13}
 --
 -- Invariants: a threshold is noted once for a period and an amount; a larger amount, and a reset,
---   arm all of them again, a smaller amount none. The counter itself is asked, so what was judged
+--   arm all of them again, a smaller amount none. What is only leased is not used. The counter itself is asked, so what was judged
 --   on older numbers notes nothing that is not so. No counter is touched. Complexity: O(thresholds).
 -- include: base, journal, append, fence, announce
 local M = call('HMGET', KEYS[1], 'f', 'seq', 't', 'ack', 'gv')
@@ -18,7 +18,7 @@ local stop = fenced(M[1], M[2], M[3])
 if stop then
   return stop
 end
-local H = call('HMGET', KEYS[3], 'e', 'v')
+local H = call('HMGET', KEYS[3], 'e', 'v', '^')
 local e = ARGV[3]
 if H[1] ~= e then
   return {8}
@@ -43,6 +43,17 @@ if ARGV[9] == '1' then
     return {7}
   end
   settled = settled - offset
+end
+-- What sidecars hold in stock is not used.
+if H[3] then
+  local flat, path = call('HGETALL', KEYS[3]), string.match(key, ':a:[^/]*(.*)$')
+  local name = path .. ' ' .. ARGV[6]
+  for i = 1, #flat, 2 do
+    if sub(flat[i], 1, 1) == '^' and sub(flat[i], 10) == name then
+      local left, from = decode(flat[i + 1])
+      held = held - (from == start and left or 0)
+    end
+  end
 end
 local used, highest = settled + held, 0
 if row[3] then

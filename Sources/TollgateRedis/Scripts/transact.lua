@@ -178,7 +178,7 @@ local function see(l)
     local level, name, start = placeIn(P[b + 4])
     local cell, amount, length = slotOf(level, name, start), amounts[i], P[b + 6]
     local reason, left, retry = nil, 0, -1
-    -- include: sliding
+    -- include: reach, sliding
     return reason, max(0, room - reach[l]), retry
   elseif kind == 5 then
     local room = P[b + 5] - usedOf(P[b + 4])

@@ -50,6 +50,8 @@ package struct SubjectCounters: Hashable, Sendable {
       guard let field = flat[index].text, let value = flat[index + 1].bytes else { continue }
       if field == "e" {
         epoch = flat[index + 1].number
+      } else if field.hasPrefix("^") {
+        continue  // A lease, whose lessee may be any eight bytes.
       } else if field.contains("|") {
         cells[field] = CounterCell(value)
       } else if field.contains("~") {
@@ -72,6 +74,8 @@ package struct ReadAccountCall: ScriptCall {
     package var now: WallTime
     package var header: AccountHeader
     package var counters: SubjectCounters
+    /// By lessee; what they hold is in the counters too.
+    package var leases: [StoredLease]
     package var subjects: [Subject]
   }
 
@@ -115,6 +119,7 @@ package struct ReadAccountCall: ScriptCall {
         fence: reply.fenceState, acknowledged: reply[3].number ?? 0,
         now: WallTime(milliseconds: now), header: header,
         counters: SubjectCounters(flat: flat),
+        leases: StoredLease.all(flat: flat, account: account),
         subjects: paths.compactMap { $0.text.flatMap { try? Subject($0) } }))
   }
 }

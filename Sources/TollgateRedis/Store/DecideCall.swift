@@ -34,6 +34,9 @@ package struct DecideOperation: Sendable {
     case check = 1
     /// Records what was admitted elsewhere: no limit denies, no ceiling applies.
     case post = 2
+    /// As `consume`, but a denial for want of units or tokens that leases may hold leaves no
+    /// record: the same id is asked again when they were asked for.
+    case consumeBeforeRecall = 3
   }
 
   package var id: OperationID

@@ -13,6 +13,7 @@
 //   one string, kept with the record of what was counted: a run of its own of the number of cells
 //   and per cell: item, level, window code, start, end (what a cancel takes back, whatever the
 //   configuration is by then)
+//   where the operation could be answered from leases: 1; else nothing
 // Hash 1 is the account header, 2… the deeper subjects in use, by level.
 
 package import TollgateCore
@@ -132,6 +133,7 @@ package final class DecidePlan: Sendable {
       counted.append(cell.period.end.milliseconds)
     }
     writer.append(counted.bytes)
+    if resolution.isLeasable { writer.append(1) }
     bytes = writer.bytes
   }
 }

@@ -96,6 +96,20 @@ package struct KeySpace: Sendable {
     prefixes[bucket] + "he:" + String(max(0, id.time.milliseconds) / 3_600_000)
   }
 
+  /// STRING: the ids of a lessee's latest calls to the bucket.
+  package func leaseCalls(_ bucket: Int, _ lessee: LesseeID) -> String {
+    prefixes[bucket] + "lb:" + lessee.hex
+  }
+  /// ZSET of the bucket's accounts with leases: path → when something of them may be due first.
+  package func leasesDue(_ bucket: Int) -> String { prefixes[bucket] + "lx" }
+
+  /// Channels stand for no bucket: a change of an account's configuration or counters by hand (the
+  /// message is the account, or `*`), and units that a lessee is asked to give back (the account).
+  package var changesChannel: String { channels + "c" }
+  package func recallChannel(_ lessee: LesseeID) -> String { recallChannels + lessee.hex }
+  var recallChannels: String { channels + "r:" }
+  private var channels: String { "tg\(Deployment.keyVersion):\(deployment.text):" }
+
   package var global: String { prefixes[map.control] + "global" }
   package var catalogs: String { prefixes[map.control] + "catalogs" }
 

@@ -21,12 +21,16 @@ package enum ScriptName: String, Sendable, Hashable, CaseIterable {
   case transact
   case transactCheck = "transact_check"
   case settle, expire, represent, bury
+  case lease
+  case leaseEnd = "lease_end"
+  case recall
 }
 
 /// What scripts share.
 private enum ScriptPart: String {
   case base, journal, append, hashes, header, changes, fence, announce, sliding
   case rows, measure, price, bodies, record, hold, begin, ending
+  case whole, reach, fresh, lessee, tell
 
   static let mark = "-- include: "
 
@@ -49,6 +53,11 @@ private enum ScriptPart: String {
     case .hold: PackageResources.part_hold_lua
     case .begin: PackageResources.part_begin_lua
     case .ending: PackageResources.part_ending_lua
+    case .whole: PackageResources.part_whole_lua
+    case .reach: PackageResources.part_reach_lua
+    case .fresh: PackageResources.part_fresh_lua
+    case .lessee: PackageResources.part_lessee_lua
+    case .tell: PackageResources.part_tell_lua
     }
   }
 }
@@ -145,6 +154,9 @@ package struct ScriptLibrary: Sendable {
     case .represent: PackageResources.represent_lua
     case .bury: PackageResources.bury_lua
     case .threshold: PackageResources.threshold_lua
+    case .lease: PackageResources.lease_lua
+    case .leaseEnd: PackageResources.lease_end_lua
+    case .recall: PackageResources.recall_lua
     }
   }
 }

@@ -389,12 +389,15 @@ package struct CounterState: Hashable, Sendable {
   package var previousStart: WallTime
   package var previousSettled: Int64
   package var previousHeld: Int64
+  /// Of `held`, what sidecars hold in stock.
+  package var leased: Int64
 
   package init(
     start: WallTime, settled: Int64, held: Int64 = 0, forgiven: Int64 = 0,
     previousStart: WallTime = WallTime(milliseconds: 0), previousSettled: Int64 = 0,
-    previousHeld: Int64 = 0
+    previousHeld: Int64 = 0, leased: Int64 = 0
   ) {
+    self.leased = leased
     self.start = start
     self.settled = settled
     self.held = held
@@ -411,7 +414,7 @@ package struct CounterState: Hashable, Sendable {
       value: CounterValue(
         start: start, settled: settled, held: held, previousStart: previousStart,
         previousSettled: previousSettled, previousHeld: previousHeld),
-      forgiven: forgiven)
+      forgiven: forgiven, leased: leased)
   }
 }
 

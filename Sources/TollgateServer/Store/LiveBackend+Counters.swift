@@ -49,7 +49,10 @@ extension LiveBackend {
         return CounterState(
           start: cell.start, settled: cell.settled, held: cell.held, forgiven: cell.forgiven,
           previousStart: cell.previousStart, previousSettled: cell.previousSettled,
-          previousHeld: cell.previousHeld)
+          previousHeld: cell.previousHeld,
+          leased: snapshot.leases.left(
+            of: KeySpace.field(feature: quota.feature, window: quota.window), quota.subject,
+            since: cell.start))
       },
       rates: rates.map { rate in
         current(rate.subject)?.rates[KeySpace.field(feature: rate.feature, rate: rate.limit)] ?? 0

@@ -26,7 +26,9 @@ import TollgateTesting
 
   /// Waits without holding a thread.
   private func until(_ what: String, _ condition: () async throws -> Bool) async throws {
-    try await eventually(what) { () async throws -> Bool in try await condition() }
+    try await eventually(within: .seconds(60), what) { () async throws -> Bool in
+      try await condition()
+    }
   }
 
   private func subscription(_ server: RedisServerProcess, _ told: Told) -> RedisSubscription {
