@@ -1,0 +1,237 @@
+// The operation ring: which operations were let through, in which order. It is at once what makes
+// a retry be answered as before, and the journal that is read after a crash.
+//
+// Its index has no deletions: a chain runs from the newest to the oldest, and the oldest is always
+// overwritten first, so a chain simply ends where a position is no longer in the ring.
+
+/// What a slot is. A position is written once, except that an operation may become cancelled.
+package enum LeaseSlotKind: UInt32 {
+  case none = 0
+  case operation = 1
+  /// More amounts of the operation before it.
+  case continuation = 2
+  /// An operation that was not decided here: a retry of it must not be either.
+  case marker = 3
+  /// Takes the amounts of an operation back.
+  case correction = 4
+  /// Denied by a cached denial.
+  case denied = 5
+  /// An operation that a correction took back.
+  case cancelled = 6
+}
+
+package struct LeaseSlot: BitwiseCopyable {
+  static let bytes = 32
+  static let entryMax: UInt32 = 1 << 24 - 1
+  /// Exclusive: 47 bits and a sign lie beside 16 bits of the key's hash.
+  static let amountMax: Int64 = 1 << 47
+
+  var a: UInt64 = 0
+  var b: UInt64 = 0
+  var c: UInt64 = 0
+  /// entry 24 │ kind 4 │ items 4, and above them the check.
+  var d: UInt64 = 0
+
+  @inline(__always)
+  init(
+    high: UInt64, low: UInt64, amount: Int64, tag: UInt16, entry: UInt32, kind: LeaseSlotKind,
+    items: Int
+  ) {
+    a = high
+    b = low
+    c = UInt64(bitPattern: amount) << 16 | UInt64(tag)
+    d = UInt64(entry | kind.rawValue << 24 | UInt32(truncatingIfNeeded: items) << 28)
+  }
+
+  init(more x: Int64, _ y: Int64, _ z: Int64, entry: UInt32) {
+    a = UInt64(bitPattern: x)
+    b = UInt64(bitPattern: y)
+    c = UInt64(bitPattern: z)
+    d = UInt64(entry | LeaseSlotKind.continuation.rawValue << 24)
+  }
+
+  @inline(__always) var amount: Int64 { Int64(bitPattern: c) >> 16 }
+  @inline(__always) var tag: UInt16 { UInt16(truncatingIfNeeded: c) }
+  @inline(__always) var entry: UInt32 { UInt32(truncatingIfNeeded: d) & Self.entryMax }
+  @inline(__always) var kind: LeaseSlotKind {
+    LeaseSlotKind(rawValue: UInt32(truncatingIfNeeded: d) >> 24 & 15) ?? .none
+  }
+  @inline(__always) var items: Int { Int(UInt32(truncatingIfNeeded: d) >> 28) }
+  /// Minting time of the id, in milliseconds.
+  @inline(__always) var time: Int64 { Int64(a >> 16) }
+
+  @inline(__always)
+  private func check(_ position: UInt64, _ generation: UInt64) -> UInt64 {
+    let word = d & 0xFFFF_FFFF
+    let x = LeaseHash.mix(a ^ generation, b ^ 0xE703_7ED1_A0B4_28DB &+ position)
+    return LeaseHash.mix(x ^ c, word ^ 0xA076_1D64_78BD_642F) & 0xFFFF_FFFF_0000_0000
+  }
+
+  @inline(__always)
+  mutating func seal(_ position: UInt64, _ generation: UInt64) {
+    d = d & 0xFFFF_FFFF | check(position, generation)
+  }
+
+  func isSealed(_ position: UInt64, _ generation: UInt64) -> Bool {
+    d >> 32 == check(position, generation) >> 32 && kind != .none
+  }
+}
+
+@safe struct LeaseRing: ~Copyable {
+  let region: StripeRegion
+  private let mask: UInt64
+  /// Low halves of positions: the newest of a chain; the one before each.
+  private let heads: UnsafeMutablePointer<UInt32>
+  private let before: UnsafeMutablePointer<UInt32>
+  private let headsMask: Int
+  /// Where the next slot goes. From 1, so that 0 means none.
+  private(set) var head: UInt64
+  /// The oldest that is remembered.
+  private(set) var tail: UInt64
+  /// Of the last operation (ms). The horizon never passes it: one caller whose clock is ahead must
+  /// not make everybody's ids too old when its own is forgotten.
+  var wall: Int64 = 0
+  /// Ids minted until then may have been forgotten (ms).
+  private(set) var horizon: Int64
+
+  init(_ region: StripeRegion) {
+    self.region = region
+    mask = UInt64(region.slots - 1)
+    headsMask = region.slots * 2 - 1
+    unsafe heads = .allocate(capacity: region.slots * 2)
+    unsafe heads.initialize(repeating: 0, count: region.slots * 2)
+    unsafe before = .allocate(capacity: region.slots)
+    unsafe before.initialize(repeating: 0, count: region.slots)
+    head = max(1, region.word(.head))
+    tail = max(1, region.word(.tail))
+    horizon = Int64(truncatingIfNeeded: region.word(.horizon))
+    restore()
+  }
+
+  deinit {
+    unsafe heads.deallocate()
+    unsafe before.deallocate()
+  }
+
+  var slots: UInt64 { mask + 1 }
+
+  /// Slots in use.
+  var count: UInt64 { head - tail }
+
+  // MARK: - Finding
+
+  @inline(__always)
+  private func bucket(_ high: UInt64, _ low: UInt64) -> Int {
+    Int(truncatingIfNeeded: LeaseHash.mix(low ^ 0x8EBC_6AF0_9C88_C6E3, high | 1)) & headsMask
+  }
+
+  /// Low halves are of positions less than one lap of 2^32 back, or of none that is remembered.
+  @inline(__always)
+  private func position(_ low: UInt32) -> UInt64 {
+    head &- UInt64(UInt32(truncatingIfNeeded: head) &- low)
+  }
+
+  /// The operation or marker of this id; 0 where none is remembered.
+  @inline(__always)
+  func find(_ high: UInt64, _ low: UInt64) -> UInt64 {
+    var newer = head
+    var at = unsafe position(heads[bucket(high, low)])
+    while at < newer, at >= tail {
+      let slot = region.slot(at)
+      if slot.a == high, slot.b == low { return at }
+      newer = at
+      at = unsafe position(before[Int(at & mask)])
+    }
+    return 0
+  }
+
+  @inline(__always)
+  func slot(_ position: UInt64) -> LeaseSlot { region.slot(position) }
+
+  // MARK: - Writing
+
+  @inline(__always)
+  private func link(_ position: UInt64, _ slot: LeaseSlot) {
+    let bucket = bucket(slot.a, slot.b)
+    unsafe before[Int(position & mask)] = heads[bucket]
+    unsafe heads[bucket] = UInt32(truncatingIfNeeded: position)
+  }
+
+  // The caller made room.
+
+  /// Slots of an operation behind its first, which is appended after them and so comes to stand
+  /// before them: it is valid only when all are there.
+  func put(more slot: LeaseSlot, at index: Int) {
+    var slot = slot
+    let position = head &+ 1 &+ UInt64(truncatingIfNeeded: index)
+    slot.seal(position, region.generation)
+    region.put(slot, at: position)
+  }
+
+  @inline(__always)
+  mutating func append(_ first: LeaseSlot, span: Int, linked: Bool) {
+    var slot = first
+    slot.seal(head, region.generation)
+    region.put(slot, at: head)
+    if linked { link(head, slot) }
+    head &+= UInt64(truncatingIfNeeded: span)
+    region.put(.head, head)
+  }
+
+  mutating func cancel(_ position: UInt64) {
+    let old = region.slot(position)
+    var slot = LeaseSlot(
+      high: old.a, low: old.b, amount: old.amount, tag: old.tag, entry: old.entry,
+      kind: .cancelled, items: old.items)
+    slot.seal(position, region.generation)
+    region.put(slot, at: position)
+  }
+
+  /// Forgets the oldest slot.
+  @inline(__always)
+  mutating func forget(_ slot: LeaseSlot) {
+    switch slot.kind {
+    case .continuation, .correction, .none: break
+    case .operation, .marker, .denied, .cancelled: forgotten(until: slot.time)
+    }
+    tail &+= 1
+    region.put(.tail, tail)
+  }
+
+  /// An id of that time can no longer be known here.
+  @inline(__always)
+  mutating func forgotten(until minted: Int64) {
+    let time = wall > 0 ? min(minted, wall &- 1) : minted
+    guard time > horizon else { return }
+    horizon = time
+    region.put(.horizon, UInt64(bitPattern: time))
+  }
+
+  // MARK: - Recovery
+
+  func isValid(_ position: UInt64) -> Bool {
+    region.slot(position).isSealed(position, region.generation)
+  }
+
+  /// Slots of the operation whose first is at `position`.
+  static func length(items: Int) -> Int { 1 + (max(items, 1) + 1) / 3 }
+
+  /// Brings the index back from what lies in the region. The last operation may have been torn;
+  /// it was never answered.
+  private mutating func restore() {
+    if head < tail || head - tail > slots { tail = head > slots ? head - slots : 1 }
+    while head - tail < slots, isValid(head) { head += 1 }
+    for position in tail..<head where isValid(position) {
+      let slot = region.slot(position)
+      switch slot.kind {
+      case .operation, .marker, .denied, .cancelled: link(position, slot)
+      case .correction:
+        let of = find(slot.a, slot.b)
+        if of != 0, region.slot(of).kind == .operation { cancel(of) }
+      case .continuation, .none: break
+      }
+    }
+    region.put(.head, head)
+    region.put(.tail, tail)
+  }
+}

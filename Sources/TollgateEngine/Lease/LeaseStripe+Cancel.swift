@@ -1,0 +1,91 @@
+// CANCEL of an operation that was let through here. What is not in a batch yet is un-spent; what is
+// becomes a credit of its entry, which later spends absorb, and which is settled as a refund where
+// none come. Either way a correction lies in the ring, so that a recovery comes to the same sum.
+
+import TollgateCore
+
+extension LeaseStripe {
+  mutating func known(_ request: borrowing LeaseRequest) -> LeaseKnown {
+    let position = ring.find(request.high, request.low)
+    guard position != 0 else {
+      if Int64(request.high >> 16) <= ring.horizon { return .tooOld }
+      mark(request.high, request.low)
+      return .unknown
+    }
+    let slot = ring.slot(position)
+    switch slot.kind {
+    case .none, .continuation, .correction, .marker: return .unknown
+    case .operation, .cancelled, .denied: break
+    }
+    if case .mismatch(let item, let keyOffset)? = unsafe mismatch(
+      position, slot, request.key, request.hash, request.amounts)
+    {
+      return .mismatch(item: item, keyOffset: keyOffset)
+    }
+    switch slot.kind {
+    case .cancelled: return .cancelled
+    case .denied: return .denied
+    case .none, .continuation, .correction, .marker, .operation: return .allowed
+    }
+  }
+
+  mutating func cancel(_ request: borrowing LeaseRequest) -> LeaseCancel {
+    let position = ring.find(request.high, request.low)
+    guard position != 0 else {
+      if Int64(request.high >> 16) <= ring.horizon { return .tooOld }
+      mark(request.high, request.low)
+      return .unknown
+    }
+    let slot = ring.slot(position)
+    switch slot.kind {
+    case .none, .continuation, .correction, .marker: return .unknown
+    case .operation, .cancelled, .denied: break
+    }
+    if case .mismatch(let item, let keyOffset)? = unsafe mismatch(
+      position, slot, request.key, request.hash, request.amounts)
+    {
+      return .mismatch(item: item, keyOffset: keyOffset)
+    }
+    if slot.kind == .cancelled { return .already }
+    if slot.kind == .denied { return .denied }
+
+    let isOwn =
+      entries.contains(slot.entry) && entries[slot.entry].has(LeaseEntry.isLive)
+      && entries[slot.entry].born <= position
+    let entry = unsafe isOwn ? slot.entry : findEntry(request.hash, request.key)
+    guard entry != 0, Int(entries[entry].itemCount) == slot.items else { return .unregistered }
+    let span = LeaseRing.length(items: slot.items)
+    guard makeRoom(span, keeping: 0), entries[entry].logged != 0 || define(entry) else {
+      return .full
+    }
+    unsafe putMore(request.amounts, entry: entry, sign: -1)
+    ring.append(
+      LeaseSlot(
+        high: request.high, low: request.low, amount: -slot.amount, tag: slot.tag, entry: entry,
+        kind: .correction, items: slot.items), span: span, linked: false)
+    // Room was made by forgetting old ones, and this may have been among them.
+    if position >= ring.tail { ring.cancel(position) }
+
+    let e = entries[entry]
+    let isUnsettled = isOwn && position >= e.sent
+    for index in 0..<slot.items {
+      let amount = unsafe request.amounts[index]
+      let item = e.items + UInt32(index)
+      guard isUnsettled else {
+        items[item].credit += amount
+        creditUnits += amount
+        continue
+      }
+      items[item].open -= amount
+      unsettledUnits -= amount
+      for place in 0..<UInt32(e.referenceCount) {
+        let reference = references[e.references + place]
+        guard reference.item == UInt32(index) else { continue }
+        portions[reference.portion].open -= amount
+        portions[reference.portion].reckon()
+      }
+    }
+    soil(entry, now: request.now)
+    return .cancelled
+  }
+}

@@ -1,0 +1,329 @@
+// The hot path: one operation against memory. No allocation, no reference counting, no closure;
+// everything is checked before the first write, so that an operation is taken by all its portions
+// or by none.
+
+import TollgateCore
+
+extension LeaseStripe {
+  @inline(__always)
+  mutating func spend(
+    _ request: borrowing LeaseRequest, into out: UnsafeMutableRawBufferPointer
+  ) -> LeaseOutcome {
+    let isConsume = request.kind == .consume
+    if isConsume {
+      let seen = ring.find(request.high, request.low)
+      if seen != 0 { return unsafe recall(seen, request, into: out) }
+      let time = Int64(request.high >> 16)
+      if time <= ring.horizon { return .tooOld }
+      ring.wall = request.wall
+      if time > request.wall &+ configuration.skewMilliseconds {
+        // When it is asked again its time may have come: it is Redis's all the same.
+        mark(request.high, request.low)
+        return missed(.future)
+      }
+    }
+    let entry = unsafe findEntry(request.hash, request.key)
+    guard entry != 0 else { return missed(.unknownKey) }
+    let outcome = unsafe decide(entry, request, into: out)
+    if case .miss(let reason) = outcome {
+      // It goes to Redis: whatever becomes of it there, a retry goes there, too.
+      if isConsume { mark(request.high, request.low) }
+      return missed(reason)
+    }
+    return outcome
+  }
+
+  private mutating func missed(_ reason: LeaseMiss) -> LeaseOutcome {
+    misses[Int(reason.rawValue)] &+= 1
+    return .miss(reason)
+  }
+
+  @inline(__always)
+  private mutating func decide(
+    _ entry: UInt32, _ request: borrowing LeaseRequest,
+    into out: UnsafeMutableRawBufferPointer
+  ) -> LeaseOutcome {
+    let e = entries[entry]
+    let account = e.account
+    let now = request.now
+    guard e.generation == accounts[account].generation,
+      accounts[account].epochGeneration == generation, request.wall < e.validUntil
+    else { return .miss(.outdated) }
+    let confirmed = accounts[account].confirmedAt
+    guard
+      now &- confirmed <= configuration.freshNanoseconds
+        || (now <= freshUntil && confirmed >= unbrokenSince)
+        || e.has(LeaseEntry.isStaleAllowed)
+    else { return .miss(.notFresh) }
+    let itemCount = Int(e.itemCount)
+    guard unsafe request.amounts.count == itemCount,
+      unsafe bytes.bytes(e.template).count <= out.count
+    else { return .miss(.shape) }
+    if e.denial != 0, let bytes = unsafe deny(entry, e, request, into: out) {
+      if request.kind == .consume { noteDenied(entry, e, request) }
+      return .denied(bytes: bytes)
+    }
+    let judged = Int(e.judgedCount)
+    if judged > 0, now >= accounts[account].localEnd {
+      // Prolonged, acquired, or taken up again; the first one to find it so asks.
+      ask(entry, request)
+      return .miss(.ended)
+    }
+    for index in 0..<judged {
+      let reference = references[e.references &+ UInt32(truncatingIfNeeded: index)]
+      let amount = unsafe request.amounts[Int(reference.item)]
+      let portion = reference.portion
+      guard request.wall < portions[portion].end, request.wall >= portions[portion].start else {
+        return .miss(.outdated)
+      }
+      if amount > portions[portion].room {
+        ask(entry, request)
+        return .miss(.noRoom)
+      }
+    }
+    guard request.kind == .consume else {
+      return .allowed(bytes: unsafe answer(e, request, into: out, replayed: false))
+    }
+    for index in 0..<itemCount {
+      guard unsafe request.amounts[index] >= 0, unsafe request.amounts[index] < LeaseSlot.amountMax
+      else { return .miss(.shape) }
+    }
+    guard makeRoom(LeaseRing.length(items: itemCount), keeping: ring.slots / 8) else {
+      return .miss(.ringFull)
+    }
+    if e.logged == 0, !define(entry) { return .miss(.logFull) }
+
+    // Nothing fails from here on.
+    let first = LeaseSlot(
+      high: request.high, low: request.low, amount: unsafe request.amounts[0],
+      tag: UInt16(truncatingIfNeeded: e.hash), entry: entry, kind: .operation, items: itemCount)
+    let span = LeaseRing.length(items: itemCount)
+    if span > 1 { unsafe putMore(request.amounts, entry: entry, sign: 1) }
+    ring.append(first, span: span, linked: true)
+    var sum: Int64 = 0
+    for index in 0..<itemCount {
+      let amount = unsafe request.amounts[index]
+      items[e.items &+ UInt32(truncatingIfNeeded: index)].open &+= amount
+      sum &+= amount
+    }
+    var isLow = false
+    for index in 0..<judged {
+      let reference = references[e.references &+ UInt32(truncatingIfNeeded: index)]
+      let amount = unsafe request.amounts[Int(reference.item)]
+      let room = portions[reference.portion].room &- amount
+      portions[reference.portion].room = room
+      portions[reference.portion].open &+= amount
+      portions[reference.portion].used &+= amount
+      if room < portions[reference.portion].low { isLow = true }
+    }
+    for index in judged..<Int(e.referenceCount) {
+      let reference = references[e.references &+ UInt32(truncatingIfNeeded: index)]
+      portions[reference.portion].open &+= unsafe request.amounts[Int(reference.item)]
+    }
+    entries[entry].operations &+= 1
+    entries[entry].usedAt = now
+    unsettledUnits &+= sum
+    unsettledOperations &+= 1
+    if !e.has(LeaseEntry.isDirty) { soil(entry, now: now) }
+    if isLow { refill(entry, now: now) }
+    return .allowed(bytes: unsafe answer(e, request, into: out, replayed: false))
+  }
+
+  /// The slots behind an operation's first.
+  func putMore(_ amounts: UnsafeBufferPointer<Int64>, entry: UInt32, sign: Int64) {
+    func at(_ index: Int) -> Int64 {
+      index < amounts.count ? unsafe amounts[index] &* sign : 0
+    }
+    for slot in 0..<LeaseRing.length(items: amounts.count) - 1 {
+      let index = 1 + slot * 3
+      ring.put(
+        more: LeaseSlot(more: at(index), at(index + 1), at(index + 2), entry: entry), at: slot)
+    }
+  }
+
+  // MARK: - Answers
+
+  /// Writes the entry's answer with the numbers of now.
+  @inline(__always)
+  func answer(
+    _ e: LeaseEntry, _ request: borrowing LeaseRequest,
+    into out: UnsafeMutableRawBufferPointer, replayed: Bool
+  ) -> Int {
+    let writer = unsafe TemplateWriter(bytes.bytes(e.template), into: out)
+    for index in 0..<writer.patches {
+      let patch = writer.patch(index)
+      switch patch.field {
+      case .time: writer.put(request.wall, patch)
+      case .replayed: if replayed { writer.flag(patch) }
+      case .retryAfter: break
+      case .remaining, .settled, .held:
+        guard patch.item < e.itemCount else { break }
+        let state = items[e.items &+ UInt32(patch.item)]
+        guard state.shown != 0 else { break }
+        let portion = state.shown
+        let settled =
+          portions[portion].settled &+ portions[portion].inFlight &+ portions[portion].open
+        let held = portions[portion].held
+        switch patch.field {
+        case .settled: writer.put(settled, patch)
+        case .held: writer.put(held, patch)
+        default: writer.put(max(0, state.amount &- settled &- held), patch)
+        }
+      }
+    }
+    return writer.count
+  }
+
+  /// A denial that still holds; nil: it does not, or not for this amount.
+  private func deny(
+    _ entry: UInt32, _ e: LeaseEntry, _ request: borrowing LeaseRequest,
+    into out: UnsafeMutableRawBufferPointer
+  ) -> Int? {
+    let denial = denials[e.denial]
+    guard denial.generation == accounts[e.account].generation, request.now < denial.until,
+      request.wall < denial.reset, unsafe request.amounts.count == 1,
+      unsafe request.amounts[0] >= denial.amount,
+      unsafe bytes.bytes(denial.template).count <= out.count
+    else { return nil }
+    return unsafe write(denial, request, into: out, replayed: false)
+  }
+
+  /// A retry of it is denied, too, even where what was asked for is there by then.
+  private mutating func noteDenied(
+    _ entry: UInt32, _ e: LeaseEntry, _ request: borrowing LeaseRequest
+  ) {
+    let amount = unsafe request.amounts[0]
+    guard amount < LeaseSlot.amountMax, makeRoom(1, keeping: 0) else {
+      return ring.forgotten(until: Int64(request.high >> 16))
+    }
+    ring.append(
+      LeaseSlot(
+        high: request.high, low: request.low, amount: amount,
+        tag: UInt16(truncatingIfNeeded: e.hash), entry: entry, kind: .denied, items: 1),
+      span: 1, linked: true)
+  }
+
+  func write(
+    _ denial: LeaseDenial, _ request: borrowing LeaseRequest,
+    into out: UnsafeMutableRawBufferPointer, replayed: Bool
+  ) -> Int {
+    let writer = unsafe TemplateWriter(bytes.bytes(denial.template), into: out)
+    for index in 0..<writer.patches {
+      let patch = writer.patch(index)
+      switch patch.field {
+      case .time: writer.put(request.wall, patch)
+      case .replayed: if replayed { writer.flag(patch) }
+      case .retryAfter: writer.put(max(1, denial.reset &- request.wall), patch)
+      case .remaining, .settled, .held: break
+      }
+    }
+    return writer.count
+  }
+
+  // MARK: - Known ids
+
+  /// What became of the operation at this position of the ring, if this is the same one.
+  @inline(never)
+  private mutating func recall(
+    _ position: UInt64, _ request: borrowing LeaseRequest,
+    into out: UnsafeMutableRawBufferPointer
+  ) -> LeaseOutcome {
+    let slot = ring.slot(position)
+    switch slot.kind {
+    case .marker: return missed(.marked)
+    case .none, .continuation, .correction: return missed(.marked)
+    case .operation, .cancelled, .denied: break
+    }
+    if let difference = unsafe mismatch(position, slot, request.key, request.hash, request.amounts)
+    {
+      return difference
+    }
+    if slot.kind == .cancelled { return .cancelled }
+    let entry = unsafe findEntry(request.hash, request.key)
+    if slot.kind == .denied {
+      guard entry != 0, entries[entry].denial != 0,
+        unsafe bytes.bytes(denials[entries[entry].denial].template).count <= out.count
+      else { return .knownDenied }
+      let denial = denials[entries[entry].denial]
+      return .denied(bytes: unsafe write(denial, request, into: out, replayed: true))
+    }
+    guard entry != 0, unsafe bytes.bytes(entries[entry].template).count <= out.count else {
+      return .known
+    }
+    let e = entries[entry]
+    return .replayed(bytes: unsafe answer(e, request, into: out, replayed: true))
+  }
+
+  /// nil: the same body, as far as can be told here.
+  func mismatch(
+    _ position: UInt64, _ slot: LeaseSlot, _ key: UnsafeRawBufferPointer, _ hash: UInt64,
+    _ amounts: UnsafeBufferPointer<Int64>
+  ) -> LeaseOutcome? {
+    let isKnown =
+      entries.contains(slot.entry) && entries[slot.entry].has(LeaseEntry.isLive)
+      && entries[slot.entry].born <= position
+    if slot.tag != UInt16(truncatingIfNeeded: hash)
+      || (isKnown && entries[slot.entry].hash != hash)
+    {
+      guard isKnown else { return .mismatch(item: nil, keyOffset: -1) }
+      let own = unsafe bytes.bytes(entries[slot.entry].key)
+      var offset = 0
+      while offset < min(own.count, key.count), unsafe own[offset] == key[offset] { offset += 1 }
+      return .mismatch(item: nil, keyOffset: offset)
+    }
+    guard slot.items == amounts.count else { return .mismatch(item: nil, keyOffset: -1) }
+    for index in 0..<amounts.count where unsafe amounts[index] != amount(index, position, slot) {
+      return .mismatch(item: index, keyOffset: 0)
+    }
+    return nil
+  }
+
+  /// Of one item of the operation whose first slot is at `position`.
+  func amount(_ item: Int, _ position: UInt64, _ slot: LeaseSlot) -> Int64 {
+    guard item > 0 else { return slot.amount }
+    let more = ring.slot(position + 1 + UInt64((item - 1) / 3))
+    switch (item - 1) % 3 {
+    case 0: return Int64(bitPattern: more.a)
+    case 1: return Int64(bitPattern: more.b)
+    default: return Int64(bitPattern: more.c)
+    }
+  }
+
+  // MARK: - Room
+
+  /// Forgets the oldest operations until so many more fit, as far as they are settled.
+  @inline(__always)
+  mutating func makeRoom(_ count: Int, keeping reserve: UInt64) -> Bool {
+    let most = ring.slots &- reserve &- UInt64(truncatingIfNeeded: count)
+    while ring.count > most {
+      let slot = ring.slot(ring.tail)
+      if isUnsettled(slot, at: ring.tail) { return false }
+      ring.forget(slot)
+    }
+    return true
+  }
+
+  @inline(__always)
+  private func isUnsettled(_ slot: LeaseSlot, at position: UInt64) -> Bool {
+    switch slot.kind {
+    case .none, .marker, .denied: return false
+    // Of an operation that stands before it, and is looked at first.
+    case .continuation: return false
+    case .operation, .correction, .cancelled:
+      guard entries.contains(slot.entry), entries[slot.entry].has(LeaseEntry.isLive) else {
+        return false
+      }
+      return entries[slot.entry].born <= position && position >= entries[slot.entry].through
+    }
+  }
+
+  /// Leaves a marker: the operation is decided in Redis. Where none can be left, ids of its time
+  /// count as forgotten: refused later rather than counted twice.
+  @inline(never)
+  mutating func mark(_ high: UInt64, _ low: UInt64) {
+    guard makeRoom(1, keeping: 0) else { return ring.forgotten(until: Int64(high >> 16)) }
+    ring.append(
+      LeaseSlot(high: high, low: low, amount: 0, tag: 0, entry: 0, kind: .marker, items: 0),
+      span: 1, linked: true)
+  }
+}

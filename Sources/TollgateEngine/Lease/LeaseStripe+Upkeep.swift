@@ -1,0 +1,136 @@
+// Demand, and what follows from its absence: how much a portion should hold, when more is asked
+// for, when it is given back, when an entry is forgotten.
+
+import TollgateCore
+
+extension LeaseStripe {
+  /// An operation found too little, or no lease: more is asked for, or, where Redis had no more to
+  /// give, what is left is given back, so that the atomic decision sees all of it.
+  @inline(never)
+  mutating func ask(_ entry: UInt32, _ request: borrowing LeaseRequest) {
+    let e = entries[entry]
+    let isEnded = request.now >= accounts[e.account].localEnd
+    for place in 0..<UInt32(e.judgedCount) {
+      let reference = references[e.references + place]
+      let portion = reference.portion
+      let amount = unsafe request.amounts[Int(reference.item)]
+      portions[portion].used = min(1 << 50, portions[portion].used &+ max(0, min(amount, 1 << 50)))
+      guard isEnded || amount > portions[portion].room,
+        request.now >= portions[portion].restUntil
+      else { continue }
+      if portions[portion].has(LeasePortion.isTight), !isEnded,
+        portions[portion].left > 0
+      {
+        portions[portion].set(LeasePortion.isRecalled, true)
+        portions[portion].reckon()
+        portions[portion].restUntil = request.now + configuration.restNanoseconds
+      }
+      want(portion)
+    }
+  }
+
+  /// Some portion of the entry is low.
+  @inline(never)
+  mutating func refill(_ entry: UInt32, now: Int64) {
+    let e = entries[entry]
+    for place in 0..<UInt32(e.judgedCount) {
+      let portion = references[e.references + place].portion
+      guard portions[portion].room < portions[portion].low else { continue }
+      portions[portion].low = .min
+      want(portion)
+    }
+  }
+
+  /// Units per second: up at once, down by a quarter.
+  mutating func fold(_ portion: UInt32, now: Int64) {
+    let elapsed = (now &- portions[portion].foldedAt) / 1_000_000
+    guard elapsed >= 20 else { return }
+    let used = portions[portion].used
+    let rate = min(used, 1 << 50) * 1000 / elapsed
+    let before = portions[portion].rate
+    portions[portion].rate =
+      min(configuration.targetMax, rate > before ? rate : before - (before - rate) / 4)
+    if used > 0 { portions[portion].usedAt = now }
+    portions[portion].used = 0
+    portions[portion].foldedAt = now
+  }
+
+  /// What the lease shall hold after this exchange; −1: as it is.
+  mutating func target(_ portion: UInt32, now: Int64) -> Int64 {
+    let p = portions[portion]
+    // What is spent and not in this exchange keeps its hold.
+    let floor = p.isRate ? p.open : LeaseDoubt.needed(p.open)
+    if accounts[p.account].has(LeaseAccount.isGhost) { return p.open == 0 ? 0 : -1 }
+    fold(portion, now: now)
+    if p.has(LeasePortion.isRecalled) || p.references == 0 { return floor }
+    let after = max(0, p.left - p.inFlight)
+    if p.used == 0, now &- portions[portion].usedAt >= configuration.idleNanoseconds {
+      return floor
+    }
+    if now < p.restUntil { return -1 }
+    let wanted = max(
+      floor, min(configuration.targetMax, max(configuration.targetMin, portions[portion].rate)))
+    // A little too much is kept: it will be used, or given back as a whole.
+    return wanted < after && after / 2 <= wanted ? -1 : wanted
+  }
+
+  // MARK: - The wheel
+
+  mutating func enterWheel(_ portion: UInt32, now: Int64) {
+    guard !portions[portion].has(LeasePortion.isInWheel) else { return }
+    let turn = min(
+      Int64(Self.wheelSlots - 1), max(1, configuration.idleNanoseconds / Self.wheelNanoseconds))
+    let slot = Int((now / Self.wheelNanoseconds + turn) & Int64(Self.wheelSlots - 1))
+    portions[portion].set(LeasePortion.isInWheel, true)
+    portions[portion].wheelNext = wheel[slot]
+    wheel[slot] = portion
+  }
+
+  /// Looks at the portions whose time has come, at most so many in one go.
+  mutating func upkeep(now: Int64) {
+    evict(16, now: now)
+    let at = now / Self.wheelNanoseconds
+    // After a long sleep every slot is due once.
+    if at - wheelAt > Int64(Self.wheelSlots) { wheelAt = at - Int64(Self.wheelSlots) }
+    var left = 256
+    while wheelAt < at {
+      let slot = Int((wheelAt + 1) & Int64(Self.wheelSlots - 1))
+      while wheel[slot] != 0 {
+        guard left > 0 else { return }
+        left -= 1
+        let portion = wheel[slot]
+        wheel[slot] = portions[portion].wheelNext
+        portions[portion].set(LeasePortion.isInWheel, false)
+        look(portion, now: now)
+      }
+      wheelAt += 1
+    }
+  }
+
+  private mutating func look(_ portion: UInt32, now: Int64) {
+    let p = portions[portion]
+    guard p.left > 0 || p.targetInFlight > 0 else { return releaseIfUnused(portion) }
+    fold(portion, now: now)
+    let isIdle =
+      p.references == 0 || now &- portions[portion].usedAt >= configuration.idleNanoseconds
+    let rest = accounts[p.account].localEnd &- now
+    if isIdle || rest < configuration.leaseMilliseconds * 500_000 { want(portion) }
+    enterWheel(portion, now: now)
+  }
+
+  // MARK: - Eviction
+
+  /// Takes the next few entries that nobody has used for long.
+  mutating func evict(_ steps: Int, now: Int64) {
+    let end = entries.indices.upperBound
+    for _ in 0..<steps {
+      entryHand = entryHand + 1 < end ? entryHand + 1 : 1
+      guard entryHand < end else { return }
+      let e = entries[entryHand]
+      guard e.has(LeaseEntry.isLive), !e.has(LeaseEntry.isRetired), !e.has(LeaseEntry.isDirty),
+        !e.has(LeaseEntry.isInFlight), now &- e.usedAt >= configuration.evictNanoseconds
+      else { continue }
+      retire(entryHand)
+    }
+  }
+}

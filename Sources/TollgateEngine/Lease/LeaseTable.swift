@@ -1,0 +1,275 @@
+// All leases of a sidecar, shared by all its loops: stripes, each under a lock of its own. A bucket
+// belongs to one stripe, so whatever is about one account happens under one lock, and so does an
+// exchange. Nothing waits for anything while a lock is held but for memory.
+
+package import TollgateCore
+
+// Safe: each stripe is only touched with its lock held; the pointers are set once by `init` and
+// freed by `deinit`, when nobody has the table any more.
+@safe package final class LeaseTable: @unchecked Sendable {
+  private struct Guarded: ~Copyable {
+    let lock = StripeLock()
+    var stripe: LeaseStripe
+  }
+
+  package let region: LeaseRegion
+  package let buckets: Int
+  private let stripes: UnsafeMutablePointer<UnsafeMutablePointer<Guarded>>
+  private let count: Int
+  /// Stripes are a power of two.
+  private let mask: Int
+
+  /// - Parameters:
+  ///   - region: outlives the table. What is in it is taken up.
+  ///   - horizon: ids minted until then (wall ms) are refused: an earlier incarnation that kept no
+  ///     journal may have let them through.
+  package init(
+    _ configuration: LeaseConfiguration, region: LeaseRegion, buckets: Int, horizon: Int64
+  ) {
+    self.region = region
+    self.buckets = buckets
+    count = region.geometry.stripes
+    mask = count - 1
+    unsafe stripes = .allocate(capacity: region.geometry.stripes)
+    for index in 0..<count {
+      let stripe = UnsafeMutablePointer<Guarded>.allocate(capacity: 1)
+      unsafe stripe.initialize(
+        to: Guarded(
+          stripe: LeaseStripe(
+            configuration, region: region.stripe(index), stripes: region.geometry.stripes,
+            buckets: buckets, lessee: region.lessee, horizon: horizon)))
+      unsafe stripes[index] = stripe
+    }
+  }
+
+  deinit {
+    for index in 0..<count {
+      unsafe stripes[index].deinitialize(count: 1)
+      unsafe stripes[index].deallocate()
+    }
+    unsafe stripes.deallocate()
+  }
+
+  @inline(__always)
+  private func with<T>(_ bucket: Int, _ body: (inout LeaseStripe) -> T) -> T {
+    let guarded = unsafe stripes[bucket & mask]
+    unsafe guarded.pointee.lock.lock()
+    defer { unsafe guarded.pointee.lock.unlock() }
+    return unsafe body(&guarded.pointee.stripe)
+  }
+
+  private func withAll(_ body: (inout LeaseStripe) -> Void) {
+    for index in 0..<count { with(index, body) }
+  }
+
+  // MARK: - The hot path
+
+  /// Decides from memory, and writes the answer to `out`. Any thread.
+  package func spend(
+    _ request: borrowing LeaseRequest, into out: UnsafeMutableRawBufferPointer
+  ) -> LeaseOutcome {
+    let guarded = unsafe stripes[request.bucket & mask]
+    unsafe guarded.pointee.lock.lock()
+    let outcome = unsafe guarded.pointee.stripe.spend(request, into: out)
+    unsafe guarded.pointee.lock.unlock()
+    return outcome
+  }
+
+  /// Takes an operation back. The request's kind is not looked at.
+  package func cancel(_ request: borrowing LeaseRequest) -> LeaseCancel {
+    let guarded = unsafe stripes[request.bucket & mask]
+    unsafe guarded.pointee.lock.lock()
+    let outcome = unsafe guarded.pointee.stripe.cancel(request)
+    unsafe guarded.pointee.lock.unlock()
+    return outcome
+  }
+
+  /// What became of an operation here; nothing changes, but that an unknown one is marked: it goes
+  /// to Redis, and so does whatever comes under its id.
+  package func known(_ request: borrowing LeaseRequest) -> LeaseKnown {
+    let guarded = unsafe stripes[request.bucket & mask]
+    unsafe guarded.pointee.lock.lock()
+    let known = unsafe guarded.pointee.stripe.known(request)
+    unsafe guarded.pointee.lock.unlock()
+    return known
+  }
+
+  /// An operation of a leasable shape without an entry goes to Redis: before it is sent.
+  /// False: it was let through or marked here before; spend again for the answer.
+  package func mark(bucket: Int, id: OperationID) -> Bool {
+    with(bucket) { stripe in
+      guard stripe.ring.find(id.high, id.low) == 0 else { return false }
+      stripe.mark(id.high, id.low)
+      return true
+    }
+  }
+
+  // MARK: - Entries
+
+  package func register(_ registration: LeaseRegistration) -> LeaseRegistered {
+    with(registration.bucket) { $0.register(registration) }
+  }
+
+  package func noteDenial(bucket: Int, _ note: LeaseDenialNote) {
+    with(bucket) { $0.noteDenial(note) }
+  }
+
+  // MARK: - Exchanges
+
+  /// What is due of this bucket, to be sent at once: `now` becomes the time it was sent. `id` is
+  /// new. Call until nil, every few milliseconds.
+  package func collect(bucket: Int, now: MonotonicTime, id: OperationID) -> LeaseExchange? {
+    with(bucket) { $0.collect(bucket: bucket, now: now.nanoseconds, id: id) }
+  }
+
+  package func replied(
+    _ token: LeaseExchange.Token, _ replies: [LeaseReply], now: MonotonicTime
+  ) {
+    with(token.bucket) { $0.replied(token.number, replies, now: now.nanoseconds) }
+  }
+
+  /// Sent, and the outcome is not known: `collect` gives it again, under the same id.
+  package func lost(_ token: LeaseExchange.Token) {
+    with(token.bucket) { $0.lost(token.number) }
+  }
+
+  /// Not sent, or refused as a whole before anything was done (fenced, not seeded).
+  package func notSent(_ token: LeaseExchange.Token) {
+    with(token.bucket) { $0.notSent(token.number) }
+  }
+
+  /// Refused for the age of its id. `wasDone`: whether an earlier send of it was, as the ledger
+  /// knows; nil where nobody does.
+  package func tooOld(_ token: LeaseExchange.Token, wasDone: Bool?, now: MonotonicTime) {
+    with(token.bucket) { $0.tooOld(token.number, wasDone: wasDone, now: now.nanoseconds) }
+  }
+
+  // MARK: - News
+
+  package func configChanged(bucket: Int, account: [UInt8], now: MonotonicTime) {
+    with(bucket) { $0.configChanged(account, now: now.nanoseconds) }
+  }
+
+  package func configChanged(now: MonotonicTime) {
+    withAll { $0.configChanged(now: now.nanoseconds) }
+  }
+
+  package func confirmed(
+    bucket: Int, account: [UInt8], globalVersion: Int64, accountVersion: Int64,
+    sentAt: MonotonicTime
+  ) {
+    with(bucket) {
+      $0.confirmed(
+        account, globalVersion: globalVersion, accountVersion: accountVersion,
+        sentAt: sentAt.nanoseconds)
+    }
+  }
+
+  /// A STALE reply named these; the account's next exchange does.
+  package func versions(
+    bucket: Int, account: [UInt8], globalVersion: Int64, accountVersion: Int64
+  ) {
+    with(bucket) {
+      $0.versions(account, globalVersion: globalVersion, accountVersion: accountVersion)
+    }
+  }
+
+  package func recall(bucket: Int, account: [UInt8], now: MonotonicTime) {
+    with(bucket) { $0.recall(account, now: now.nanoseconds) }
+  }
+
+  package func epochChanged(bucket: Int) {
+    with(bucket) { $0.epochChanged(bucket: bucket) }
+  }
+
+  /// The subscription stands, and misses nothing, since then.
+  package func subscribed(since: MonotonicTime) {
+    withAll { $0.unbrokenSince = since.nanoseconds }
+  }
+
+  package func unsubscribed() {
+    withAll { $0.unbrokenSince = .max }
+  }
+
+  /// A word of the subscription came.
+  package func heard(at now: MonotonicTime) {
+    withAll {
+      $0.freshUntil = max($0.freshUntil, now.nanoseconds + $0.configuration.freshNanoseconds)
+    }
+  }
+
+  /// Nothing is spent any more, and all that is held is given back.
+  package func close(now: MonotonicTime) {
+    withAll { stripe in
+      stripe.configChanged(now: now.nanoseconds)
+      for account in stripe.accounts.indices
+      where stripe.accounts[account].has(LeaseAccount.isLive) {
+        stripe.outdate(account)
+      }
+    }
+  }
+
+  /// Nothing is held, and nothing is to be settled.
+  package var isReturned: Bool {
+    (0..<count).allSatisfy { index in
+      with(index) { stripe in
+        stripe.unsettledOperations == 0 && stripe.exchanges.isEmpty
+          && stripe.portions.indices.allSatisfy {
+            !stripe.portions[$0].has(LeasePortion.isLive) || stripe.portions[$0].left <= 0
+          }
+      }
+    }
+  }
+
+  // MARK: - Sums
+
+  package enum Load: Sendable, Hashable, Comparable {
+    /// Nothing is leased, and nothing is to be settled.
+    case none
+    /// There are shapes that may be spent of.
+    case registered
+    case unsettled
+  }
+
+  /// How much there is to do.
+  package var load: Load {
+    var load = Load.none
+    for index in 0..<count {
+      load = max(
+        load,
+        with(index) { stripe in
+          if stripe.unsettledOperations > 0 || !stripe.exchanges.isEmpty || stripe.ghosts > 0 {
+            return .unsettled
+          }
+          return stripe.entries.used > 0 || stripe.portions.used > 0 ? .registered : .none
+        })
+    }
+    return load
+  }
+
+  package var gauges: LeaseGauges {
+    var sum = LeaseGauges()
+    for index in 0..<count { sum += with(index) { $0.gauges } }
+    return sum
+  }
+
+  /// Earlier incarnations that have nothing left to settle: Redis may be told that they are over,
+  /// and then `region.closed`. To be asked now and then while `region.predecessors` names any.
+  package var finishedPredecessors: [UInt64] {
+    let predecessors = region.predecessors
+    guard !predecessors.isEmpty else { return [] }
+    var open: Set<UInt64> = []
+    for index in 0..<count {
+      with(index) { stripe in
+        guard stripe.ghosts > 0 else { return }
+        for account in stripe.accounts.indices
+        where stripe.accounts[account].has(LeaseAccount.isLive)
+          && stripe.accounts[account].has(LeaseAccount.isGhost)
+        {
+          open.insert(stripe.accounts[account].lessee)
+        }
+      }
+    }
+    return predecessors.filter { !open.contains($0) }
+  }
+}

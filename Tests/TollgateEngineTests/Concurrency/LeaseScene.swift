@@ -1,0 +1,226 @@
+// One sidecar's lease table with a clock of the test's own, and words to write transcripts with.
+
+import TollgateCore
+import TollgateTesting
+
+@testable import TollgateEngine
+
+/// Memory that outlives a table, as a mapped file outlives a process.
+// Safe: the pointer is set once and freed with the owner; who writes it holds a stripe's lock.
+@safe final class LeaseMemory: @unchecked Sendable {
+  let geometry: LeaseGeometry
+  private let base: UnsafeMutableRawPointer
+
+  init(_ geometry: LeaseGeometry) {
+    self.geometry = geometry
+    unsafe base = .allocate(byteCount: geometry.bytes, alignment: 4096)
+    unsafe base.initializeMemory(as: UInt8.self, repeating: 0, count: geometry.bytes)
+  }
+
+  deinit { unsafe base.deallocate() }
+
+  func region(lessee: UInt64) -> LeaseRegion {
+    guard
+      let region = unsafe LeaseRegion(
+        UnsafeMutableRawBufferPointer(start: base, count: geometry.bytes), geometry: geometry,
+        lessee: lessee)
+    else { preconditionFailure("the memory is as long as its geometry says") }
+    return region
+  }
+
+  /// As if another process had died in the middle of writing here.
+  func tear(at offset: Int, _ byte: UInt8) {
+    unsafe base.storeBytes(of: byte, toByteOffset: offset, as: UInt8.self)
+  }
+
+  func byte(at offset: Int) -> UInt8 { unsafe base.load(fromByteOffset: offset, as: UInt8.self) }
+}
+
+/// A shape: an account, and cells with one amount each.
+struct Shape {
+  var account: String
+  var key: String
+  /// Judged cells; the first is the one shown.
+  var cells: [String]
+  var counted: [String] = []
+  var kind = LeasePortionKey.Kind.cell
+  var items = 1
+
+  static func simple(_ account: String = "acme", member: String? = nil) -> Shape {
+    Shape(
+      account: account, key: account + (member.map { "/" + $0 } ?? ""),
+      cells: [account] + (member.map { [account + "/" + $0] } ?? []),
+      counted: [account + ".bill"])
+  }
+
+  var allCells: [String] { cells + counted }
+}
+
+@safe final class LeaseScene {
+  static let wallStart: Int64 = 1_700_000_000_000
+
+  let table: LeaseTable
+  /// The table does not keep it.
+  private let memory: LeaseMemory
+  let bucket: Int
+  /// Nanoseconds since the boot; wall time runs along.
+  var now: Int64
+  var version: Int64 = 1
+  private var minted: UInt64
+  let out = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
+
+  static func geometry(stripes: Int = 1, slots: Int = 256, log: Int = 1 << 18) -> LeaseGeometry {
+    LeaseGeometry(stripes: stripes, slots: slots, logBytes: log)
+  }
+
+  init(
+    _ memory: LeaseMemory = LeaseMemory(LeaseScene.geometry()), lessee: UInt64 = 1,
+    configuration: LeaseConfiguration = LeaseConfiguration(), now: Int64 = 10_000_000_000,
+    horizon: Int64 = 0, buckets: Int = 1, bucket: Int = 0, minted: UInt64 = 0
+  ) {
+    table = LeaseTable(
+      configuration, region: memory.region(lessee: lessee), buckets: buckets, horizon: horizon)
+    self.memory = memory
+    self.now = now
+    self.bucket = bucket
+    self.minted = minted
+  }
+
+  deinit { unsafe out.deallocate() }
+
+  var wall: Int64 { Self.wallStart + now / 1_000_000 }
+
+  func pass(_ milliseconds: Int64) { now += milliseconds * 1_000_000 }
+
+  func mint() -> OperationID {
+    minted += 1
+    return OperationID(high: UInt64(wall) << 16 | minted & 0xFFFF, low: minted &* 0x9E37_79B9)
+  }
+
+  @discardableResult
+  func spend(
+    _ shape: Shape = .simple(), _ amounts: Int64..., id: OperationID? = nil,
+    kind: LeaseKind = .consume
+  ) -> LeaseOutcome {
+    spend(shape, amounts, id: id, kind: kind)
+  }
+
+  func spend(
+    _ shape: Shape, _ amounts: [Int64], id: OperationID? = nil, kind: LeaseKind = .consume
+  ) -> LeaseOutcome {
+    request(shape, amounts, id ?? mint(), kind) { unsafe table.spend($0, into: out) }
+  }
+
+  func cancel(_ shape: Shape, _ amount: Int64, id: OperationID) -> LeaseCancel {
+    request(shape, [amount], id, .consume) { table.cancel($0) }
+  }
+
+  private func request<T>(
+    _ shape: Shape, _ amounts: [Int64], _ id: OperationID, _ kind: LeaseKind,
+    _ body: (borrowing LeaseRequest) -> T
+  ) -> T {
+    let key = Array(shape.key.utf8)
+    return unsafe key.withUnsafeBytes { key in
+      unsafe amounts.withUnsafeBufferPointer { amounts in
+        body(
+          unsafe LeaseRequest(
+            bucket: bucket, kind: kind, id: id, key: key, hash: LeaseHash.of(key),
+            amounts: amounts, now: now, wall: wall))
+      }
+    }
+  }
+
+  /// The answer's numbers: remaining, settled, held, time, flags.
+  func number(_ place: Int) -> Int64 {
+    unsafe out.loadUnaligned(fromByteOffset: place * 8, as: Int64.self)
+  }
+
+  static let template = LeaseTemplate(
+    bytes: Array(repeating: 0, count: 48),
+    patches: [
+      LeasePatch(.remaining, at: 0), LeasePatch(.settled, at: 8), LeasePatch(.held, at: 16),
+      LeasePatch(.time, at: 24), LeasePatch(.replayed, at: 32),
+    ])
+
+  func registration(
+    _ shape: Shape, amount: Int64 = 1_000, demand: Int64 = 1, end: Int64 = .max,
+    isStaleAllowed: Bool = false
+  ) -> LeaseRegistration {
+    let portions =
+      shape.cells.map {
+        LeasePortionKey(shape.kind, name: Array($0.utf8), limits: [1, 2, 3], end: end)
+      } + shape.counted.map { LeasePortionKey(.count, name: Array($0.utf8), limits: []) }
+    var template = Self.template
+    for index in 0..<8 { template.bytes[40 + index] = UInt8(version >> Int64(8 * index) & 0xFF) }
+    return LeaseRegistration(
+      bucket: bucket, account: Array(shape.account.utf8), key: Array(shape.key.utf8),
+      globalVersion: version, accountVersion: 1, confirmedAt: now, now: now, validUntil: end,
+      isStaleAllowed: isStaleAllowed,
+      items: (0..<shape.items).map { item in
+        .init(
+          portions: item == 0 ? Array(portions.indices) : [],
+          shown: item == 0 && !shape.cells.isEmpty ? 0 : nil, amount: amount)
+      },
+      portions: portions, demand: demand, template: template,
+      definition: Array(shape.allCells.joined(separator: ",").utf8))
+  }
+
+  @discardableResult
+  func register(
+    _ shape: Shape = .simple(), amount: Int64 = 1_000, demand: Int64 = 1, end: Int64 = .max,
+    isStaleAllowed: Bool = false
+  ) -> LeaseRegistered {
+    table.register(
+      registration(
+        shape, amount: amount, demand: demand, end: end, isStaleAllowed: isStaleAllowed))
+  }
+
+  var monotonic: MonotonicTime { MonotonicTime(nanoseconds: now) }
+
+  func collect() -> LeaseExchange? {
+    table.collect(bucket: bucket, now: monotonic, id: mint())
+  }
+
+  /// Everything that is due goes to Redis and is answered at once.
+  @discardableResult
+  func exchange(with redis: ModelRedis) -> Int {
+    var count = 0
+    while let exchange = collect() {
+      redis.now = wall
+      table.replied(exchange.token, redis.exchange(exchange), now: monotonic)
+      count += 1
+      if count > 1_000 { preconditionFailure("exchanges without an end") }
+    }
+    return count
+  }
+
+  /// Registers and acquires.
+  @discardableResult
+  func begin(_ redis: ModelRedis, _ shape: Shape = .simple(), demand: Int64 = 10) -> LeaseScene {
+    register(shape, amount: redis.amounts[shape.cells.first ?? ""] ?? 0, demand: demand)
+    exchange(with: redis)
+    return self
+  }
+
+  var isUnsettled: Bool { table.gauges.unsettledUnits != 0 }
+
+  /// Time passes in small steps, and exchanges with it.
+  func run(_ milliseconds: Int64, _ redis: ModelRedis, step: Int64 = 10) {
+    var left = milliseconds
+    while left > 0 {
+      pass(step)
+      left -= step
+      exchange(with: redis)
+    }
+  }
+}
+
+extension LeaseOutcome {
+  var isAllowed: Bool {
+    if case .allowed = self { true } else { false }
+  }
+
+  var isReplayed: Bool {
+    if case .replayed = self { true } else { false }
+  }
+}

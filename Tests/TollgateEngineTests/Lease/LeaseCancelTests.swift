@@ -1,0 +1,155 @@
+// Operations that are taken back, and denials that are remembered.
+
+import Testing
+import TollgateCore
+
+@testable import TollgateEngine
+
+struct LeaseCancelTests {
+  private let redis = ModelRedis()
+
+  init() { redis.amounts = ["acme": 1_000] }
+
+  @Test func whatIsNotSettledIsUnspent() {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    #expect(scene.cancel(.simple(), 3, id: id) == .cancelled)
+    #expect(!scene.isUnsettled)
+    scene.run(20, redis)
+    #expect(redis.ledger["acme"] ?? 0 == 0)
+  }
+
+  @Test func theIdStaysCancelled() {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    _ = scene.cancel(.simple(), 3, id: id)
+    #expect(scene.spend(.simple(), 3, id: id) == .cancelled)
+    #expect(scene.cancel(.simple(), 3, id: id) == .already)
+  }
+
+  @Test func laterSpendsAbsorbWhatWasSettled() throws {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    scene.run(20, redis)
+    #expect(scene.cancel(.simple(), 3, id: id) == .cancelled)
+    scene.spend(.simple(), 5)
+    scene.run(20, redis)
+    #expect(redis.ledger["acme"] == 5 && redis.settled["acme"] == 5)
+    #expect(scene.table.gauges.creditUnits == 0 && !scene.isUnsettled)
+  }
+
+  @Test func whatNothingAbsorbsBecomesARefund() {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    scene.run(20, redis)
+    _ = scene.cancel(.simple(), 3, id: id)
+    scene.run(500, redis)
+    #expect(redis.ledger["acme"] == 3)
+    scene.run(600, redis)
+    #expect(redis.ledger["acme"] == 0 && redis.settled["acme"] == 0)
+    #expect(scene.table.gauges.creditUnits == 0)
+  }
+
+  @Test func whatWasSettledLendsNothingBeforeRedisKnows() {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 30, id: id)
+    scene.run(10, redis)
+    _ = scene.cancel(.simple(), 30, id: id)
+    var spent: Int64 = 0
+    while scene.spend(.simple(), 1).isAllowed { spent += 1 }
+    #expect(spent <= LeaseDoubt.ceiling(redis.lessees["acme"]?[1]?.left["acme"] ?? 0))
+  }
+
+  @Test func anUnknownOneIsLeftToRedisAndMarked() {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    #expect(scene.cancel(.simple(), 3, id: id) == .unknown)
+    #expect(scene.spend(.simple(), 3, id: id) == .miss(.marked))
+  }
+
+  @Test func anotherBodyIsNotCancelled() {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    #expect(scene.cancel(.simple(), 4, id: id) == .mismatch(item: 0, keyOffset: 0))
+    #expect(scene.table.gauges.unsettledUnits == 3)
+  }
+
+  @Test func anEntryThatIsGoneIsRegisteredAgainFirst() {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    scene.run(70_000, redis, step: 200)
+    #expect(scene.cancel(.simple(), 3, id: id) == .unregistered)
+    scene.begin(redis)
+    #expect(scene.cancel(.simple(), 3, id: id) == .cancelled)
+    scene.run(1_100, redis)
+    #expect(redis.ledger["acme"] == 0)
+  }
+
+  // MARK: - Denials
+
+  private func deny(_ scene: LeaseScene, settledAlone: Bool, amount: Int64 = 1) {
+    scene.table.noteDenial(
+      bucket: 0,
+      LeaseDenialNote(
+        key: Array("acme".utf8), amount: amount, isSettledAlone: settledAlone,
+        reset: scene.wall + 10_000, confirmedAt: scene.now,
+        template: LeaseTemplate(
+          bytes: Array(repeating: 7, count: 24),
+          patches: [
+            LeasePatch(.time, at: 0), LeasePatch(.retryAfter, at: 8),
+            LeasePatch(.replayed, at: 16),
+          ])))
+  }
+
+  @Test func aDenialBySettledAloneIsRemembered() {
+    let scene = LeaseScene()
+    scene.register()
+    deny(scene, settledAlone: true)
+    scene.pass(900)
+    #expect(scene.spend(.simple(), 5) == .denied(bytes: 24))
+    #expect(scene.number(1) == 9_100)
+  }
+
+  @Test func aDenialByHoldsIsForgottenAfterTenMilliseconds() {
+    let scene = LeaseScene()
+    scene.register()
+    deny(scene, settledAlone: false, amount: 3)
+    scene.pass(9)
+    #expect(scene.spend(.simple(), 3) == .denied(bytes: 24))
+    #expect(scene.spend(.simple(), 2) == .miss(.ended))
+    scene.pass(1)
+    #expect(scene.spend(.simple(), 3) == .miss(.ended))
+  }
+
+  @Test func aDenialIsDroppedByAChange() {
+    let scene = LeaseScene()
+    scene.register()
+    deny(scene, settledAlone: true)
+    scene.pass(1)
+    scene.table.configChanged(bucket: 0, account: Array("acme".utf8), now: scene.monotonic)
+    #expect(scene.spend(.simple(), 1) == .miss(.outdated))
+    scene.register()
+    #expect(scene.spend(.simple(), 1) == .miss(.ended))
+  }
+
+  @Test func aRetryOfADeniedOneIsDenied() {
+    let scene = LeaseScene()
+    scene.register()
+    deny(scene, settledAlone: false)
+    let id = scene.mint()
+    #expect(scene.spend(.simple(), 1, id: id) == .denied(bytes: 24))
+    scene.pass(20)
+    #expect(scene.spend(.simple(), 1, id: id) == .denied(bytes: 24))
+    #expect(scene.number(2) & 1 == 1)
+    scene.table.configChanged(now: scene.monotonic)
+    scene.register()
+    #expect(scene.spend(.simple(), 1, id: id) == .knownDenied)
+  }
+}

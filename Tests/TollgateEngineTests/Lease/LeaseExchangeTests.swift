@@ -1,0 +1,265 @@
+// What goes to Redis, when, and what the answers and the silence do to the leases.
+
+import Testing
+import TollgateCore
+
+@testable import TollgateEngine
+
+struct LeaseExchangeTests {
+  private let redis = ModelRedis()
+
+  init() { redis.amounts = ["acme": 1_000, "small": 30, "rate": 1_000] }
+
+  @Test func nothingIsDueBeforeTheTick() {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 3)
+    scene.pass(9)
+    #expect(scene.collect() == nil)
+    scene.pass(1)
+    #expect(scene.collect()?.deltas.map(\.amount) == [3])
+  }
+
+  @Test func spendsOfATickAreOneDelta() {
+    let scene = LeaseScene().begin(redis)
+    for _ in 0..<10 { scene.spend(.simple(), 2) }
+    scene.pass(10)
+    let exchange = scene.collect()
+    #expect(exchange?.deltas.map(\.amount) == [20])
+    #expect(exchange?.accounts.first?.portions.map(\.settle) == [20, 20])
+  }
+
+  @Test func anAccountIsInOneExchangeAtATime() throws {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 3)
+    scene.pass(10)
+    let first = try #require(scene.collect())
+    scene.spend(.simple(), 4)
+    scene.pass(100)
+    #expect(scene.collect() == nil)
+    scene.table.replied(first.token, redis.exchange(first), now: scene.monotonic)
+    scene.pass(10)
+    #expect(scene.collect()?.deltas.map(\.amount) == [4])
+  }
+
+  @Test func aLostBatchGoesOutAgainAsItWas() throws {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 3)
+    scene.pass(10)
+    let first = try #require(scene.collect())
+    _ = redis.exchange(first)
+    scene.spend(.simple(), 4)
+    scene.table.lost(first.token)
+    let again = try #require(scene.collect())
+    #expect(again.id == first.id && again.isRepeat && again.deltas == first.deltas)
+    #expect(again.accounts[0].ordinal == first.accounts[0].ordinal + 1)
+    scene.table.replied(again.token, redis.exchange(again), now: scene.monotonic)
+    scene.run(20, redis)
+    #expect(redis.settled["acme"] == 7 && redis.ledger["acme"] == 7 && !scene.isUnsettled)
+  }
+
+  @Test func aBatchThatDidNotLeaveKeepsItsId() throws {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 3)
+    scene.pass(10)
+    let first = try #require(scene.collect())
+    scene.table.notSent(first.token)
+    let again = try #require(scene.collect())
+    #expect(again.id == first.id && !again.isRepeat)
+  }
+
+  @Test func aBatchThatWasNeverDoneGetsANewIdWhereItsOwnIsTooOld() throws {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 3)
+    scene.pass(10)
+    let first = try #require(scene.collect())
+    scene.table.tooOld(first.token, wasDone: nil, now: scene.monotonic)
+    let again = try #require(scene.collect())
+    #expect(again.id != first.id && again.deltas == first.deltas)
+    scene.table.replied(again.token, redis.exchange(again), now: scene.monotonic)
+    #expect(redis.ledger["acme"] == 3)
+  }
+
+  @Test func aBatchThatNobodyCanTellAboutIsReportedAndNotCountedTwice() throws {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 3)
+    scene.pass(10)
+    let first = try #require(scene.collect())
+    scene.table.lost(first.token)
+    let again = try #require(scene.collect())
+    scene.table.tooOld(again.token, wasDone: nil, now: scene.monotonic)
+    #expect(scene.collect()?.deltas.isEmpty ?? true)
+    #expect(scene.table.gauges.unresolvedUnits == 3 && !scene.isUnsettled)
+  }
+
+  @Test func lowWaterAsksForMoreAtOnce() {
+    let scene = LeaseScene().begin(redis, demand: 10)
+    for _ in 0..<20 { scene.spend(.simple(), 1) }
+    #expect(scene.collect() == nil)
+    scene.spend(.simple(), 1)
+    #expect(scene.collect()?.deltas.map(\.amount) == [21])
+  }
+
+  @Test func nearTheEdgeNothingIsHeldAndNothingIsAskedForAWhile() {
+    let scene = LeaseScene()
+    redis.settled["small"] = 28
+    let shape = Shape.simple("small")
+    scene.begin(redis, shape)
+    #expect(redis.held("small") == 0)
+    #expect(scene.spend(shape, 1) == .miss(.noRoom))
+    #expect(scene.exchange(with: redis) == 0)
+    scene.pass(250)
+    #expect(scene.spend(shape, 1) == .miss(.noRoom))
+    #expect(scene.exchange(with: redis) == 1)
+  }
+
+  @Test func whatIsIdleIsGivenBack() {
+    let scene = LeaseScene().begin(redis)
+    #expect(redis.held("acme") == 80)
+    scene.run(2_500, redis)
+    #expect(redis.held("acme") == 0)
+    #expect(scene.table.gauges.unsettledUnits == 0)
+  }
+
+  @Test func whatIsSpentWhileItIsGivenBackKeepsItsHold() throws {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 10)
+    scene.table.recall(bucket: 0, account: Array("acme".utf8), now: scene.monotonic)
+    #expect(scene.spend(.simple(), 1) == .miss(.noRoom))
+    let exchange = try #require(scene.collect())
+    _ = redis.exchange(exchange)
+    #expect(redis.settled["acme"] == 10 && redis.held("acme") == 0)
+  }
+
+  @Test func aLeaseInUseIsProlonged() {
+    let scene = LeaseScene()
+    scene.table.subscribed(since: scene.monotonic)
+    scene.begin(redis)
+    for _ in 0..<300 {
+      scene.table.heard(at: scene.monotonic)
+      scene.spend(.simple(), 0)
+      scene.run(100, redis, step: 100)
+    }
+    #expect(redis.lessees["acme"]?[1]?.isInDoubt == false)
+    #expect((redis.lessees["acme"]?[1]?.expires ?? 0) > scene.wall)
+  }
+
+  @Test func aChangeOfConfigurationEndsTheSpendingUntilItIsRegisteredAnew() {
+    let scene = LeaseScene().begin(redis)
+    scene.pass(1)
+    scene.table.configChanged(bucket: 0, account: Array("acme".utf8), now: scene.monotonic)
+    #expect(scene.spend(.simple(), 1) == .miss(.outdated))
+    scene.exchange(with: redis)
+    #expect(redis.held("acme") == 0)
+    scene.version = 2
+    redis.version = 2
+    scene.begin(redis)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+  }
+
+  @Test func aChangeForEverybodyIsSeenByEachAccount() {
+    let scene = LeaseScene().begin(redis)
+    scene.pass(1)
+    let late = scene.registration(.simple())
+    scene.pass(1)
+    scene.table.configChanged(now: scene.monotonic)
+    #expect(scene.spend(.simple(), 1) == .miss(.outdated))
+    // What was resolved before the change does not bring it back.
+    #expect(scene.table.register(late) == .outdated)
+    #expect(scene.register() == .ready)
+  }
+
+  @Test func aStaleReplySettlesAndStops() throws {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 3)
+    redis.version = 2
+    scene.pass(10)
+    let exchange = try #require(scene.collect())
+    let replies = redis.exchange(exchange)
+    #expect(replies == [.stale])
+    scene.table.replied(exchange.token, replies, now: scene.monotonic)
+    #expect(redis.settled["acme"] == 3)
+    #expect(scene.spend(.simple(), 1) == .miss(.outdated))
+    scene.table.versions(
+      bucket: 0, account: Array("acme".utf8), globalVersion: 2, accountVersion: 1)
+    scene.exchange(with: redis)
+    #expect(redis.held("acme") == 0)
+  }
+
+  @Test func aNewEpochVoidsWhatIsHeldAndKeepsWhatIsNotSettled() {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 3)
+    redis.lose()
+    scene.table.epochChanged(bucket: 0)
+    #expect(scene.spend(.simple(), 1) == .miss(.ended))
+    scene.run(20, redis)
+    #expect(redis.settled["acme"] == 3)
+  }
+
+  @Test func aLateReplyDoesNotProlongFromWhenItCame() throws {
+    let scene = LeaseScene()
+    scene.register()
+    let exchange = try #require(scene.collect())
+    let replies = redis.exchange(exchange)
+    scene.pass(9_000)
+    scene.table.replied(exchange.token, replies, now: scene.monotonic)
+    scene.table.confirmed(
+      bucket: 0, account: Array("acme".utf8), globalVersion: 1, accountVersion: 1,
+      sentAt: scene.monotonic)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+    scene.pass(500)
+    #expect(scene.spend(.simple(), 1) == .miss(.ended))
+  }
+
+  @Test func unlimitedShapesNeedNoLease() {
+    let scene = LeaseScene()
+    let shape = Shape(account: "acme", key: "free", cells: [], counted: ["acme.bill"])
+    scene.register(shape)
+    #expect(scene.spend(shape, 5).isAllowed)
+    scene.run(20, redis)
+    #expect(redis.settled["acme.bill"] == 5 && redis.held("acme.bill") == 0)
+  }
+
+  @Test func tokensOfARateKnowNoDoubt() {
+    let scene = LeaseScene()
+    var shape = Shape.simple("rate")
+    shape.kind = .rate
+    scene.begin(redis, shape)
+    var spent = 0
+    while scene.spend(shape, 1).isAllowed { spent += 1 }
+    #expect(spent == 80)
+  }
+
+  @Test func manyAccountsShareACallAndNoneIsForgotten() {
+    redis.amounts = [:]
+    let scene = LeaseScene(LeaseMemory(LeaseScene.geometry(slots: 1024)))
+    for index in 0..<250 {
+      redis.amounts["c\(index)"] = 1_000
+      scene.register(.simple("c\(index)"))
+    }
+    #expect(scene.exchange(with: redis) == 3)
+    for index in 0..<250 { #expect(scene.spend(.simple("c\(index)"), 2).isAllowed) }
+    scene.pass(10)
+    #expect(scene.exchange(with: redis) == 3)
+    #expect((0..<250).allSatisfy { redis.settled["c\($0)"] == 2 })
+  }
+
+  @Test func whatIsIdleForLongIsForgottenWhole() {
+    let scene = LeaseScene().begin(redis)
+    let before = LeaseScene().table.gauges
+    scene.spend(.simple(), 1)
+    scene.run(70_000, redis, step: 200)
+    let gauges = scene.table.gauges
+    #expect(gauges.entries == 0 && gauges.portions == 0 && gauges.accounts == 0)
+    #expect(gauges.bytes == before.bytes && redis.ledger["acme"] == 1)
+  }
+
+  @Test func aTableThatIsFullTakesNoMore() {
+    var configuration = LeaseConfiguration()
+    configuration.entriesMax = 64
+    let scene = LeaseScene(configuration: configuration)
+    var answers: [LeaseRegistered] = []
+    for index in 0..<600 { answers.append(scene.register(.simple("c\(index)"))) }
+    #expect(answers.contains(.full))
+    #expect(scene.table.gauges.entries <= 512)
+  }
+}

@@ -1,0 +1,190 @@
+// What is found after a crash: nothing that was answered is forgotten, nothing is counted twice.
+
+import Testing
+import TollgateCore
+import TollgateTesting
+
+@testable import TollgateEngine
+
+struct LeaseJournalTests {
+  private let redis = ModelRedis()
+  private let memory = LeaseMemory(LeaseScene.geometry())
+
+  init() { redis.amounts = ["acme": 1_000, "b": 1_000] }
+
+  private func again(_ scene: LeaseScene, lessee: UInt64 = 2) -> LeaseScene {
+    LeaseScene(memory, lessee: lessee, now: scene.now + 1_000_000, minted: 1_000)
+  }
+
+  @Test func whatWasSpentIsSettledByTheNextIncarnationUnderTheOldLessee() throws {
+    let scene = LeaseScene(memory).begin(redis)
+    scene.spend(.simple(), 3)
+    scene.spend(.simple(), 4)
+    let next = again(scene)
+    #expect(next.table.gauges.unsettledUnits == 7 && next.table.gauges.recovering == 1)
+    let exchange = try #require(next.collect())
+    #expect(exchange.accounts.map(\.lessee) == [1] && exchange.accounts[0].isWhole)
+    #expect(exchange.deltas.map(\.amount) == [7])
+    next.table.replied(exchange.token, redis.exchange(exchange), now: next.monotonic)
+    #expect(redis.settled["acme"] == 7)
+    #expect(next.table.finishedPredecessors == [1])
+    redis.close(1)
+    next.table.region.closed(1)
+    #expect(redis.held("acme") == 0)
+    #expect(next.table.finishedPredecessors.isEmpty)
+  }
+
+  @Test func aBatchInDoubtGoesOutAgainUnderItsId() throws {
+    let scene = LeaseScene(memory).begin(redis)
+    scene.spend(.simple(), 3)
+    scene.pass(10)
+    let sent = try #require(scene.collect())
+    scene.spend(.simple(), 5)
+    _ = redis.exchange(sent)
+    let next = again(scene)
+    let first = try #require(next.collect())
+    #expect(first.id == sent.id && first.isRepeat && first.deltas == sent.deltas)
+    next.table.replied(first.token, redis.exchange(first), now: next.monotonic)
+    next.exchange(with: redis)
+    #expect(redis.settled["acme"] == 8 && redis.ledger["acme"] == 8)
+  }
+
+  @Test func aBatchThatWasDoneIsNotSettledAgain() {
+    let scene = LeaseScene(memory).begin(redis)
+    scene.spend(.simple(), 3)
+    scene.run(10, redis)
+    let next = again(scene)
+    #expect(next.table.gauges.unsettledUnits == 0 && next.table.gauges.recovering == 0)
+  }
+
+  @Test func aRetryAfterTheCrashIsKnown() {
+    let scene = LeaseScene(memory).begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    let next = again(scene)
+    #expect(next.spend(.simple(), 3, id: id) == .known)
+    #expect(next.spend(.simple(), 4, id: id) == .mismatch(item: 0, keyOffset: 0))
+    #expect(next.spend(.simple("b"), 3, id: id) == .mismatch(item: nil, keyOffset: 0))
+    next.begin(redis)
+    #expect(next.spend(.simple(), 3, id: id).isReplayed)
+  }
+
+  @Test func aSecondCrashDuringTheRecoveryChangesNothing() {
+    let scene = LeaseScene(memory).begin(redis)
+    scene.spend(.simple(), 3)
+    let second = again(scene)
+    #expect(second.table.gauges.unsettledUnits == 3)
+    let third = again(second, lessee: 3)
+    #expect(third.table.region.predecessors == [1, 2])
+    third.exchange(with: redis)
+    #expect(redis.ledger["acme"] == 3)
+    #expect(third.table.finishedPredecessors == [1, 2])
+  }
+
+  @Test func aCancelledOperationIsNotSettledAfterACrash() {
+    let scene = LeaseScene(memory).begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    scene.spend(.simple(), 4)
+    #expect(scene.cancel(.simple(), 3, id: id) == .cancelled)
+    let next = again(scene)
+    #expect(next.table.gauges.unsettledUnits == 4)
+    #expect(next.cancel(.simple(), 3, id: id) == .already)
+    #expect(next.spend(.simple(), 3, id: id) == .cancelled)
+  }
+
+  @Test func aCancelThatWasCutShortIsTakenUp() {
+    let scene = LeaseScene(memory).begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    let before = (0..<32).map { memory.byte(at: slotOffset(1) + $0) }
+    _ = scene.cancel(.simple(), 3, id: id)
+    // The correction was written, and the operation not marked yet.
+    for (index, byte) in before.enumerated() { memory.tear(at: slotOffset(1) + index, byte) }
+    let next = again(scene)
+    #expect(next.table.gauges.unsettledUnits == 0)
+    #expect(next.cancel(.simple(), 3, id: id) == .already)
+  }
+
+  private func slotOffset(_ position: Int) -> Int {
+    LeaseRegion.headerBytes + LeaseRegion.stripeHeaderBytes + (position & 255) * LeaseSlot.bytes
+  }
+
+  @Test func aTornLastSlotIsNotAnOperation() {
+    let scene = LeaseScene(memory).begin(redis)
+    scene.spend(.simple(), 3)
+    scene.spend(.simple(), 4)
+    for byte in 0..<32 {
+      let old = memory.byte(at: slotOffset(2) + byte)
+      memory.tear(at: slotOffset(2) + byte, ~old)
+      #expect(again(scene).table.gauges.unsettledUnits == 3, "byte \(byte)")
+      memory.tear(at: slotOffset(2) + byte, old)
+    }
+    #expect(again(scene).table.gauges.unsettledUnits == 7)
+  }
+
+  @Test func aSlotBehindTheWrittenHeadIsFound() {
+    let scene = LeaseScene(memory).begin(redis)
+    let stripe = LeaseRegion.headerBytes
+    let head = (0..<8).map { memory.byte(at: stripe + $0) }
+    scene.spend(.simple(), 3)
+    for (index, byte) in head.enumerated() { memory.tear(at: stripe + index, byte) }
+    #expect(again(scene).table.gauges.unsettledUnits == 3)
+  }
+
+  @Test func severalItemsAreRecoveredEach() throws {
+    let scene = LeaseScene(memory)
+    var shape = Shape.simple()
+    shape.items = 6
+    scene.begin(redis, shape)
+    scene.spend(shape, 1, 2, 3, 4, 5, 6)
+    scene.spend(shape, 1, 0, 0, 0, 0, 1)
+    let next = again(scene)
+    #expect(next.collect()?.deltas.map(\.amount) == [2, 2, 3, 4, 5, 7])
+  }
+
+  @Test func anotherGeometryIsReadAsItWasWritten() {
+    let big = LeaseMemory(LeaseScene.geometry(slots: 1024))
+    let scene = LeaseScene(big).begin(redis)
+    scene.spend(.simple(), 3)
+    #expect(big.region(lessee: 9).geometry.slots == 1024)
+    #expect(big.region(lessee: 9).isRecovered)
+  }
+
+  @Test func rubbleIsNotTakenForARegion() {
+    let scene = LeaseScene(memory).begin(redis)
+    scene.spend(.simple(), 3)
+    memory.tear(at: 16, 0xFF)
+    #expect(!memory.region(lessee: 2).isRecovered)
+    #expect(again(scene).table.gauges.unsettledUnits == 0)
+  }
+
+  /// The log wraps many times under a ring that wraps, too; at any moment a crash finds everything.
+  @Test func aLogThatWrapsKeepsWhatIsNeeded() {
+    let memory = LeaseMemory(
+      LeaseGeometry(stripes: 1, slots: 512, logBytes: LeaseGeometry.logBytesMin))
+    let redis = ModelRedis()
+    var random = SeededRandom.fromEnvironment("aLogThatWrapsKeepsWhatIsNeeded")
+    var scene = LeaseScene(memory)
+    var lessee: UInt64 = 1
+    var spent: Int64 = 0
+    for account in 0..<40 { redis.amounts["c\(account)"] = 1 << 40 }
+    for round in 0..<600 {
+      let shape = Shape.simple("c\(Int.random(in: 0..<40, using: &random))")
+      scene.begin(redis, shape)
+      for _ in 0..<3 {
+        let amount = Int64.random(in: 1...3, using: &random)
+        if scene.spend(shape, amount).isAllowed { spent += amount }
+      }
+      if round % 3 == 0 { scene.run(10, redis) }
+      if round % 50 == 49 {
+        lessee += 1
+        scene = LeaseScene(memory, lessee: lessee, now: scene.now, minted: UInt64(round) << 32)
+      }
+    }
+    scene.run(100, redis)
+    let counted = (0..<40).reduce(0) { $0 + (redis.ledger["c\($1)"] ?? 0) }
+    #expect(counted == spent && spent > 1_000)
+    #expect(redis.violations.isEmpty && !scene.isUnsettled)
+  }
+}

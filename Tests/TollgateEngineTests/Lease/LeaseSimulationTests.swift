@@ -1,0 +1,99 @@
+// Seeds of the simulation, and canaries: a simulation that cannot fail proves nothing.
+
+import Testing
+import TollgateTesting
+
+@testable import TollgateEngine
+
+@Suite struct LeaseSimulationTests {
+  private static func base() -> UInt64 {
+    var random = SeededRandom.fromEnvironment("LeaseSimulationTests")
+    return random.next()
+  }
+
+  /// Runs seeds until one finds something; says which.
+  private func run(
+    _ count: Int, _ plan: SimulationPlan, _ after: (Simulation) -> Void = { _ in }
+  ) -> (findings: [String], stats: [String: Int]) {
+    let base = Self.base()
+    var stats: [String: Int] = [:]
+    for index in 0..<count {
+      let seed = base &+ UInt64(index)
+      let simulation = Simulation(plan, seed: seed)
+      simulation.run()
+      if simulation.findings.isEmpty { after(simulation) }
+      stats.merge(simulation.stats) { $0 + $1 }
+      if !simulation.findings.isEmpty {
+        return (["seed \(seed) (base \(base), + \(index))"] + simulation.findings.prefix(5), stats)
+      }
+    }
+    return ([], stats)
+  }
+
+  @Test func theBooksBalanceWithAJournal() {
+    var plan = SimulationPlan()
+    plan.steps = 100
+    let (findings, stats) = run(600, plan)
+    #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
+    // What is meant to happen did.
+    for what in ["allowed", "replayed", "kills", "pauses", "late copies", "changes", "stale"] {
+      #expect(stats[what, default: 0] > 20, "\(what): \(stats)")
+    }
+  }
+
+  @Test func withoutAJournalTheDifferenceIsAtMostWhatWasExposed() {
+    var plan = SimulationPlan()
+    plan.hasJournal = false
+    let (findings, _) = run(200, plan)
+    #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
+  }
+
+  @Test func aLostBucketLosesNothingThatASidecarHas() {
+    var plan = SimulationPlan()
+    plan.epochs = 0.01
+    let (findings, stats) = run(150, plan)
+    #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
+    #expect(stats["epochs", default: 0] > 20)
+  }
+
+  @Test func exactlyTheAmountIsAdmittedWhileSomebodyAsks() {
+    var plan = SimulationPlan()
+    plan.steps = 60
+    plan.changes = 0
+    let (findings, _) = run(60, plan) { $0.askToTheLast("a0") }
+    #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
+  }
+
+  @Test func aHundredSidecarsShareThreeAccounts() {
+    var plan = SimulationPlan()
+    plan.sidecars = 100
+    plan.steps = 60
+    plan.operationsPerStep = 0.5
+    let (findings, _) = run(3, plan)
+    #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
+  }
+
+  // MARK: - Canaries
+
+  @Test func anExpiryThatFreesEverythingIsFound() {
+    var plan = SimulationPlan()
+    plan.fault = .expiryFreesEverything
+    plan.accounts = 1
+    plan.pauses = 0.03
+    plan.leaps = 0.1
+    plan.changes = 0
+    #expect(!run(100, plan).findings.isEmpty)
+  }
+
+  @Test func batchesThatAreDoneTwiceAreFound() {
+    var plan = SimulationPlan()
+    plan.fault = .batchesAreNotDeduplicated
+    #expect(!run(50, plan).findings.isEmpty)
+  }
+
+  @Test func aRingThatForgetsIsFound() {
+    var plan = SimulationPlan()
+    plan.forgetsRing = true
+    #expect(!run(50, plan).findings.isEmpty)
+  }
+}
