@@ -46,6 +46,7 @@ let package = Package(
     .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
   ],
   targets: [
+    .systemLibrary(name: "CEpoll"),
     .systemLibrary(name: "CHiredis", providers: [.apt(["libhiredis-dev"])]),
     .target(name: "TollgateCore", swiftSettings: settings),
     .target(
@@ -68,7 +69,7 @@ let package = Package(
       name: "TollgateServer",
       dependencies: [
         "TollgateCore", "TollgateWire", "TollgateRedis", "TollgateEngine", "TollgateLedger",
-        nioCore, nioPosix, nioHTTP1, nioLocks, logging, collections, yams,
+        "CEpoll", nioCore, nioPosix, nioHTTP1, nioLocks, logging, collections, yams,
       ],
       swiftSettings: settings),
     .target(
@@ -85,13 +86,18 @@ let package = Package(
       ],
       swiftSettings: settings),
     // The load generator: raw epoll, no NIO loop, so that it is not what is measured.
-    .systemLibrary(name: "CEpoll", path: "Benchmarks/CEpoll"),
     .target(
       name: "TollgateBench",
       dependencies: [
         "CEpoll", "TollgateCore", "TollgateWire", "TollgateRedis", nioCore, histogram,
       ],
       path: "Benchmarks/Generator",
+      swiftSettings: settings),
+    // Small things one at a time; `.ci/gates` counts their instructions and allocations.
+    .executableTarget(
+      name: "tollgate-micro",
+      dependencies: ["TollgateCore", "TollgateWire", "TollgateRedis", nioCore],
+      path: "Benchmarks/Micro",
       swiftSettings: settings),
     .executableTarget(
       name: "tollgate-example-editor", dependencies: ["TollgateClient"], swiftSettings: settings),
@@ -156,4 +162,26 @@ if Context.environment["TOLLGATE_BUILD"] == "oracle" {
       target.swiftSettings?.append(.unsafeFlags(["-enable-testing"]))
     }
   }
+}
+
+// `.ci/run`'s thread sanitizer builds only what it runs: suites whose name says Concurrency live in a
+// folder `Concurrency` of one of these test targets (TidyTests holds them there), with whatever
+// helper only they need. Another target joins by being named here.
+let concurrencyTargets = ["TollgateServerTests", "TollgateEngineTests"]
+if Context.environment["TOLLGATE_BUILD"] == "concurrency" {
+  let left = ["tollgate", "tollgate-example-editor", "TollgateBench", "TollgateClient"]
+  package.products.removeAll()
+  package.targets.removeAll {
+    left.contains($0.name) || $0.type == .test && !concurrencyTargets.contains($0.name)
+  }
+  for target in package.targets where target.type == .test { target.sources = ["Concurrency"] }
+}
+
+// What only measurements need (Benchmarks/Canned says what it is).
+if Context.environment["TOLLGATE_BUILD"] == "bench" {
+  package.targets.append(
+    .executableTarget(
+      name: "tollgate-canned",
+      dependencies: ["TollgateServer", "TollgateWire", "TollgateCore", nioCore],
+      path: "Benchmarks/Canned", swiftSettings: settings))
 }

@@ -155,6 +155,15 @@ package struct SessionMachine: Sendable {
     }
   }
 
+  /// Requests of this session were answered elsewhere: it is not idle.
+  package mutating func activityNoticed(now: MonotonicTime) {
+    switch state {
+    case .ready(let role, let inFlight, _, let paused):
+      state = .ready(role: role, inFlight: inFlight, lastActivity: now, paused: paused)
+    case .awaitingHello, .draining, .closed: break
+    }
+  }
+
   /// The peer said that it will send no more.
   package mutating func goAwayReceived() -> Action { drain(answering: .none) }
 

@@ -20,12 +20,12 @@ import Testing
       "TollgateRedis": core.union(nio).union(collections).union([
         "CHiredis", "Logging", "Synchronization", "Glibc",
       ]),
-      "TollgateEngine": core.union(collections),
+      "TollgateEngine": core.union(collections).union(["Glibc", "Darwin"]),
       "TollgateLedger": wire.union(nio).union(system).union([
         "TollgateEngine", "GRDB", "Logging",
       ]),
       "TollgateServer": wire.union(redis).union(nio).union(system).union(collections).union([
-        "TollgateEngine", "TollgateLedger", "NIOHTTP1", "Logging", "Yams",
+        "TollgateEngine", "TollgateLedger", "CEpoll", "NIOHTTP1", "Logging", "Yams",
       ]),
       "TollgateClient": wire.union(nio).union(system).union(collections),
       "tollgate": wire.union(redis).union(nio).union(system).union([
@@ -152,12 +152,54 @@ import Testing
     #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
   }
 
+  /// A suite that says Concurrency, where the thread sanitizer's build does not look for it.
+  static func concurrencyFindings(_ source: Source, targets: Set<String>) -> [String] {
+    let parts = source.name.split(separator: "/").map(String.init)
+    let isFound = parts.count > 3 && targets.contains(parts[1]) && parts[2] == "Concurrency"
+    guard !isFound else { return [] }
+    let types: Set = ["struct", "class", "actor", "enum", "extension"]
+    return source.lines.enumerated().compactMap { index, line in
+      let words = line.split { !$0.isLetter && !$0.isNumber }.map(String.init)
+      guard let at = words.firstIndex(where: types.contains),
+        at + 1 < words.count, words[at + 1].contains("Concurrency")
+      else { return nil }
+      return "\(source.name):\(index + 1): \(words[at + 1]) belongs in a folder Concurrency of a "
+        + "target that Package.swift names in concurrencyTargets"
+    }
+  }
+
+  static func concurrencyTargets() throws -> Set<String> {
+    let manifest = try String(
+      contentsOf: root.appendingPathComponent("Package.swift"), encoding: .utf8)
+    let line = manifest.split(separator: "\n").first { $0.hasPrefix("let concurrencyTargets = [") }
+    let names = try #require(line).split(separator: "\"").map(String.init)
+    return Set(names.filter { $0.hasSuffix("Tests") })
+  }
+
+  @Test func theSanitizerBuildsEverySuiteOfConcurrency() throws {
+    let targets = try Self.concurrencyTargets()
+    let sources = try Self.sources(in: "Tests")
+    let findings = sources.flatMap { Self.concurrencyFindings($0, targets: targets) }
+    #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
+    for target in targets {
+      #expect(sources.contains { $0.name.hasPrefix("Tests/\(target)/Concurrency/") })
+    }
+  }
+
+  @Test(arguments: [
+    "Tests/A/X.swift", "Tests/B/Concurrency/X.swift", "Tests/A/X/Concurrency.swift",
+  ])
+  func aMisplacedSuiteOfConcurrencyIsFound(_ name: String) {
+    let source = Source(target: "", name: name, lines: ["struct LeaseConcur" + "rencyTests {"])
+    #expect(Self.concurrencyFindings(source, targets: ["A"]).count == 1)
+  }
+
   /// What `make bench` sets otherwise than a deployment does, README says beside the figures.
   @Test func everySettingTheBenchLiftsIsNamed() throws {
     func text(_ name: String) throws -> String {
       try String(contentsOf: Self.root.appendingPathComponent(name), encoding: .utf8)
     }
-    let script = try text("Benchmarks/run")
+    let script = try text("Benchmarks/suite/stack.py")
     let readme = try text("README.md")
     let lines = script.split(separator: "\n").filter { line in
       ["limits: {", "dedupe: {", "outbox: {"].contains { line.hasPrefix($0) }

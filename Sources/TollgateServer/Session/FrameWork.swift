@@ -41,7 +41,7 @@ struct FrameWork {
 
 /// Collects the answers of one frame's records, in their order.
 final class FrameAnswer {
-  private let handler: ClientHandler
+  private let conversation: Conversation
   private let correlation: UInt64
   private var records: [DecisionRecord]
   private var missing: Int
@@ -49,9 +49,9 @@ final class FrameAnswer {
   private let features: ProtocolFeatures
 
   init(
-    handler: ClientHandler, correlation: UInt64, count: Int, features: ProtocolFeatures
+    conversation: Conversation, correlation: UInt64, count: Int, features: ProtocolFeatures
   ) {
-    self.handler = handler
+    self.conversation = conversation
     self.correlation = correlation
     self.features = features
     missing = count
@@ -68,7 +68,7 @@ final class FrameAnswer {
     case .error(let code, let message): records[index] = .error(code, message: message)
     }
     missing -= 1
-    if missing == 0 { handler.answered(correlation, records) }
+    if missing == 0 { conversation.answered(correlation, records) }
   }
 }
 

@@ -1,4 +1,5 @@
-// The data path's listening sockets: one Unix socket and one TCP port, both optional, both local.
+// The data path's listening sockets over NIO alone (`local_loops: 0`; otherwise LocalLoops.swift):
+// one Unix socket and one TCP port, both optional, both local.
 // Accepted connections are spread over the event loops; each loop's connections, enforcer and
 // Redis link live on that loop alone.
 
@@ -22,9 +23,7 @@ enum Listener {
       try removeStaleSocket(path)
       let channel = try await bootstrap(group, sessions, readsPeer: true)
         .bind(unixDomainSocketPath: path).get()
-      guard unsafe chmod(path, configuration.unixMode) == 0 else {
-        throw ListenFailure(description: "\(path): mode cannot be set (errno \(errno))")
-      }
+      try setMode(path, configuration.unixMode)
       channels.append(channel)
     }
     if case .tcp(let host, let port)? = configuration.listenTCP {
@@ -70,23 +69,30 @@ enum Listener {
         guard readsPeer, let provider = channel as? any SocketOptionProvider else {
           return channel.eventLoop.makeCompletedFuture {
             try channel.pipeline.syncOperations.addHandler(
-              ClientHandler(shared: context.value, peerUID: nil))
+              ChannelTransport(Conversation(shared: context.value, peerUID: nil)))
           }
         }
         let peer: EventLoopFuture<PeerCredentials> = provider.unsafeGetSocketOption(
           level: .socket, name: .init(rawValue: SO_PEERCRED))
         return peer.flatMapThrowing { credentials in
           try channel.pipeline.syncOperations.addHandler(
-            ClientHandler(shared: context.value, peerUID: credentials.uid))
+            ChannelTransport(
+              Conversation(shared: context.value, peerUID: credentials.uid)))
         }
       }
+  }
+
+  static func setMode(_ path: String, _ mode: UInt32) throws(ListenFailure) {
+    guard unsafe chmod(path, mode) == 0 else {
+      throw ListenFailure(description: "\(path): mode cannot be set (errno \(errno))")
+    }
   }
 
   static func removeSocket(_ path: String) { _ = unsafe unlink(path) }
 
   /// A socket file that nobody listens on is left over from a killed process; one that somebody
   /// does is a second sidecar on the same path, and that is refused.
-  private static func removeStaleSocket(_ path: String) throws(ListenFailure) {
+  static func removeStaleSocket(_ path: String) throws(ListenFailure) {
     var status = stat()
     guard unsafe lstat(path, &status) == 0 else { return }
     guard status.st_mode & S_IFMT == S_IFSOCK else {

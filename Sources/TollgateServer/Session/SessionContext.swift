@@ -42,7 +42,9 @@ final class SessionContext {
   let intake: Intake
   let admin: AdminDesk
   let logger: Logger
-  private var sessions: [ObjectIdentifier: ClientHandler] = [:]
+  /// Conversations whose sockets are on local loops.
+  private(set) lazy var local = LocalDesk(self)
+  private var sessions: [ObjectIdentifier: Conversation] = [:]
   /// What every session was told of failure policies, and the configuration it came from.
   private var told: (version: Int64, policies: [FeaturePolicy]) = (0, [])
   private(set) var draining = false
@@ -65,20 +67,20 @@ final class SessionContext {
 
   var count: Int { sessions.count }
 
-  func opened(_ handler: ClientHandler) {
-    sessions[ObjectIdentifier(handler)] = handler
+  func opened(_ session: Conversation) {
+    sessions[ObjectIdentifier(session)] = session
     enforcer.metrics.connections.add(1)
   }
 
-  func closed(_ handler: ClientHandler) {
-    if sessions.removeValue(forKey: ObjectIdentifier(handler)) != nil {
+  func closed(_ session: Conversation) {
+    if sessions.removeValue(forKey: ObjectIdentifier(session)) != nil {
       enforcer.metrics.connections.add(-1)
     }
   }
 
   func timePassed() {
     refreshPolicies()
-    for handler in sessions.values { handler.timePassed() }
+    for session in sessions.values { session.timePassed() }
   }
 
   /// Tells every session of changed failure policies: what a client does when this sidecar is gone
@@ -88,17 +90,17 @@ final class SessionContext {
     let policies = Self.policies(of: global.catalog)
     let changed = policies != told.policies
     told = (global.version, policies)
-    if changed { for handler in sessions.values { handler.policiesChanged() } }
+    if changed { for session in sessions.values { session.policiesChanged() } }
   }
 
   /// Stops accepting work; connections end as their last answer is written.
   func drain() {
     draining = true
-    for handler in sessions.values { handler.drain() }
+    for session in sessions.values { session.drain() }
   }
 
   func closeAll() {
-    for handler in sessions.values { handler.closeNow() }
+    for session in sessions.values { session.closeNow() }
   }
 
   /// Who a credential stands for; nil where it is none.

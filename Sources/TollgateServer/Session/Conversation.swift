@@ -1,6 +1,7 @@
-// One client connection: bytes to frames to requests, answers to bytes. Codec and handler are
-// fused, so that no value travels boxed between them; every decision about the session is
-// `SessionMachine`'s, every decision about a request the enforcer's. All on one event loop.
+// One client connection, without the socket: bytes to frames to requests, answers to bytes. Codec
+// and handling are fused, so that no value travels boxed between them; every decision about the
+// session is `SessionMachine`'s, every decision about a request the enforcer's. All on one event
+// loop; what carries the bytes is a `Transport`, a NIO channel or a connection of a `LocalLoop`.
 //
 // Answers are collected in `answers` and written once per tick. A frame of many records is
 // answered with one frame when its last record is decided.
@@ -11,16 +12,15 @@ import TollgateCore
 import TollgateEngine
 import TollgateWire
 
-final class ClientHandler: ChannelInboundHandler {
-  typealias InboundIn = ByteBuffer
-  typealias OutboundOut = ByteBuffer
-
+final class Conversation {
   private let shared: SessionContext
   private let peerUID: UInt32?
   private var decoder: FrameDecoder
   private var machine: SessionMachine
-  private var context: ChannelHandlerContext?
+  /// nil before the connection is there and after it is gone. What carries it holds this in turn.
+  private var transport: (any Transport)?
   private var answers = ByteBuffer()
+  private static let allocator = ByteBufferAllocator()
   /// Frames that were read and whose records are not all begun.
   private let waiting = IntakeQueue()
   private var noted = false
@@ -53,11 +53,10 @@ final class ClientHandler: ChannelInboundHandler {
     MonotonicTime(nanoseconds: Int64(clamping: NIODeadline.now().uptimeNanoseconds))
   }
 
-  // MARK: - Channel events
+  // MARK: - Events of the connection
 
-  func handlerAdded(context: ChannelHandlerContext) { self.context = context }
-
-  func channelActive(context: ChannelHandlerContext) {
+  func opened(on transport: any Transport) {
+    self.transport = transport
     guard shared.count < shared.configuration.limits.connectionsMax, !shared.draining else {
       perform(machine.protocolViolated(shared.draining ? .draining : .overloaded))
       return
@@ -65,16 +64,17 @@ final class ClientHandler: ChannelInboundHandler {
     shared.opened(self)
   }
 
-  func channelInactive(context: ChannelHandlerContext) {
+  /// The connection is gone, whoever ended it. Told once.
+  func lost() {
     machine.connectionLost()
     shared.closed(self)
     shared.intake.drop(waiting)
-    self.context = nil
+    transport = nil
   }
 
-  func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+  func received(_ bytes: ByteBuffer) {
     guard !stopped else { return }
-    decoder.feed(unwrapInboundIn(data))
+    decoder.feed(bytes)
     do throws(WireError) {
       while !stopped, let frame = try decoder.next() {
         shared.enforcer.metrics.frames.add()
@@ -86,15 +86,9 @@ final class ClientHandler: ChannelInboundHandler {
     }
   }
 
-  func channelReadComplete(context: ChannelHandlerContext) { flushAnswers() }
-
-  func channelWritabilityChanged(context: ChannelHandlerContext) {
+  func writabilityChanged() {
     updateReading()
     if policiesDue { policiesChanged() }
-  }
-
-  func errorCaught(context: ChannelHandlerContext, error: any Error) {
-    context.close(promise: nil)
   }
 
   // MARK: - Frames
@@ -170,6 +164,7 @@ final class ClientHandler: ChannelInboundHandler {
     decoder.frameBytesMax = shared.configuration.limits.frameBytesMax
     features = hello.features.intersection(Self.supported)
     writeWelcome(hello.role, correlation: frame.header.correlation)
+    transport?.sessionReady(frameBytesMax: decoder.frameBytesMax, features: features)
   }
 
   private func writeWelcome(_ role: Role, correlation: UInt64) {
@@ -192,8 +187,8 @@ final class ClientHandler: ChannelInboundHandler {
   /// Tells the client, with a WELCOME of correlation id 0; one that does not read is told once, the
   /// newest, when it does, so that edits cannot pile up in front of it.
   func policiesChanged() {
-    guard let context, let role = machine.readyRole else { return }
-    policiesDue = !context.channel.isWritable
+    guard let transport, let role = machine.readyRole else { return }
+    policiesDue = !transport.isWritable
     if !policiesDue { writeWelcome(role, correlation: 0) }
   }
 
@@ -239,7 +234,7 @@ final class ClientHandler: ChannelInboundHandler {
       shared: shared, mode: mode, source: mode == .post ? posted : .redis, arrived: arrived,
       deadline: deadline,
       reply: FrameAnswer(
-        handler: self, correlation: correlation, count: count, features: features))
+        conversation: self, correlation: correlation, count: count, features: features))
     if admitted == count, shared.intake.passes(count) {
       var records = records
       while let result = records.next() { work.begin(count - records.left - 1, result) }
@@ -254,7 +249,7 @@ final class ClientHandler: ChannelInboundHandler {
 
   /// All records of a frame are decided.
   func answered(_ correlation: UInt64, _ records: [DecisionRecord]) {
-    guard !stopped, context != nil else { return }
+    guard !stopped, transport != nil else { return }
     answers.writeFrame(DecisionBatch(records), correlation: correlation)
     note()
     perform(machine.repliesSent(records: records.count, now: Self.now()))
@@ -270,7 +265,7 @@ final class ClientHandler: ChannelInboundHandler {
       return perform(action, correlation: frame.header.correlation)
     }
     if case .acceptAndPauseReading = action { perform(action) }
-    guard let context else { return }
+    guard transport != nil else { return }
     let correlation = frame.header.correlation
     // Without a deadline of its own an admin request has the longest: the default is made for
     // decisions, and few administrative answers come as fast.
@@ -279,12 +274,12 @@ final class ClientHandler: ChannelInboundHandler {
     shared.admin.ask(
       request.rawMethod, request.body, AdminCaller(proof: proof),
       deadline: .now() + .milliseconds(asked == 0 ? longest : min(asked, longest)),
-      on: context.eventLoop
+      on: shared.enforcer.eventLoop
     ) { self.adminAnswered(correlation, $0) }
   }
 
   private func adminAnswered(_ correlation: UInt64, _ result: Result<[UInt8], AdminError>) {
-    guard !stopped, context != nil else { return }
+    guard !stopped, transport != nil else { return }
     switch result {
     case .success(let body):
       let chunk = min(WireLimits.documentBytesMax, decoder.frameBytesMax - 1024)
@@ -306,7 +301,11 @@ final class ClientHandler: ChannelInboundHandler {
 
   // MARK: - What the session decides
 
-  func timePassed() { perform(machine.timePassed(now: Self.now())) }
+  func timePassed() {
+    let now = Self.now()
+    if transport?.takeActivity() == true { machine.activityNoticed(now: now) }
+    perform(machine.timePassed(now: now))
+  }
 
   func drain() { perform(machine.drainStarted()) }
 
@@ -334,6 +333,7 @@ final class ClientHandler: ChannelInboundHandler {
         ErrorReply(code: code, message: message ?? Self.text(of: code)), correlation: correlation)
       close()
     case .goAway(let code):
+      transport?.sessionDrains()
       let drain = shared.configuration.limits.drainMilliseconds
       write(
         goAway(code, grace: DrainPlan.workMilliseconds(ofGrace: drain)), correlation: 0)
@@ -364,7 +364,7 @@ final class ClientHandler: ChannelInboundHandler {
   // MARK: - Writing
 
   private func write(_ message: some OpcodeMessage, correlation: UInt64) {
-    guard context != nil else { return }
+    guard transport != nil else { return }
     answers.writeFrame(message, correlation: correlation)
     note()
   }
@@ -377,23 +377,21 @@ final class ClientHandler: ChannelInboundHandler {
 
   func flushAnswers() {
     noted = false
-    guard let context, answers.readableBytes > 0 else { return }
+    guard let transport, answers.readableBytes > 0 else { return }
     let bytes = answers
-    answers = context.channel.allocator.buffer(capacity: max(256, min(bytes.capacity, 64 * 1024)))
-    context.writeAndFlush(wrapOutboundOut(bytes), promise: nil)
+    answers = Self.allocator.buffer(capacity: max(256, min(bytes.capacity, 64 * 1024)))
+    transport.write(bytes)
   }
 
   private func close() {
     guard !stopped else { return }
     stopped = true
     flushAnswers()
-    context?.close(promise: nil)
+    transport?.close()
   }
 
   private func updateReading() {
-    guard let context else { return }
-    let slowReader = !context.channel.isWritable
-    let on = !readingPaused && !slowReader
-    context.channel.setOption(.autoRead, value: on).whenFailure { _ in }
+    guard let transport else { return }
+    transport.setReading(!readingPaused && transport.isWritable)
   }
 }
