@@ -16,7 +16,7 @@ internal import Glibc
   private var head = 0
   private var tail = 0
 
-  package init(capacity: Int = 1 << 16) {
+  package init(capacity: Int = 512) {
     unsafe base = .allocate(byteCount: capacity, alignment: 16)
     self.capacity = capacity
   }
@@ -28,8 +28,8 @@ internal import Glibc
 
   deinit { unsafe base.deallocate() }
 
-  package var count: Int { tail - head }
-  package var isEmpty: Bool { tail == head }
+  @inline(__always) package var count: Int { tail - head }
+  @inline(__always) package var isEmpty: Bool { tail == head }
 
   package func clear() {
     head = 0
@@ -43,12 +43,13 @@ internal import Glibc
     if head == tail { clear() }
   }
 
-  package subscript(offset: Int) -> UInt8 {
+  @inline(__always) package subscript(offset: Int) -> UInt8 {
     precondition(offset >= 0 && offset < count)
     return unsafe base.load(fromByteOffset: head + offset, as: UInt8.self)
   }
 
   /// The little-endian integer at `offset`.
+  @inline(__always)
   package func integer<T: FixedWidthInteger>(at offset: Int, as type: T.Type) -> T {
     precondition(offset >= 0 && offset + MemoryLayout<T>.size <= count)
     return T(littleEndian: unsafe base.loadUnaligned(fromByteOffset: head + offset, as: type))
@@ -69,47 +70,31 @@ internal import Glibc
   }
 
   package func append(_ bytes: [UInt8]) {
-    reserve(bytes.count)
     unsafe bytes.withUnsafeBytes { source in
       if let start = source.baseAddress {
-        unsafe (base + tail).copyMemory(from: start, byteCount: source.count)
+        unsafe claim(source.count).copyMemory(from: start, byteCount: source.count)
       }
     }
-    tail += bytes.count
   }
 
-  /// Writes a little-endian integer over bytes that are already there.
-  package func set<T: FixedWidthInteger>(_ value: T, at offset: Int) {
-    precondition(offset >= 0 && offset + MemoryLayout<T>.size <= count)
-    unsafe base.storeBytes(of: value.littleEndian, toByteOffset: head + offset, as: T.self)
+  /// `n` more bytes at the end, for the caller to write before anything else is done here.
+  @unsafe @inline(__always) func claim(_ n: Int) -> UnsafeMutableRawPointer {
+    if capacity - tail < n { reserve(n) }
+    let start = unsafe base + tail
+    tail += n
+    return unsafe start
   }
 
-  /// Writes `value` as `width` decimal digits, zero-padded, over bytes that are already there.
-  package func setDecimal(_ value: Int, width: Int, at offset: Int) {
-    precondition(offset >= 0 && offset + width <= count && value >= 0)
-    var rest = value
-    var position = head + offset + width
-    while position > head + offset {
-      position -= 1
-      let digit = UInt8(truncatingIfNeeded: rest % 10) &+ 0x30
-      unsafe base.storeBytes(of: digit, toByteOffset: position, as: UInt8.self)
-      rest /= 10
-    }
-  }
-
-  /// Writes `value` as 16 lower-case hex digits over bytes that are already there.
-  package func setHex(_ value: UInt64, at offset: Int) {
-    precondition(offset >= 0 && offset + 16 <= count)
-    for index in 0..<16 {
-      let nibble = UInt8(truncatingIfNeeded: value >> UInt64(60 - 4 * index) & 15)
-      let digit = nibble < 10 ? nibble &+ 0x30 : nibble &+ 0x57
-      unsafe base.storeBytes(of: digit, toByteOffset: head + offset + index, as: UInt8.self)
-    }
+  /// Moves what is left of `other` behind what is here.
+  func take(_ other: Bytes) {
+    let n = other.count
+    unsafe claim(n).copyMemory(from: other.base + other.head, byteCount: n)
+    other.clear()
   }
 
   /// One read from the socket: bytes received, 0 at its end, −errno on failure.
   package func receive(from descriptor: Int32, room: Int = 1 << 16) -> Int {
-    reserve(room)
+    if capacity - tail < room { reserve(room) }
     let n = unsafe recv(descriptor, base + tail, capacity - tail, 0)
     if n < 0 { return Int(-errno) }
     tail += n
@@ -125,7 +110,7 @@ internal import Glibc
   }
 
   /// Makes room for `n` more bytes: first by moving the rest to the front, then by growing.
-  private func reserve(_ n: Int) {
+  @inline(never) private func reserve(_ n: Int) {
     if capacity - tail >= n { return }
     let kept = count
     if capacity - kept >= n, head >= kept {

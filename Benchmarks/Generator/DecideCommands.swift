@@ -95,8 +95,7 @@ package struct DecideCommands: DecideSource {
       var buffer = ByteBuffer()
       call.write(into: &buffer)
       return try Template(
-        Array(buffer.readableBytesView), names: names, identifier: identifier, amounts: 0,
-        correlated: false)
+        Array(buffer.readableBytesView), names: names, identifier: identifier, amounts: 0)
     }
   }
 }

@@ -2,31 +2,39 @@
 // (open loop), takes replies off, and settles what has no answer yet by sending it again under the
 // same id.
 //
-// Why this shape: everything that a request needs is allocated before the first one is sent;
-// afterwards a request is a template copy, a few stores, and its share of one write. Each
-// connection is flushed once per turn. Latency counts from the moment an operation was to be sent
-// by the schedule, so a stalled server is charged for all that it made wait.
+// Why this shape: it must not be what is measured, so an answer and the request that follows it
+// cost some tens of nanoseconds. Everything they need is allocated before the first one is sent
+// and lies flat; what is written for each of them is reached through addresses that never change,
+// since a property of a class would be guarded at each access. A request is a template copy, a few
+// stores, and its share of one write for each readable connection and turn. Latency counts from
+// the moment an operation was to be sent by the schedule, so a stalled server is charged for all
+// that it made wait.
 //
 // Promise: at the end every operation is answered for good, or counted as unresolved.
 
 internal import Glibc
 internal import Synchronization
 
-package final class Generator<D: Dialect> {
+@safe package final class Generator<D: Dialect> {
   let load: Load
   let targets: [Target]
   let progress: RunProgress
-  var workload: Workload
-  var tally: Tally
-  var lanes: [Lane<D>] = []
+  let workload: UnsafeMutablePointer<Workload>
+  let random: UnsafeMutablePointer<SplitMix>
+  let counts: Counts
+  var dialect: D
+  let lanes: [Lane]
   let poller: Poller
-  var random: SplitMix
   let features: Int
+  let isClosed: Bool
+  /// Received bytes, before it is known whether they end with a whole message.
+  let scratch = Bytes(capacity: 1 << 17)
 
   var now: Int64 = 0
   var wallMilliseconds: Int64 = 0
-  /// How many operations this thread may still start; nil: no bound.
-  var budget: Int?
+  /// How many operations this thread may still start.
+  let budget: Int
+  private let isBounded: Bool
   var isIssuing = false
   var issued = 0
   /// The schedule: when operation `issued` is due, open loop only.
@@ -34,41 +42,61 @@ package final class Generator<D: Dialect> {
   let interval: Double
   var cursor = 0
   var dirty: [Int] = []
+  /// Connections that are open, and that are down; frames that await an answer; operations that
+  /// await another sending.
   var openCount = 0
+  var downCount: Int
+  var framesBusy = 0
+  var waitingCount = 0
+  private var refreshAt: Int64 = 0
   private var published = (0, 0, 0, 0)
   /// Why the last connection failed, for the message if none succeeds.
   var lastError: String?
 
-  /// - Parameters:
-  ///   - connections: this thread's share.
-  ///   - rate: this thread's share of an open loop's rate.
+  /// - Parameter thread: which of `threads` this one is; it takes its share of all.
   package init(
     load: Load, targets: [Target], dialect: D, workload: Workload, progress: RunProgress,
     thread: Int = 0, threads: Int = 1, seed: UInt64
   ) throws {
     precondition(!targets.isEmpty && load.connections > 0 && load.inFlight > 0)
+    precondition(load.records > 0 && (load.records == 1 || (load.arrival.isClosed && !D.isOrdered)))
     self.load = load
     self.targets = targets
     self.progress = progress
-    self.workload = workload.forThread(thread, of: threads)
-    features = workload.amounts.count
-    tally = Tally(subjects: workload.names.count, features: features)
+    self.dialect = dialect
     poller = try Poller()
-    random = SplitMix(seed: seed ^ UInt64(thread + 1) &* 0x9E6C_63D0_876A_68EE)
+    unsafe self.workload = .allocate(capacity: 1)
+    unsafe self.workload.initialize(to: workload.forThread(thread, of: threads))
+    unsafe random = .allocate(capacity: 1)
+    unsafe random.initialize(
+      to: SplitMix(seed: seed ^ UInt64(thread + 1) &* 0x9E6C_63D0_876A_68EE))
+    features = workload.amounts.count
+    isClosed = load.arrival.isClosed
+    counts = Counts(subjects: workload.names.count, features: features)
     if case .requests(let total) = load.end {
       budget = total / threads + (thread < total % threads ? 1 : 0)
+    } else {
+      budget = .max
     }
+    isBounded = budget != .max || !workload.rows.isEmpty
     if case .rate(let rate) = load.arrival {
       interval = 1_000_000_000 * Double(threads) / rate
     } else {
       interval = 0
     }
-    for index in stride(from: thread, to: load.connections, by: threads) {
-      lanes.append(
-        Lane(
-          index: lanes.count, dialect: dialect, target: index % targets.count,
-          inFlight: load.inFlight, features: features))
+    let features = features
+    lanes = stride(from: thread, to: load.connections, by: threads).enumerated().map {
+      Lane(
+        index: $0, target: $1 % targets.count, inFlight: load.inFlight,
+        records: load.records, features: features)
     }
+    downCount = lanes.count
+  }
+
+  deinit {
+    unsafe workload.deinitialize(count: 1)
+    unsafe workload.deallocate()
+    unsafe random.deallocate()
   }
 
   /// Runs to the end. `onMeasure` is called when the measured time starts (true) and ends.
@@ -83,11 +111,14 @@ package final class Generator<D: Dialect> {
     var ended: Int64?
     var giveUpAt = Int64.max
     var tickAt = now
-    for lane in lanes { fill(lane) }
+    for lane in lanes {
+      fill(lane)
+      flush(lane)
+    }
     while true {
       if started == nil && now >= measureAt {
         started = now
-        tally.startMeasuring()
+        counts.startMeasuring()
         onMeasure(true)
       }
       if now >= tickAt {
@@ -95,38 +126,39 @@ package final class Generator<D: Dialect> {
         try tick()
       }
       if isIssuing {
-        if !load.arrival.isClosed { issueDue() }
+        if !isClosed { issueDue() }
         if now >= endAt || isDone || progress.stop.load(ordering: .relaxed) { isIssuing = false }
       }
       flushDirty()
-      let busy = lanes.contains { $0.outstanding > 0 }
       if !isIssuing {
         // A bounded run is measured to its last reply, a timed one to the end of its time.
-        if ended == nil && (endAt != .max || !busy) {
+        if ended == nil && (endAt != .max || framesBusy == 0) {
           ended = now
+          counts.n.measured = counts.n.recorded
           onMeasure(false)
         }
-        if !busy { break }
+        if framesBusy == 0 { break }
         if giveUpAt == .max { giveUpAt = now + Int64(load.resolveWithin * 1e9) }
         if now >= giveUpAt { break }
       }
       try turn(until: min(tickAt, nextDue(), endAt > now ? endAt : .max))
-      if ended == nil { tally.measured = tally.answersInHistogram }
     }
+    if ended == nil { counts.n.measured = counts.n.recorded }
     return finish(started: started ?? now, ended: ended ?? now)
   }
 
   private func finish(started: Int64, ended: Int64) -> Measurement {
     for lane in lanes {
-      tally.unresolved += lane.outstanding
+      counts.n.unresolved += lane.places - lane.count(.free)
       drop(lane)
     }
-    return Measurement(tally: tally, started: started, ended: ended)
+    return Measurement(tally: counts.tally(), started: started, ended: ended)
   }
 
-  private var isDone: Bool {
-    if let budget, issued >= budget { return true }
-    return workload.isExhausted
+  @inline(__always)
+  var isDone: Bool {
+    guard isBounded else { return false }
+    return unsafe issued >= budget || workload.pointee.isExhausted
   }
 
   // MARK: - Turning
@@ -145,107 +177,34 @@ package final class Generator<D: Dialect> {
   }
 
   private func tick() throws {
-    progress.publish(tally, since: &published)
-    for lane in lanes {
-      try lane.dialect.refresh(wallMilliseconds: wallMilliseconds)
-      if case .down(let until) = lane.state, until <= now { connect(lane) }
-      if lane.waiting > 0 { resendDue(lane) }
+    progress.publish(counts, since: &published)
+    if now >= refreshAt {
+      refreshAt = now + 1_000_000_000
+      try dialect.refresh(wallMilliseconds: wallMilliseconds)
     }
+    housekeep()
   }
 
   private func nextDue() -> Int64 {
     var next = Int64.max
-    if isIssuing && !load.arrival.isClosed && hasRoom { next = dueTime() }
-    for lane in lanes {
-      if case .down(let until) = lane.state { next = min(next, max(until, now + 1_000_000)) }
-      if lane.waiting > 0 { next = min(next, now + 5_000_000) }
+    if isIssuing && !isClosed && hasRoom { next = dueTime() }
+    if downCount + waitingCount > 0 {
+      for lane in lanes {
+        if case .down(let until) = lane.state { next = min(next, max(until, now + 1_000_000)) }
+      }
+      if waitingCount > 0 { next = min(next, now + 5_000_000) }
+      if next <= now + 5_000_000 { housekeep() }
     }
-    if next <= now + 5_000_000 { housekeep() }
     return next
   }
 
   /// What has a time of its own and is rare: reconnects and pauses.
   private func housekeep() {
+    guard downCount + waitingCount > 0 else { return }
     for lane in lanes {
       if case .down(let until) = lane.state, until <= now { connect(lane) }
       if lane.waiting > 0 { resendDue(lane) }
     }
     flushDirty()
-  }
-
-  // MARK: - Issuing
-
-  /// Closed loop: every free place of the lane takes an operation.
-  func fill(_ lane: Lane<D>) {
-    guard load.arrival.isClosed, isIssuing, lane.state == .open else { return }
-    while !lane.free.isEmpty && !isDone { issue(lane, intended: now) }
-  }
-
-  private func dueTime() -> Int64 {
-    switch load.arrival {
-    case .closed: now
-    case .rate: scheduleStart + Int64(Double(issued) * interval)
-    case .trace(let speed): scheduleStart + Int64(Double(workload.nextOffset) / speed)
-    }
-  }
-
-  private var hasRoom: Bool { lanes.contains { $0.state == .open && !$0.free.isEmpty } }
-
-  /// Open loop: everything whose time has come, as far as there are free places. What finds none
-  /// is issued later, and its latency still counts from its own time.
-  private func issueDue() {
-    while !isDone {
-      let due = dueTime()
-      guard due <= now, let lane = nextLane() else { return }
-      issue(lane, intended: due)
-    }
-  }
-
-  private func nextLane() -> Lane<D>? {
-    for _ in lanes.indices {
-      cursor = cursor + 1 < lanes.count ? cursor + 1 : 0
-      let lane = lanes[cursor]
-      if lane.state == .open && !lane.free.isEmpty { return lane }
-    }
-    return nil
-  }
-
-  private func issue(_ lane: Lane<D>, intended: Int64) {
-    guard let slot = lane.free.popLast() else { return }
-    issued += 1
-    let subject = workload.next(into: &lane.amounts, base: slot * features)
-    let time = UInt64(lane.dialect.mintTime(wallMilliseconds: wallMilliseconds))
-    let noise = random.next()
-    lane.requests[slot] = Request(
-      phase: .sent, isUncertain: false, attempts: 0, subject: Int32(subject),
-      high: time << 16 | noise & 0xFFFF, low: random.next(), intended: intended, due: 0)
-    send(lane, slot)
-  }
-
-  /// Renders the request in `slot` behind what is already to be sent.
-  func send(_ lane: Lane<D>, _ slot: Int) {
-    let request = lane.requests[slot]
-    lane.dialect.render(
-      subject: Int(request.subject), high: request.high, low: request.low,
-      correlation: UInt64(slot + 1), amounts: lane.amounts, base: slot * features,
-      into: lane.output)
-    if D.isOrdered { lane.pushOrder(slot) }
-    markDirty(lane)
-  }
-
-  func markDirty(_ lane: Lane<D>) {
-    if !lane.isDirty {
-      lane.isDirty = true
-      dirty.append(lane.index)
-    }
-  }
-
-  private func flushDirty() {
-    for index in dirty {
-      let lane = lanes[index]
-      lane.isDirty = false
-      flush(lane)
-    }
-    dirty.removeAll(keepingCapacity: true)
   }
 }

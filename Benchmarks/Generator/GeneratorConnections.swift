@@ -22,13 +22,14 @@ extension Generator {
     }
   }
 
-  func connect(_ lane: Lane<D>) {
+  func connect(_ lane: Lane) {
+    lane.state = .greeting
+    downCount -= 1
     do {
       lane.descriptor = try targets[lane.target].connect(blocking: false)
       lane.input.clear()
       lane.output.clear()
-      lane.dialect.greet(into: lane.output)
-      lane.state = .greeting
+      dialect.greet(into: lane.output)
       // The poller reports the socket writable once it is connected; the greeting goes then.
       lane.isBlocked = true
       try poller.add(lane.descriptor, token: lane.index)
@@ -38,14 +39,14 @@ extension Generator {
     }
   }
 
-  func writable(_ lane: Lane<D>) {
+  func writable(_ lane: Lane) {
     guard lane.descriptor >= 0 else { return }
     if lane.isBlocked {
       lane.isBlocked = false
       do {
         try poller.watch(lane.descriptor, token: lane.index, writable: false)
         // A protocol without a greeting is open as soon as it is connected.
-        if lane.state == .greeting && lane.output.isEmpty, try lane.dialect.greeted(lane.input) {
+        if lane.state == .greeting && lane.output.isEmpty, try dialect.greeted(lane.input) {
           opened(lane)
         }
       } catch {
@@ -54,10 +55,14 @@ extension Generator {
       }
     }
     flush(lane)
-    if lane.descriptor >= 0 { fill(lane) }
+    if lane.descriptor >= 0 {
+      fill(lane)
+      flush(lane)
+    }
   }
 
-  func flush(_ lane: Lane<D>) {
+  @inline(__always)
+  func flush(_ lane: Lane) {
     guard lane.descriptor >= 0, !lane.isBlocked else { return }
     while !lane.output.isEmpty {
       let n = lane.output.send(to: lane.descriptor)
@@ -78,38 +83,39 @@ extension Generator {
   }
 
   /// The greeting was accepted: what was under way before is sent again first.
-  func opened(_ lane: Lane<D>) {
+  func opened(_ lane: Lane) {
     lane.state = .open
     lane.failures = 0
     openCount += 1
-    for slot in lane.requests.indices where lane.requests[slot].phase == .sent {
-      tally.retries += 1
-      send(lane, slot)
+    for slot in 0..<lane.places where unsafe lane.requests[slot].phase == .sent {
+      counts.n.retries += 1
+      resend(lane, slot)
     }
   }
 
   /// The server drains: its last answers are awaited, then the connection moves on.
-  func leave(_ lane: Lane<D>) {
+  func leave(_ lane: Lane) {
     lane.state = .leaving
     openCount -= 1
   }
 
-  func lost(_ lane: Lane<D>) {
+  func lost(_ lane: Lane) {
     if lane.state == .open { openCount -= 1 }
     if lane.state == .open || lane.state == .leaving {
-      tally.connectionsLost += 1
+      counts.n.connectionsLost += 1
     }
     failed(lane)
   }
 
-  private func failed(_ lane: Lane<D>) {
+  private func failed(_ lane: Lane) {
     drop(lane)
-    for slot in lane.requests.indices where lane.requests[slot].phase == .sent {
+    downCount += 1
+    for slot in 0..<lane.places where unsafe lane.requests[slot].phase == .sent {
       if D.isOrdered {
-        tally.dropped += 1
+        counts.n.dropped += 1
         release(lane, slot)
       } else {
-        lane.requests[slot].isUncertain = true
+        unsafe lane.requests[slot].isUncertain = true
       }
     }
     lane.clearOrder()
@@ -117,11 +123,11 @@ extension Generator {
     // The same server first, then the next one: it may be gone for good.
     if lane.failures > 1 { lane.target = (lane.target + 1) % targets.count }
     let pause = min(Int64(lane.failures) * 10_000_000, 200_000_000)
-    lane.state = .down(until: now + pause + Int64(random.below(5_000_000)))
+    lane.state = unsafe .down(until: now + pause + Int64(random.pointee.below(5_000_000)))
   }
 
   /// Closes the socket; the poller forgets it by itself.
-  func drop(_ lane: Lane<D>) {
+  func drop(_ lane: Lane) {
     if lane.descriptor >= 0 { close(lane.descriptor) }
     lane.descriptor = -1
     lane.isBlocked = false

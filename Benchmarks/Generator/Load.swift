@@ -12,7 +12,10 @@ package struct Load: Sendable {
   }
 
   package var connections: Int
+  /// Frames in flight on each connection.
   package var inFlight: Int
+  /// Operations sent together in one frame, where the protocol has frames.
+  package var records: Int
   package var arrival: Arrival
   package var end: End
   /// Seconds that are not measured (but audited), before the measured time.
@@ -23,11 +26,12 @@ package struct Load: Sendable {
   package var connectWithin: Double
 
   package init(
-    connections: Int, inFlight: Int, arrival: Arrival, end: End, warmup: Double = 0,
-    resolveWithin: Double = 30, connectWithin: Double = 10
+    connections: Int, inFlight: Int, records: Int = 1, arrival: Arrival, end: End,
+    warmup: Double = 0, resolveWithin: Double = 30, connectWithin: Double = 10
   ) {
     self.connections = connections
     self.inFlight = inFlight
+    self.records = records
     self.arrival = arrival
     self.end = end
     self.warmup = warmup
@@ -59,8 +63,9 @@ package struct Measurement: Sendable {
 
 extension RunProgress {
   /// Each thread adds what it did since it last did so: the sums are of all threads.
-  func publish(_ tally: Tally, since last: inout (Int, Int, Int, Int)) {
-    let current = (tally.completed, tally.denied, tally.failed, tally.connectionsLost)
+  func publish(_ counts: Counts, since last: inout (Int, Int, Int, Int)) {
+    let n = counts.n
+    let current = (n.completed, n.denied, n.failed, n.connectionsLost)
     completed.add(current.0 - last.0, ordering: .relaxed)
     denied.add(current.1 - last.1, ordering: .relaxed)
     failed.add(current.2 - last.2, ordering: .relaxed)

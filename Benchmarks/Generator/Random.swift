@@ -11,6 +11,7 @@ package struct SplitMix: RandomNumberGenerator, Sendable {
 
   package init(seed: UInt64) { state = seed }
 
+  @inline(__always)
   package mutating func next() -> UInt64 {
     state &+= 0x9E37_79B9_7F4A_7C15
     var z = state
@@ -20,6 +21,7 @@ package struct SplitMix: RandomNumberGenerator, Sendable {
   }
 
   /// Uniform in 0 ..< bound, without the bias of a remainder.
+  @inline(__always)
   package mutating func below(_ bound: Int) -> Int {
     Int(truncatingIfNeeded: next().multipliedFullWidth(by: UInt64(bound)).high)
   }
@@ -63,6 +65,7 @@ package struct Popularity: Sendable {
     self.alias = alias
   }
 
+  @inline(__always)
   package func draw(_ random: inout SplitMix) -> Int {
     let column = random.below(count)
     if threshold.isEmpty { return column }

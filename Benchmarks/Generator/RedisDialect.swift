@@ -41,7 +41,7 @@ package struct RedisDialect: Dialect {
 
   package func greet(into out: Bytes) { out.append(authentication) }
 
-  package mutating func greeted(_ input: Bytes) throws -> Bool {
+  package func greeted(_ input: Bytes) throws -> Bool {
     if authentication.isEmpty { return true }
     guard let length = try RESP.length(of: input) else { return false }
     let accepted = input[0] == UInt8(ascii: "+")
@@ -50,38 +50,40 @@ package struct RedisDialect: Dialect {
     return true
   }
 
-  package func render(
-    subject: Int, high: UInt64, low: UInt64, correlation: UInt64, amounts: ContiguousArray<Int64>,
-    base: Int, into out: Bytes
-  ) {
+  package func begin(correlation: UInt64, records: Int, into out: Bytes) {}
+
+  @unsafe @inline(__always)
+  package func render(_ asked: Asked, amounts: UnsafePointer<Int64>, into out: Bytes) {
     switch command {
     case .constant(let bytes): out.append(bytes)
     case .decide:
-      templates[Int(bucketOf[subject])].render(
-        subject: subject, high: high, low: low, correlation: correlation, amounts: amounts,
-        base: base, into: out)
+      unsafe templates[Int(bucketOf[asked.subject])].render(asked, amounts: amounts, into: out)
     }
   }
 
   package func pong(correlation: UInt64, nonce: UInt64, into out: Bytes) {}
 
-  package mutating func next(_ input: Bytes) throws -> Incoming? {
-    guard let length = try RESP.length(of: input) else { return nil }
-    defer { input.consume(length) }
-    return .reply(correlation: 0, verdict(input, length))
+  @inline(__always)
+  package func next(_ input: Bytes, _ cursor: inout Cursor) throws -> Incoming? {
+    let start = cursor.position
+    // What PING and INCR answer is one line; anything else is measured as a whole.
+    guard let end = try RESP.end(of: input, from: start) else { return nil }
+    cursor.position = end
+    return .reply(correlation: 0, record: 0, verdict(input, start, end))
   }
 
   /// `decide` answers the usual case of a call with one operation with an array of one bulk string:
   /// 16 bytes of fingerprint, then the reason as a one-byte integer. Anything else is one of its
   /// other outcomes (fenced, stale, …).
-  private func verdict(_ input: Bytes, _ length: Int) -> Verdict {
-    let kind = input[0]
+  @inline(__always)
+  private func verdict(_ input: Bytes, _ start: Int, _ finish: Int) -> Verdict {
+    let kind = input[start]
     if kind == UInt8(ascii: "-") { return .error(0) }
     guard case .decide = command else {
       return .allowed(reason: 0, source: 0, replayed: false)
     }
-    guard kind == UInt8(ascii: "*"), length > 4, input[4] == UInt8(ascii: "$"),
-      let end = input.firstIndex(of: 10, from: 4), end + 17 < length
+    guard kind == UInt8(ascii: "*"), finish - start > 4, input[start + 4] == UInt8(ascii: "$"),
+      let end = input.firstIndex(of: 10, from: start + 4), end + 17 < finish
     else { return .error(0) }
     let reason = UInt16(input[end + 17])
     return reason < 16
@@ -109,6 +111,18 @@ package enum RESP {
   /// The length of the whole reply at the front; nil where it is not all there.
   package static func length(of input: Bytes) throws -> Int? {
     try end(of: input, from: 0, depth: 0)
+  }
+
+  /// The end of the whole reply at `start`; nil where it is not all there. A line of a few bytes,
+  /// which most replies are, is looked through here.
+  @inline(__always)
+  static func end(of input: Bytes, from start: Int) throws -> Int? {
+    guard start < input.count else { return nil }
+    let kind = input[start]
+    if kind == UInt8(ascii: ":") || kind == UInt8(ascii: "+") {
+      for at in start + 1..<min(start + 24, input.count) where input[at] == 10 { return at + 1 }
+    }
+    return try end(of: input, from: start, depth: 0)
   }
 
   private static func end(of input: Bytes, from start: Int, depth: Int) throws -> Int? {

@@ -59,12 +59,28 @@ package struct Run: Sendable {
     self.report = report
   }
 
+  // One of these for each protocol: the loop is compiled for it here, where another module would
+  // drive it through witness tables.
+  package func start(
+    _ dialect: TollgateDialect, progress: RunProgress = RunProgress()
+  ) throws -> RunResult { try drive(dialect, progress) }
+
+  package func start(
+    _ dialect: RedisDialect, progress: RunProgress = RunProgress()
+  ) throws -> RunResult { try drive(dialect, progress) }
+
   /// The first thread is the caller's; it takes the CPU readings.
-  package func start<D: Dialect & Sendable>(
-    _ dialect: D, progress: RunProgress = RunProgress()
+  private func drive<D: Dialect & Sendable>(
+    _ dialect: D, _ progress: RunProgress
   ) throws -> RunResult {
     // A connection that closes is a result of send, not the end of the process.
     signal(SIGPIPE, SIG_IGN)
+    // Thousands of connections need as many descriptors, where the system lets us have them.
+    var files = rlimit()
+    if unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &files) == 0 {
+      files.rlim_cur = files.rlim_max
+      unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &files)
+    }
     let others = try (1..<threads).map { thread in
       try WorkerThread { try generator(dialect, progress, thread).run() }
     }

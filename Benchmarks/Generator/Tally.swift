@@ -4,7 +4,7 @@
 package import Histogram
 
 package struct Tally: Sendable {
-  /// Room for the numbers of both registries.
+  /// Room for the numbers of both registries; a power of two.
   static let codes = 64
 
   package let features: Int
@@ -41,15 +41,6 @@ package struct Tally: Sendable {
       highestTrackableValue: 60_000_000_000, numberOfSignificantValueDigits: .three)
   }
 
-  package mutating func startMeasuring() {
-    latency.reset()
-    measured = 0
-  }
-
-  mutating func record(nanoseconds: Int64) {
-    latency.record(UInt64(min(max(nanoseconds, 1), 59_999_999_999)))
-  }
-
   package mutating func add(_ other: Tally) {
     precondition(features == other.features && admitted.count == other.admitted.count)
     for index in admitted.indices { admitted[index] += other.admitted[index] }
@@ -71,4 +62,6 @@ package struct Tally: Sendable {
   package var allowed: Int { reasons[..<16].reduce(0, +) }
   package var denied: Int { reasons[16...].reduce(0, +) }
   package var failed: Int { errors.reduce(0, +) }
+  /// Everything in the histogram: what was answered since the measured time started.
+  package var answersInHistogram: Int { Int(latency.totalCount) }
 }

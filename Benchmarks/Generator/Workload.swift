@@ -50,27 +50,31 @@ package struct Workload: Sendable {
   package let names: SubjectNames
   package let amounts: [AmountRule]
   package let rows: [TraceRow]
-  private let accounts: Popularity
+  /// nil: one after another, each as often as all others.
+  private let accounts: Popularity?
+  /// The amounts where no row says them.
+  private let constants: [Int64]
   private let seed: UInt64
   private let thread: Int
   private let threads: Int
   private var random: SplitMix
-  private var nextRow: Int
+  private var upcoming: Int
 
   package init(
-    names: SubjectNames, accounts: Popularity, amounts: [AmountRule], rows: [TraceRow] = [],
+    names: SubjectNames, accounts: Popularity?, amounts: [AmountRule], rows: [TraceRow] = [],
     seed: UInt64, thread: Int = 0, threads: Int = 1
   ) {
-    precondition(accounts.count == names.accounts)
+    precondition(accounts.map { $0.count == names.accounts } ?? rows.isEmpty)
     self.names = names
     self.accounts = accounts
     self.amounts = amounts
+    constants = amounts.map { $0.amount(nil) }
     self.rows = rows
     self.seed = seed
     self.thread = thread
     self.threads = threads
     random = SplitMix(seed: seed &+ UInt64(thread) &* 0x5851_F42D_4C95_7F2D)
-    nextRow = thread
+    upcoming = thread
   }
 
   package func forThread(_ thread: Int, of threads: Int) -> Workload {
@@ -80,27 +84,37 @@ package struct Workload: Sendable {
   }
 
   /// True where a trace has no more rows.
-  package var isExhausted: Bool { !rows.isEmpty && nextRow >= rows.count }
+  package var isExhausted: Bool { !rows.isEmpty && upcoming >= rows.count }
   /// Nanoseconds from the first row to the next one.
   package var nextOffset: Int64 {
-    isExhausted || rows.isEmpty ? 0 : rows[nextRow].nanoseconds - rows[0].nanoseconds
+    isExhausted || rows.isEmpty ? 0 : rows[upcoming].nanoseconds - rows[0].nanoseconds
   }
 
-  /// Draws the next operation: its subject as the answer, its amounts into `out` from `base` on.
-  package mutating func next(into out: inout ContiguousArray<Int64>, base: Int) -> Int {
-    if rows.isEmpty {
-      for index in amounts.indices { out[base + index] = amounts[index].amount(nil) }
-      return subject(&random)
+  /// Draws the next operation: its subject as the answer, its amounts, one for each feature, where
+  /// `out` points to.
+  @unsafe @inline(__always)
+  package mutating func next(into out: UnsafeMutablePointer<Int64>) -> Int {
+    guard rows.isEmpty else { return unsafe row(into: out) }
+    for index in constants.indices { unsafe out[index] = constants[index] }
+    guard accounts != nil else {
+      defer { upcoming = upcoming + threads < names.count ? upcoming + threads : thread }
+      return upcoming < names.count ? upcoming : 0
     }
-    let row = rows[nextRow]
-    for index in amounts.indices { out[base + index] = amounts[index].amount(row) }
-    var own = SplitMix(seed: seed ^ UInt64(nextRow) &* 0x2545_F491_4F6C_DD1D)
-    nextRow += threads
+    return subject(&random)
+  }
+
+  @unsafe @inline(never)
+  private mutating func row(into out: UnsafeMutablePointer<Int64>) -> Int {
+    let row = rows[upcoming]
+    for index in amounts.indices { unsafe out[index] = amounts[index].amount(row) }
+    var own = SplitMix(seed: seed ^ UInt64(upcoming) &* 0x2545_F491_4F6C_DD1D)
+    upcoming += threads
     return subject(&own)
   }
 
+  @inline(__always)
   private func subject(_ random: inout SplitMix) -> Int {
-    let account = accounts.draw(&random)
+    let account = accounts?.draw(&random) ?? 0
     return names.members == 0 ? account : account * names.members + random.below(names.members)
   }
 }

@@ -41,6 +41,23 @@ import TollgateTesting
     expectExact(result, responder)
   }
 
+  @Test("Records of one frame are answered, repeated and counted each for itself")
+  func recordsPerFrame() throws {
+    var behaviour = BenchResponder.Behaviour()
+    behaviour.cutEvery = 97
+    behaviour.unknownEvery = 50
+    let responder = try BenchResponder(behaviour)
+    defer { responder.stop() }
+    let result = try run(
+      responder,
+      Load(connections: 3, inFlight: 4, records: 7, arrival: .closed, end: .requests(3_001)))
+    #expect(result.tally.connectionsLost > 10)
+    #expect(result.tally.resolved > 0)
+    #expect(result.tally.completed == 3_001)
+    #expect(responder.operations == 3_001)
+    expectExact(result, responder)
+  }
+
   @Test("Denials and OVERLOADED are counted by their code and admit nothing")
   func deniedAndOverloaded() throws {
     var behaviour = BenchResponder.Behaviour()

@@ -19,32 +19,42 @@ import TollgateWire
 
   @Test("A patched frame is what the codec would have written")
   func patchedFrame() throws {
-    for members in [0, 20] {
+    for (members, records) in [(0, 1), (20, 1), (20, 3)] {
       let names = try names(members)
       let dialect = try TollgateDialect(
         names: names, features: features(), check: false, token: "", deadlineMilliseconds: 250)
       let out = Bytes()
-      let subject = members == 0 ? 417 : 417 * 20 + 13
-      dialect.render(
-        subject: subject, high: 0x0123_4567_89AB_CDEF, low: 0xFEDC_BA98_7654_3210, correlation: 77,
-        amounts: [0, 1, 4818], base: 1, into: out)
-      var expected = ByteBuffer()
-      let record = OperationRecord(
-        id: OperationID(high: 0x0123_4567_89AB_CDEF, low: 0xFEDC_BA98_7654_3210),
-        subject: try Subject(members == 0 ? "acct-000417" : "acct-000417/m0013"),
-        items: [
-          Item(feature: try Name("chat.requests"), amount: 1),
-          Item(feature: try Name("tokens.total"), amount: 4818),
-        ])
-      expected.writeFrame(
-        .consume, OperationBatch([record]), correlation: 77, deadlineMilliseconds: 250)
-      #expect(out.array(0..<out.count) == Array(expected.readableBytesView))
+      var expected: [OperationRecord] = []
+      dialect.begin(correlation: 77, records: records, into: out)
+      for record in 0..<records {
+        let high = 0x0123_4567_89AB_CDEF + UInt64(record)
+        let low: UInt64 = 0xFEDC_BA98_7654_3210
+        let amounts: [Int64] = [1, 4818 + Int64(record)]
+        unsafe amounts.withUnsafeBufferPointer { amounts in
+          guard let start = amounts.baseAddress else { return }
+          unsafe dialect.render(
+            Asked(subject: members == 0 ? 417 : 417 * 20 + 13, high: high, low: low),
+            amounts: start, into: out)
+        }
+        expected.append(
+          OperationRecord(
+            id: OperationID(high: high, low: low),
+            subject: try Subject(members == 0 ? "acct-000417" : "acct-000417/m0013"),
+            items: [
+              Item(feature: try Name("chat.requests"), amount: 1),
+              Item(feature: try Name("tokens.total"), amount: 4818 + Int64(record)),
+            ]))
+      }
+      var frame = ByteBuffer()
+      frame.writeFrame(
+        .consume, OperationBatch(expected), correlation: 77, deadlineMilliseconds: 250)
+      #expect(out.array(0..<out.count) == Array(frame.readableBytesView))
     }
   }
 
   @Test("The fast parser agrees with the codec on every reason, source and error")
   func fastParser() throws {
-    var dialect = try TollgateDialect(
+    let dialect = try TollgateDialect(
       names: names(), features: features(), check: false, token: "", deadlineMilliseconds: 0)
     var frames = ByteBuffer()
     var expected: [Verdict] = []
@@ -74,10 +84,11 @@ import TollgateWire
     }
     // Byte by byte: nothing may be taken before it is whole.
     let input = Bytes()
+    var cursor = Cursor()
     var seen: [Verdict] = []
     for byte in frames.readableBytesView {
       input.append([byte])
-      while case .reply(let correlation, let verdict)? = try dialect.next(input) {
+      while case .reply(let correlation, _, let verdict)? = try dialect.next(input, &cursor) {
         seen.append(verdict)
         #expect(correlation == UInt64(seen.count))
       }
@@ -85,12 +96,41 @@ import TollgateWire
     #expect(seen == expected)
   }
 
+  @Test("The records of one answer are taken in their order, an error frame as a whole")
+  func recordsOfAnAnswer() throws {
+    let dialect = try TollgateDialect(
+      names: names(), features: features(), check: false, token: "", deadlineMilliseconds: 0)
+    let decision = Decision(
+      reason: .allowed, source: .redis, time: WallTime(milliseconds: 1_700_000_000_000))
+    var frames = ByteBuffer()
+    frames.writeFrame(
+      DecisionBatch([
+        .decision(decision), .error(.overloaded, message: "later"), .decision(decision),
+      ]), correlation: 9)
+    frames.writeFrame(ErrorReply(code: .unavailable, message: ""), correlation: 10)
+    let input = Bytes(Array(frames.readableBytesView))
+    var cursor = Cursor()
+    var seen: [Incoming] = []
+    while let next = try dialect.next(input, &cursor) { seen.append(next) }
+    let allowed = Verdict.allowed(
+      reason: Reason.allowed.rawValue, source: Source.redis.rawValue, replayed: false)
+    #expect(
+      seen == [
+        .reply(correlation: 9, record: 0, allowed),
+        .reply(correlation: 9, record: 1, .error(ErrorCode.overloaded.rawValue)),
+        .reply(correlation: 9, record: 2, allowed),
+        .reply(correlation: 10, record: -1, .error(ErrorCode.unavailable.rawValue)),
+      ])
+    #expect(cursor.position == input.count)
+  }
+
   @Test("Bytes of another protocol are an error, not a reply")
   func foreignBytes() throws {
-    var dialect = try TollgateDialect(
+    let dialect = try TollgateDialect(
       names: names(), features: features(), check: false, token: "", deadlineMilliseconds: 0)
     #expect(throws: BenchError.self) {
-      _ = try dialect.next(Bytes(Array("HTTP/1.1 400 Bad Request\r\n\r\n".utf8)))
+      var cursor = Cursor()
+      _ = try dialect.next(Bytes(Array("HTTP/1.1 400 Bad Request\r\n\r\n".utf8)), &cursor)
     }
   }
 
@@ -107,6 +147,23 @@ import TollgateWire
       }
       #expect(try RESP.length(of: Bytes(bytes + [43])) == bytes.count)
     }
+  }
+
+  @Test("One subject after another: each once before any of them twice, over threads too")
+  func eachSubject() throws {
+    let names = try SubjectNames(prefix: "acct-", accounts: 5, members: 2, suffix: "/run")
+    #expect(names.path(3) == "acct-000001/m0001/run")
+    let workload = Workload(names: names, accounts: nil, amounts: [.constant(1)], seed: 1)
+    var seen: [Int] = []
+    for thread in 0..<3 {
+      var mine = workload.forThread(thread, of: 3)
+      var amounts: [Int64] = [0]
+      for _ in stride(from: thread, to: names.count, by: 3) {
+        seen.append(unsafe mine.next(into: &amounts))
+      }
+      #expect(unsafe mine.next(into: &amounts) == thread)
+    }
+    #expect(seen.sorted() == Array(0..<names.count))
   }
 
   @Test("Zipf draws follow their weights")
@@ -135,10 +192,10 @@ import TollgateWire
       var subjects: [Int: Int] = [:]
       for thread in 0..<threads {
         var mine = workload.forThread(thread, of: threads)
-        var amounts: ContiguousArray<Int64> = [0, 0]
+        var amounts: [Int64] = [0, 0]
         var row = thread
         while !mine.isExhausted {
-          subjects[row] = mine.next(into: &amounts, base: 0)
+          subjects[row] = unsafe mine.next(into: &amounts)
           #expect(amounts[1] == rows[row].contextTokens + rows[row].generatedTokens)
           row += threads
         }

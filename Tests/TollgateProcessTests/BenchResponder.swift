@@ -108,8 +108,18 @@ final class BenchResponder: Sendable {
         correlation: correlation)
       return true
     }
-    let record = try OperationBatch.decode(frame).records[0]
-    let reply: DecisionRecord? = state.withLockedValue { state in
+    var replies: [DecisionRecord] = []
+    for record in try OperationBatch.decode(frame).records {
+      guard let reply = decide(record) else { return false }
+      replies.append(reply)
+    }
+    out.writeFrame(DecisionBatch(replies), correlation: correlation)
+    return true
+  }
+
+  /// nil: cut the connection, without an answer to anything in the frame.
+  private func decide(_ record: OperationRecord) -> DecisionRecord? {
+    state.withLockedValue { state in
       state.requests += 1
       let number = state.requests
       func every(_ n: Int) -> Bool { n > 0 && number % n == 0 }
@@ -129,8 +139,5 @@ final class BenchResponder: Sendable {
           reason: isAllowed ? .allowed : .quotaExceeded, source: .redis,
           time: WallTime(milliseconds: 1), replayed: known != nil))
     }
-    guard let reply else { return false }
-    out.writeFrame(DecisionBatch([reply]), correlation: correlation)
-    return true
   }
 }

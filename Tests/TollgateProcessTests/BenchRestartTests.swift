@@ -106,7 +106,7 @@ import TollgateTesting
       (["--subjects", "10000000", "--members", "3"], "at most 20000000 in all"),
       (["--prefix", "a b"], "--prefix a b:"), (["--rate", "0"], "--rate 0.0: give 0.001 …"),
       (["--drain", "inf"], "--drain inf: give 0.0 …"), (["--seconds", "0"], "--seconds 0.0: give"),
-      (["--distribution", "foo"], "--distribution foo: give uniform or zipf"),
+      (["--distribution", "foo"], "--distribution foo: give uniform, zipf or each"),
       (["--speed", "fast"], "--speed fast: give a factor"),
       (["--feature", "units"], "--feature units: write NAME=AMOUNT"),
       (["--feature", "a b=1"], "--feature a b=1:"), (["--rate", "many"], "many"),

@@ -5,6 +5,7 @@ import ArgumentParser
 import Foundation
 import TollgateBench
 import TollgateCore
+import TollgateWire
 
 struct BenchTargets: ParsableArguments {
   @Option(
@@ -15,6 +16,12 @@ struct BenchTargets: ParsableArguments {
 
   @Option(help: ArgumentHelp("Drive this bare Redis instead of sidecars.", valueName: "address"))
   var resp: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Drive a peer that sends back what it gets: the limit of the transport.",
+      valueName: "address"))
+  var echo: String?
 
   @Option(
     help: ArgumentHelp(
@@ -34,6 +41,12 @@ struct BenchTargets: ParsableArguments {
       "File with an admin credential, for the audit; the other one by default.",
       valueName: "file"))
   var adminTokenFile: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "The sidecar to audit through, where the targets answer too slowly; by default they.",
+      valueName: "address"))
+  var auditTarget: String?
 
   @Option(help: ArgumentHelp("Read counters from this Redis in the audit.", valueName: "address"))
   var redis: String?
@@ -62,6 +75,8 @@ struct BenchTargets: ParsableArguments {
   func validate() throws {
     for address in addresses { _ = try BenchUsage.of("--target", Target(address)) }
     if let resp { _ = try BenchUsage.of("--resp", Target(resp)) }
+    if let auditTarget { _ = try BenchUsage.of("--audit-target", Target(auditTarget)) }
+    if let echo { _ = try BenchUsage.of("--echo", Target(echo)) }
     if let redis { _ = try BenchUsage.of("--redis", Target(redis)) }
     if let ledger { _ = try BenchUsage.of("--ledger", Target(ledger)) }
     if let deployment { _ = try BenchUsage.of("--deployment", Name(deployment)) }
@@ -98,6 +113,9 @@ struct BenchShape: ParsableArguments {
   @Option(help: "Requests in flight on each connection.")
   var inFlight = 1
 
+  @Option(help: "Operations in each frame; --in-flight then counts frames.")
+  var records = 1
+
   @Option(help: "Measured seconds.")
   var seconds: Double?
 
@@ -116,7 +134,10 @@ struct BenchShape: ParsableArguments {
   @Option(help: "Members of each account; 0: the account itself asks.")
   var members = 0
 
-  @Option(help: "How accounts are drawn: uniform or zipf.")
+  @Option(help: "What follows each subject, for a level below members, e.g. /run.")
+  var suffix = ""
+
+  @Option(help: "How subjects are drawn: uniform, zipf, or each: one after another.")
   var distribution = "uniform"
 
   @Option(help: "Exponent of zipf.")
@@ -189,6 +210,7 @@ struct BenchShape: ParsableArguments {
     }
     try within("connections", connections, 1...10_000)
     try within("in-flight", inFlight, 1...4096)
+    try within("records", records, 1...WireLimits.recordsMax)
     try within("threads", threads, 1...64)
     try within("seconds", seconds, 0.001...Self.secondsMax)
     try within("requests", requests, 1...Int(Int32.max))
@@ -207,12 +229,18 @@ struct BenchShape: ParsableArguments {
         + "\(SubjectNames.subjectsMax) in all."
     )
     _ = try BenchUsage.of(
-      "--prefix \(prefix):", SubjectNames(prefix: prefix, accounts: subjects, members: members))
+      "--prefix \(prefix):",
+      SubjectNames(prefix: prefix, accounts: subjects, members: members, suffix: suffix))
     try require(
-      distribution == "uniform" || distribution == "zipf",
-      "--distribution \(distribution): give uniform or zipf.")
+      ["uniform", "zipf", "each"].contains(distribution),
+      "--distribution \(distribution): give uniform, zipf or each.")
+    try require(
+      !isTrace || distribution != "each", "a trace draws its subjects: give uniform or zipf.")
     try require(
       trace == nil || syntheticTrace == nil, "--trace and --synthetic-trace exclude each other.")
+    try require(
+      records == 1 || (!isTrace && rate == nil),
+      "--records is for a closed loop: an open one sends each operation when it is due.")
     try require(
       !isTrace || rate == nil, "a trace has its own times: use --speed instead of --rate.")
     try require(
@@ -262,16 +290,18 @@ struct BenchShape: ParsableArguments {
     // A bounded run measures all of itself.
     let warmup = if case .seconds = end { self.warmup } else { 0.0 }
     return Load(
-      connections: connections, inFlight: inFlight, arrival: arrival, end: end, warmup: warmup,
-      resolveWithin: resolve)
+      connections: connections, inFlight: inFlight, records: records, arrival: arrival, end: end,
+      warmup: warmup, resolveWithin: resolve)
   }
 
   func workload() throws -> Workload {
-    let names = try SubjectNames(prefix: prefix, accounts: subjects, members: members)
+    let names = try SubjectNames(
+      prefix: prefix, accounts: subjects, members: members, suffix: suffix)
     return Workload(
       names: names,
       accounts: distribution == "zipf"
-        ? .zipf(subjects, exponent: exponent) : .uniform(subjects),
+        ? .zipf(subjects, exponent: exponent)
+        : distribution == "each" ? nil : .uniform(subjects),
       amounts: try items().map(\.amount), rows: try rows(), seed: seed)
   }
 }

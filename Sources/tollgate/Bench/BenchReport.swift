@@ -108,6 +108,7 @@ struct BenchReport {
     return .fields([
       "connections": .integer(Int64(shape.connections)),
       "inFlight": .integer(Int64(shape.inFlight)),
+      "records": .integer(Int64(shape.records)),
       "rows": .integer(Int64(rows)),
       "seconds": Self.decimal(result.seconds),
       "throughput": Self.decimal(result.perSecond),

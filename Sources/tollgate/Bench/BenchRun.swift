@@ -15,8 +15,13 @@ struct BenchRun: ParsableCommand {
   @OptionGroup(title: "Load") var shape: BenchShape
 
   func validate() throws {
-    if targets.addresses.isEmpty == (targets.resp == nil) {
-      throw ValidationError("Give --target for sidecars, or --resp for a bare Redis.")
+    let kinds = [!targets.addresses.isEmpty, targets.resp != nil, targets.echo != nil]
+    if kinds.count(where: { $0 }) != 1 {
+      throw ValidationError(
+        "Give --target for sidecars, --resp for a bare Redis, or --echo for an echo.")
+    }
+    if targets.resp != nil && shape.records > 1 {
+      throw ValidationError("--records is for sidecars: Redis has no frames; use --in-flight.")
     }
     if targets.resp == nil && targets.redis == nil && !shape.limits.isEmpty {
       throw ValidationError(
@@ -26,7 +31,11 @@ struct BenchRun: ParsableCommand {
 
   func run() throws {
     do {
-      try targets.resp == nil ? runTollgate() : runRedis()
+      if let echo = targets.echo {
+        try runEcho(Target(echo))
+      } else {
+        try targets.resp == nil ? runTollgate() : runRedis()
+      }
     } catch let error as BenchError {
       throw CommandFailure(.unavailable, "\(error)")
     }
@@ -63,6 +72,17 @@ struct BenchRun: ParsableCommand {
     default: command = .decide(try decideCommands(address, password, workload))
     }
     let dialect = try RedisDialect(command, user: targets.redisUser, password: password)
+    let result = try makeRun([address], workload)
+      .start(dialect, progress: Interrupt.progress())
+    let report = BenchReport(result: result, audit: nil, rows: 0, shape: shape)
+    print(shape.json ? report.document.json() : report.text)
+  }
+
+  private func runEcho(_ address: Target) throws {
+    let workload = try shape.workload()
+    let dialect = try TollgateDialect(
+      names: workload.names, features: shape.items().map(\.name), check: shape.check, token: "",
+      deadlineMilliseconds: shape.deadline, echo: true)
     let result = try makeRun([address], workload)
       .start(dialect, progress: Interrupt.progress())
     let report = BenchReport(result: result, audit: nil, rows: 0, shape: shape)
@@ -113,7 +133,8 @@ struct BenchRun: ParsableCommand {
     }
     let admin: AdminLink?
     do {
-      admin = try AdminLink(addresses, role: .admin, token: adminToken)
+      let sidecars = try targets.auditTarget.map { [try Target($0)] } ?? addresses
+      admin = try AdminLink(sidecars, role: .admin, token: adminToken)
     } catch {
       // With another source the audit is possible without the admin role.
       guard redis != nil || ledger != nil else { throw error }
