@@ -20,8 +20,11 @@ package enum ServeEntry {
 
   /// Serves until SIGTERM or SIGINT, drains, returns. Throws what must keep a sidecar from
   /// starting.
+  /// - Parameter fastPath: what answers on the local loop of that number; made on its thread.
   package static func run(
-    _ configuration: ServerConfiguration, ready: @escaping @Sendable () -> Void = {}
+    _ configuration: ServerConfiguration,
+    fastPath: @escaping @Sendable (Int) -> (any FastPath)? = { _ in nil },
+    ready: @escaping @Sendable () -> Void = {}
   ) async throws {
     let level = Logger.Level(rawValue: configuration.logLevel) ?? .info
     LoggingSystem.bootstrap { label in
@@ -43,7 +46,9 @@ package enum ServeEntry {
       sources.append(source)
     }
     defer { for source in sources { source.cancel() } }
-    let sidecar = try await Sidecar(configuration: configuration, logger: logger) { sidecar in
+    let sidecar = try await Sidecar(
+      configuration: configuration, logger: logger, fastPath: fastPath
+    ) { sidecar in
       let service = AdminService(
         backend: LiveBackend(sidecar: sidecar), clock: { SystemClock.wallTime() })
       return { method, body, caller in

@@ -31,6 +31,8 @@ final class Sidecar: Sendable {
   /// nil: there is no ledger.
   let watch: LedgerWatch?
   let lag = LagBoard()
+  let leases: LeaseHub
+  private let subscription: LeaseSubscription
   let fallback: FallbackQueue
   let keys: KeySpace
   let buckets: BucketMap
@@ -43,11 +45,14 @@ final class Sidecar: Sendable {
   private let draining = NIOLockedValueBox(false)
   private let pushes: PushQueue
   private let failures: AsyncStream<StartFailure>
+  private let fastPath: @Sendable (Int) -> (any FastPath)?
 
   init(
     configuration: ServerConfiguration, logger: Logger,
+    fastPath: @escaping @Sendable (Int) -> (any FastPath)? = { _ in nil },
     admin: @escaping @Sendable (Sidecar) -> AdminHandler
   ) async throws {
+    self.fastPath = fastPath
     self.configuration = configuration
     self.logger = logger
     buckets = BucketMap(buckets: configuration.deployment.buckets)
@@ -67,11 +72,15 @@ final class Sidecar: Sendable {
       }
       return await handler(method, body, caller)
     }
+    leases = try LeaseHub(configuration, buckets: buckets, startedAt: SystemClock.wallTime())
     let built = try await Self.buildLoops(
-      group, configuration, keys, buckets, metrics, fallback, seen, logger, admin: desk)
+      group, configuration, keys, buckets, metrics, fallback, seen, leases, logger, admin: desk)
     loops = built.loops
     sessions = built.sessions
     links = built.links
+    subscription = LeaseSubscription(
+      configuration.redis, keys: keys, hub: leases, loops: built.loops, on: group.next(),
+      logger: logger)
     let coldLink = RedisLink(
       configuration.redis, on: group.next(), seed: UInt64.random(in: .min ... .max),
       logger: logger)
@@ -135,13 +144,18 @@ final class Sidecar: Sendable {
     store.start()
     for (loop, link) in zip(loops, links) {
       let healer = healer
-      loop.onLoop { $0.delegate = healer }
+      loop.onLoop {
+        $0.delegate = healer
+        // What an earlier incarnation let through is settled first of all.
+        $0.leases?.wake()
+      }
       link.start()
     }
+    subscription.start()
     let services = Task { await self.services() }
     defer { services.cancel() }
     try await checkDeployment()
-    let channels = try await Listener.bind(configuration, group: group, sessions: sessions)
+    let listening = try await listen()
     let http = try await startHTTP()
     logger.notice(
       "tollgate serves",
@@ -157,9 +171,9 @@ final class Sidecar: Sendable {
     let grace = configuration.limits.drainMilliseconds
     let plan = DrainPlan(
       from: .now(), graceMilliseconds: failure == nil ? grace : min(grace, Self.refusedGrace))
-    await drain(channels, until: plan.workEnd)
+    await drain(listening, until: plan.workEnd)
     services.cancel()
-    await close(services, http, plan)
+    await close(services, http, listening, plan)
     if let failure { throw failure }
   }
 
@@ -186,16 +200,20 @@ final class Sidecar: Sendable {
   /// they have made are answered; where Redis or the ledger is silent those calls are cut off, and
   /// what has not ended by the end of the grace time ends with the process.
   private func close(
-    _ services: Task<Void, Never>, _ http: (any Channel)?, _ plan: DrainPlan
+    _ services: Task<Void, Never>, _ http: (any Channel)?, _ listening: Listening,
+    _ plan: DrainPlan
   ) async {
     if !(await Bounded.ended(by: plan.workEnd, { await services.value })) {
       store.link.abort()
       for link in links { link.abort() }
     }
-    let (links, store, group) = (links, store, group)
+    let (links, store, group, subscription) = (links, store, group, subscription)
     let isClosed = await Bounded.ended(by: plan.end) {
       try? await http?.close().get()
       await services.value
+      // Before the event loops: their conversations are told.
+      await listening.local?.stop()
+      await subscription.stop()
       for link in links { await link.stop() }
       await store.stop()
       try? await group.shutdownGracefully()
@@ -304,6 +322,12 @@ final class Sidecar: Sendable {
       late += Int64(state.2)
       if let time = state.1 { oldest = min(oldest ?? time, time) }
     }
+    let leased = leases.table.gauges
+    metrics.leases.unsettledUnits.set(leased.unsettledUnits)
+    metrics.leases.unsettledOperations.set(leased.unsettledOperations)
+    metrics.leases.accounts.set(Int64(leased.accounts))
+    metrics.leases.shapes.set(Int64(leased.entries))
+    metrics.leases.recovering.set(Int64(leased.recovering))
     metrics.retainedDeltas.set(retained)
     late += await healer.lateConfig.values.reduce(0) { $0 + Int64($1.count) }
     metrics.lateDeltas.set(late)
@@ -340,14 +364,36 @@ final class Sidecar: Sendable {
     }
   }
 
+  // MARK: - Listening
+
+  /// What carries the data path: local loops, or channels where there are none.
+  private struct Listening: Sendable {
+    var local: LocalLoops?
+    var channels: [any Channel] = []
+  }
+
+  private func listen() async throws -> Listening {
+    guard configuration.localLoops > 0 else {
+      return Listening(
+        channels: try await Listener.bind(configuration, group: group, sessions: sessions))
+    }
+    return Listening(
+      local: try await LocalLoops.start(
+        configuration, sessions: sessions, metrics: metrics
+      ) { [fastPath, leases, metrics] loop in
+        fastPath(loop) ?? LeaseFastPath(leases, metrics: metrics)
+      })
+  }
+
   var isDraining: Bool { draining.withLockedValue { $0 } }
 
   // MARK: - Drain
 
-  private func drain(_ channels: [any Channel], until end: NIODeadline) async {
+  private func drain(_ listening: Listening, until end: NIODeadline) async {
     draining.withLockedValue { $0 = true }
     logger.notice("draining")
-    for channel in channels { try? await channel.close().get() }
+    await listening.local?.stopListening()
+    for channel in listening.channels { try? await channel.close().get() }
     for unit in sessions { unit.onLoop { $0.drain() } }
     while NIODeadline.now() < end {
       let open = metrics.connections.current
@@ -356,6 +402,7 @@ final class Sidecar: Sendable {
       try? await Task.sleep(for: .milliseconds(10))
     }
     for unit in sessions { unit.onLoop { $0.closeAll() } }
+    await returnLeases(until: end)
     // Hand over: what this sidecar let through should be in the ledger, if the ledger is there.
     while NIODeadline.now() < end, ledger?.isUp == true {
       await refreshGauges()
@@ -378,6 +425,15 @@ final class Sidecar: Sendable {
     if let path = configuration.listenUnix { Listener.removeSocket(path) }
   }
 
+  /// What leases hold is free for others at once, and what was let through from them is settled.
+  private func returnLeases(until end: NIODeadline) async {
+    leases.table.close(now: LeaseHub.now)
+    for loop in loops { loop.onLoop { $0.leases?.wake() } }
+    while NIODeadline.now() < end, !leases.table.isReturned {
+      try? await Task.sleep(for: .milliseconds(5))
+    }
+  }
+
   // MARK: - Loops
 
   private struct Built {
@@ -389,14 +445,17 @@ final class Sidecar: Sendable {
   private static func buildLoops(
     _ group: MultiThreadedEventLoopGroup, _ configuration: ServerConfiguration, _ keys: KeySpace,
     _ buckets: BucketMap, _ metrics: Metrics, _ fallback: FallbackQueue, _ seen: SeenBoard,
-    _ logger: Logger, admin: AdminDesk
+    _ hub: LeaseHub, _ logger: Logger, admin: AdminDesk
   ) async throws -> Built {
     var built = Built()
-    for eventLoop in group.makeIterator() {
+    for (index, eventLoop) in group.makeIterator().enumerated() {
       let made = try await eventLoop.submit {
         let enforcer = Enforcer(
           eventLoop: eventLoop, configuration: configuration, keys: keys, metrics: metrics,
           fallback: fallback, seen: seen, logger: logger, wallClock: { SystemClock.wallTime() })
+        enforcer.leases = LeaseKeeper(
+          hub, enforcer: enforcer,
+          own: stride(from: index, to: buckets.buckets, by: configuration.eventLoops).map { $0 })
         let unit = LoopUnit(enforcer)
         let link = RedisLink(
           configuration.redis, on: eventLoop, seed: UInt64.random(in: .min ... .max),

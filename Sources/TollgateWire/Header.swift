@@ -211,6 +211,9 @@ package struct FrameHeader: Hashable, Sendable {
     return header
   }
 
+  /// Whether the flags, the deadline and the correlation id may stand with this opcode.
+  package var fitsOpcode: Bool { (try? checkAgainstOpcode()) != nil }
+
   private func checkAgainstOpcode() throws(WireError) {
     guard let opcode else { return }
     guard opcode.allowedFlags.isSuperset(of: flags) else {
@@ -238,6 +241,21 @@ package struct FrameHeader: Hashable, Sendable {
     guard deadlineMilliseconds == 0 else {
       throw .fatal(.badFrame, "\(opcode.name) carries no deadline")
     }
+  }
+
+  /// Writes the header to memory that is its owner's alone and has at least `bytes` bytes.
+  @inlinable
+  package func write(to room: UnsafeMutableRawBufferPointer) {
+    precondition(room.count >= Self.bytes)
+    unsafe room.storeBytes(of: Self.magic.littleEndian, as: UInt16.self)
+    unsafe room[2] = Self.version
+    unsafe room[3] = rawOpcode
+    unsafe room.storeBytes(of: flags.rawValue.littleEndian, toByteOffset: 4, as: UInt16.self)
+    unsafe room.storeBytes(of: 0, toByteOffset: 6, as: UInt16.self)
+    unsafe room.storeBytes(of: payloadBytes.littleEndian, toByteOffset: 8, as: UInt32.self)
+    unsafe room.storeBytes(
+      of: deadlineMilliseconds.littleEndian, toByteOffset: 12, as: UInt32.self)
+    unsafe room.storeBytes(of: correlation.littleEndian, toByteOffset: 16, as: UInt64.self)
   }
 
   /// Writes the header at `index`, where 24 bytes were left free.

@@ -80,7 +80,7 @@ enum Audit {
             ], as: .check, deadline: 2000),
           case .decision(let decision)? = answer.first
         else { return false }
-        return decision.source == .redis
+        return decision.source == .redis || decision.source == .lease
       }
     }
   }

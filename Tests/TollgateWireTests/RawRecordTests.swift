@@ -49,6 +49,9 @@ struct RawRecordTests {
       #expect(raw.items == record.items.count)
       #expect(record.items.indices.allSatisfy { raw.amounts[$0] == record.items[$0].amount })
       #expect(record.shape == shape)
+      let back = try OperationRecord(shape: shape)
+      #expect(back.subject == record.subject && back.attributes == record.attributes)
+      #expect(back.items.map(\.feature) == record.items.map(\.feature))
       records.append((record, shape))
     }
     for (a, first) in records {

@@ -52,6 +52,8 @@ package struct ServerConfiguration: Sendable {
   var unixMode: UInt32 = 0o660
   var http: ServiceAddress?
   var eventLoops = 1
+  /// Threads that carry client connections; 0: the event loops do.
+  var localLoops = 1
   var checkToken: String?
   var adminToken: String?
   /// Admin credentials of their own for people and tools, so that the audit tells them apart.
@@ -66,8 +68,10 @@ package struct ServerConfiguration: Sendable {
   var limits = Limits()
   var dedupe = Dedupe()
   var outbox = Outbox()
-  /// File in which what an open policy let through waits for Redis; nil: memory only.
+  /// File in which what an open policy let through waits for Redis; nil: memory only. What is let
+  /// through from leases is in a file beside it.
   var journal: String?
+  var leases = Leases()
   var logLevel = "info"
 
   struct Limits: Sendable {
@@ -103,6 +107,20 @@ package struct ServerConfiguration: Sendable {
     /// Delivered entries kept for late readers.
     var tailEntries: Int64 = 1000
     var batchEntriesMax = 2000
+  }
+
+  /// Only features of scope `sidecar` are leased; where the catalog has none, nothing of this is.
+  struct Leases: Sendable {
+    /// Operations remembered, 32 bytes each (more than one item: 64); older ids are ID_TOO_OLD. A
+    /// power of two.
+    var operations = 1 << 20
+    /// How long Redis keeps a lease of which nothing is heard.
+    var ttlMilliseconds: Int64 = 10_000
+    /// How old usage may be before it is settled.
+    var tickMilliseconds: Int64 = 10
+
+    /// Beside the journal.
+    static let fileSuffix = ".leases"
   }
 
   /// What every script call brings along.
@@ -153,8 +171,8 @@ private struct ConfigurationReader {
     guard
       let fields = root.object(
         [
-          "deployment", "sidecar_id", "listen", "http", "event_loops", "credentials", "redis",
-          "ledger", "limits", "dedupe", "outbox", "journal", "log_level",
+          "deployment", "sidecar_id", "listen", "http", "event_loops", "local_loops", "credentials",
+          "redis", "ledger", "limits", "dedupe", "outbox", "journal", "leases", "log_level",
         ], required: ["deployment", "listen", "redis", "ledger"])
     else { return nil }
     let deployment = fields["deployment"].flatMap { self.deployment($0) }
@@ -167,10 +185,12 @@ private struct ConfigurationReader {
     listen(fields["listen"], into: &configuration)
     if let node = fields["http"] { configuration.http = address(node, local: true) }
     if let n = fields["event_loops"]?.integer(1...64) { configuration.eventLoops = Int(n) }
+    if let n = fields["local_loops"]?.integer(0...64) { configuration.localLoops = Int(n) }
     credentials(fields["credentials"], into: &configuration)
     ledger(fields["ledger"], into: &configuration)
     limits(fields["limits"], into: &configuration)
     dedupeAndOutbox(fields, into: &configuration)
+    leases(fields["leases"], into: &configuration)
     if let node = fields["journal"], let path = node.string(bytesMax: 4096) {
       if path.isEmpty {
         node.problem("must be a path; leave the key out to keep the fallback in memory only")
@@ -371,6 +391,18 @@ private struct ConfigurationReader {
       fields["deadline_default_ms"]?.problem("is above deadline_max_ms")
     }
     configuration.limits = limits
+  }
+
+  private func leases(_ node: DocumentNode?, into configuration: inout ServerConfiguration) {
+    guard let node, let fields = node.object(["operations", "ttl_ms", "tick_ms"]) else { return }
+    if let place = fields["operations"], let n = place.integer(65_536...(1 << 26)) {
+      if n & (n - 1) != 0 { place.problem("must be a power of two") }
+      configuration.leases.operations = Int(n)
+    }
+    if let n = fields["ttl_ms"]?.integer(2_000...600_000) {
+      configuration.leases.ttlMilliseconds = n
+    }
+    if let n = fields["tick_ms"]?.integer(1...1_000) { configuration.leases.tickMilliseconds = n }
   }
 
   private func dedupeAndOutbox(

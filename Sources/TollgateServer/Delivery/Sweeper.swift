@@ -1,7 +1,8 @@
-// Keeps operation records within their window and their bytes, and ends reservations whose time
-// has come where nobody touches their account: looks at each open bucket every few seconds. Every
-// sidecar does it, with or without a ledger, because a bucket nobody ships must not fill up either;
-// a sweep that finds nothing to drop costs one small script call, and three small reads.
+// Keeps operation records within their window and their bytes, and ends reservations and leases
+// whose time has come where nobody touches their account: looks at each open bucket every few
+// seconds. Every sidecar does it, with or without a ledger, because a bucket nobody ships must not
+// fill up either; a sweep that finds nothing to drop costs one small script call, and a few small
+// reads.
 
 import TollgateCore
 import TollgateRedis
@@ -38,6 +39,11 @@ struct Sweeper: Sendable {
     else { return }
     for account in due where !Task.isCancelled {
       await healer.expire(account: account.path, bucket: bucket, epoch: epoch)
+    }
+    let leases = try? await store.accountsWithLeasesDue(
+      bucket: bucket, now: now, count: Self.accountsDueMax)
+    for account in leases ?? [] where !Task.isCancelled {
+      await healer.endLeases(of: account, bucket: bucket, epoch: epoch)
     }
   }
 }

@@ -33,7 +33,9 @@ extension Enforcer {
     case .cancel, .reserve, .settle, .release, .extend, .refund:
       preconditionFailure("\(request.mode) is a script of its own")
     case .check: (lane, mode) = (\.checks, .check)
-    case .consume: (lane, mode) = (\.decides, .consume)
+    case .consume:
+      lane = \.decides
+      mode = request.leaseStep == .atomic ? .consumeBeforeRecall : .consume
     case .post: (lane, mode) = (\.decides, .post)
     }
     let remaining = max(1, (request.deadline - NIODeadline.now()).nanoseconds / 1_000_000)
@@ -123,6 +125,10 @@ extension Enforcer {
       return
     }
     let sentAt = NIODeadline.now()
+    if leases != nil {
+      let boot = LeaseHub.bootNanoseconds()
+      for pending in batch { pending.request.sentAt = boot }
+    }
     let asksOnly = lane == \BucketState.checks
     let call = DecideBatch(
       keySpace: keys, bucket: bucket, fence: fence, limits: storeLimits,

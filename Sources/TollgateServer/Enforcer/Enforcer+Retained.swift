@@ -19,7 +19,7 @@ extension Enforcer {
     keep(entries, bucket: request.bucket, epoch: decided.epoch)
   }
 
-  private func keep(_ entries: [OutboxEntry], bucket: Int, epoch: Int64) {
+  func keep(_ entries: [OutboxEntry], bucket: Int, epoch: Int64) {
     let dropped = retained.dropped
     for entry in entries { retained.add(entry, bucket: bucket, epoch: epoch) }
     metrics.retainedDropped.add(retained.dropped - dropped)

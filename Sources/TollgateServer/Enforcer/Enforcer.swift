@@ -66,7 +66,7 @@ final class Enforcer {
   let configuration: ServerConfiguration
   let keys: KeySpace
   let logger: Logger
-  private let wallClock: @Sendable () -> WallTime
+  let wallClock: @Sendable () -> WallTime
   let storeLimits: StoreLimits
   weak var delegate: (any EnforcerDelegate)?
   var link: RedisLink?
@@ -77,7 +77,7 @@ final class Enforcer {
   var waiting: [WaitKey: [Request]] = [:]
   private var wheel: DeadlineWheel<Request>
   private var ticking = false
-  private(set) var clock = RedisClock()
+  var clock = RedisClock()
   var breaker: BreakerMachine
   var retained: RetainedDeltas
   /// Reservations made or ended through this loop, as they are now.
@@ -117,7 +117,11 @@ final class Enforcer {
   var callsScheduled = false
   private var linkIsUp = false
   /// nil: nobody watches.
-  var tail: DecisionTail?
+  var tail: DecisionTail? {
+    didSet { if (tail == nil) != (oldValue == nil) { leases?.hub.watched(tail != nil) } }
+  }
+  /// nil: nothing is leased.
+  var leases: LeaseKeeper?
 
   /// A request repeats its call at most this often before it is answered UNAVAILABLE.
   static let attemptsMax = 12
@@ -195,6 +199,7 @@ final class Enforcer {
       return finish(request, .error(.unavailable, "configuration changes faster than it is read"))
     }
     request.attempts += 1
+    if answeredFromTable(request, global) { return }
     if request.mode == .cancel { return sendCancel(request, global: global) }
     if request.mode == .refund { return sendRefund(request) }
     let account = accounts[request.account] ?? AccountConfig(version: -1)
@@ -209,6 +214,7 @@ final class Enforcer {
     if let zone = prepared.resolution.unknownZone {
       return zoneIsUnknown(zone, request)
     }
+    if answeredFromLease(request, prepared.resolution) { return }
     switch prepared.plan {
     case .plain where request.mode == .reserve:
       let plan = RichPlan(resolution: prepared.resolution, depth: request.subject.depth)
@@ -247,14 +253,18 @@ final class Enforcer {
     }
     switch reply {
     case .decided(let decided):
-      clock.observed(decided.decision.time, at: now)
-      if request.mode != .check { noteSeen(decided, bucket: request.bucket, epoch: epoch) }
+      observed(decided.decision.time, at: now)
+      if request.mode != .check, !isToBeRecalled(request, decided.decision) {
+        noteSeen(decided, bucket: request.bucket, epoch: epoch)
+      }
       retain(decided, entries(decided), of: request)
+      if leaseDecided(request, decided.decision) { return }
       finish(request, .decision(decided.decision))
     case .replayed(let decided):
       // The first reply was perhaps lost, and with it the only word of these deltas that anybody
       // but Redis had.
       retain(decided, entries(decided), of: request)
+      if leaseDecided(request, decided.decision) { return }
       finish(request, .decision(decided.decision))
     case .mismatch(let field):
       finish(
@@ -274,7 +284,7 @@ final class Enforcer {
     case .expired(let time):
       // Redis saw the call after the deadline as it was told and wrote nothing. Where the deadline
       // has not passed, it was our idea of Redis's time that was behind; now it is right.
-      clock.observed(time, at: now)
+      observed(time, at: now)
       guard now >= request.deadline else { return attempt(request) }
       finish(request, .error(.deadlineExceeded, "not applied: the deadline had passed"))
     case .stale(let globalVersion, let accountVersion, let configuration):
@@ -290,7 +300,7 @@ final class Enforcer {
       }
     case .period(let time):
       metrics.retriedPeriod.add()
-      clock.observed(time, at: now)
+      observed(time, at: now)
       if isOfEarlierMonth(request) { return postLate(request) }
       attempt(request)
     case .young:
@@ -304,9 +314,7 @@ final class Enforcer {
     case .planWanted, .notHeld: refuseStep(request, reply)
     case .fenced:
       metrics.fences.add()
-      if buckets[request.bucket].phase == .open, buckets[request.bucket].epoch == epoch {
-        enter(.recovering, request.bucket)
-      }
+      fencedOff(request.bucket, epoch: epoch)
       attempt(request)
     case .error(let text) where text == "QUANTITY_OVERFLOW":
       finish(request, .error(.amountOutOfRange, "a counter would leave the quantity range"))
@@ -530,7 +538,10 @@ final class Enforcer {
 
   func bucketOpened(_ bucket: Int, epoch: Int64) {
     guard epoch >= buckets[bucket].epoch else { return }
-    if epoch > buckets[bucket].epoch { buckets[bucket].openedAt = .now() }
+    if epoch > buckets[bucket].epoch {
+      buckets[bucket].openedAt = .now()
+      leases?.epochChanged(bucket)
+    }
     buckets[bucket].epoch = epoch
     enter(.open, bucket)
     retained.opened(bucket: bucket, epoch: epoch)
@@ -539,7 +550,7 @@ final class Enforcer {
   }
 
   /// The gauge counts what is in the phase, however it came there.
-  private func enter(_ phase: BucketState.Phase, _ bucket: Int) {
+  func enter(_ phase: BucketState.Phase, _ bucket: Int) {
     let before = buckets[bucket].phase == .recovering ? 1 : 0
     buckets[bucket].phase = phase
     metrics.bucketsFenced.add((phase == .recovering ? 1 : 0) - Int64(before))

@@ -5,6 +5,7 @@
 import NIOCore
 import TollgateCore
 import TollgateRedis
+import TollgateWire
 
 enum RequestMode: Sendable, Hashable {
   /// Asks, changes nothing.
@@ -80,6 +81,17 @@ final class Request: Awaited {
   var awaitsAccount = false
   /// An intent to post this operation waits in the fallback queue.
   var isPosting = false
+  var leaseStep = LeaseStep.new
+  /// Where leases may answer it: what it resolves to.
+  var leased: Resolution?
+  /// How often leases were asked to give back for it.
+  var recalls = 0
+  /// When its call left, boot time.
+  var sentAt: Int64 = 0
+  /// What leases know it by; nil: none does.
+  private(set) lazy var shape: [UInt8]? = TollgateWire.OperationRecord(
+    id: id, subject: subject, items: items, attributes: attributes
+  ).shape
 
   init(
     mode: RequestMode, id: OperationID, subject: Subject, items: [Item],

@@ -67,6 +67,17 @@ final class LatencyHistogram: Sendable {
   }
 }
 
+struct LeaseMetrics: Sendable {
+  let unsettledUnits = Gauge()
+  let unsettledOperations = Gauge()
+  let accounts = Gauge()
+  let shapes = Gauge()
+  let recovering = Gauge()
+  let exchanges = Counter()
+  let settledUnits = Counter()
+  let recalls = Counter()
+}
+
 /// Every metric of a sidecar. Names and meanings are listed in README's section on seeing.
 struct Metrics: Sendable {
   /// Indexed by source, then by position of the reason in `Reason.allCases`.
@@ -111,6 +122,8 @@ struct Metrics: Sendable {
   let retainedDropped = Counter()
   let holdsExpired = Counter()
   let holdsBrought = Counter()
+  let leasesEnded = Counter()
+  let leases = LeaseMetrics()
   let lateDeltas = Gauge()
   let lateReposted = Counter()
   let latePosts = Counter()
@@ -142,6 +155,14 @@ struct Metrics: Sendable {
 
   func decided(_ reason: Reason, _ source: Source) {
     decisions[Int(source.rawValue)][Self.reasonIndex[Int(reason.rawValue)]].add()
+  }
+
+  /// So many answers from leases, in the turn of a loop that gave them.
+  func leased(allowed: Int, replayed: Int, denied: Int) {
+    let lease = decisions[Int(Source.lease.rawValue)]
+    lease[Self.reasonIndex[Int(Reason.allowed.rawValue)]].add(Int64(allowed + replayed))
+    lease[Self.reasonIndex[Int(Reason.quotaExceeded.rawValue)]].add(Int64(denied))
+    if replayed > 0 { self.replayed.add(Int64(replayed)) }
   }
 
   func failed(_ code: ErrorCode) { errors[Int(code.rawValue) - 1].add() }
@@ -241,6 +262,24 @@ struct Metrics: Sendable {
     counter(
       "tollgate_holds_brought_total", "Reservations brought into a new epoch of their bucket.",
       holdsBrought)
+    counter(
+      "tollgate_leases_ended_total",
+      "Leases of which nothing was heard in time, and doubts that are over.", leasesEnded)
+    gauge(
+      "tollgate_lease_unsettled_units",
+      "Units let through from leases and not settled in Redis: what is lost with this process "
+        + "where there is no journal, and with its host in any case.", leases.unsettledUnits)
+    gauge(
+      "tollgate_lease_unsettled_operations", "Operations that these units belong to.",
+      leases.unsettledOperations)
+    gauge("tollgate_lease_accounts", "Accounts of which something is leased.", leases.accounts)
+    gauge("tollgate_lease_shapes", "Kinds of requests answered from leases.", leases.shapes)
+    gauge(
+      "tollgate_lease_recovering",
+      "Accounts of an earlier incarnation whose units are not settled yet.", leases.recovering)
+    counter("tollgate_lease_exchanges_total", "Calls to Redis about leases.", leases.exchanges)
+    counter("tollgate_lease_settled_units_total", "Units settled by them.", leases.settledUnits)
+    counter("tollgate_lease_recalls_total", "Times others were asked to give back.", leases.recalls)
     gauge(
       "tollgate_late_deltas",
       "Those of them whose epoch was closed before the ledger was seen to have them.", lateDeltas)

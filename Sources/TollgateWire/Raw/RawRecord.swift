@@ -158,3 +158,25 @@ extension OperationRecord {
     return count.map { Array(shape.prefix($0)) }
   }
 }
+
+extension OperationRecord {
+  /// What a shape asks for: a record without an id, of nothing.
+  package init(shape: [UInt8]) throws(WireError) {
+    var buffer = ByteBuffer(bytes: shape)
+    let subject = try buffer.takeSubject()
+    let count = Int(try buffer.take(UInt8.self))
+    guard (1...RawRecord.itemsMax).contains(count) else {
+      throw .refused(.badRequest, "a shape of \(count) items")
+    }
+    var items: [Item] = []
+    for _ in 0..<count { items.append(Item(feature: try buffer.takeName(), amount: 0)) }
+    var attributes: [String: String] = [:]
+    try buffer.takeFields { (tag, field) throws(WireError) in
+      guard tag == RecordTag.attributes else { return false }
+      attributes = try field.takeAttributes()
+      return true
+    }
+    self.init(
+      id: OperationID(high: 0, low: 0), subject: subject, items: items, attributes: attributes)
+  }
+}

@@ -1,0 +1,208 @@
+// Operations that leases may answer, on their way through an enforcer: those that the fast path
+// left, and those that no fast path saw.
+//
+//   first ─▶ table ─┬ answered ─────────────────────────────────────────────▶ answer
+//                   └ miss: its id is marked, so that a retry comes here ─▶ Redis
+//   Redis allowed ─▶ asked for twice within a second: registered, leased from then on ─▶ answer
+//   Redis denied, and leases hold some of it ─▶ recall ─▶ (they give back) ─▶ Redis again
+//
+// What Redis decides is recorded there as ever. A denial that a recall may turn is not recorded
+// before nothing is left to be recalled: the same id is asked again.
+
+import Logging
+import NIOCore
+import TollgateCore
+import TollgateEngine
+import TollgateRedis
+import TollgateWire
+
+/// How far a request is with the leases.
+enum LeaseStep: Sendable, Hashable {
+  /// The table was not asked.
+  case new
+  /// Redis decides; a denial may be asked again.
+  case atomic
+  /// Redis decides, finally.
+  case final
+}
+
+extension Enforcer {
+  /// Whether the table answers; else it goes on to Redis, and this is not asked again.
+  func answeredFromLease(_ request: Request, _ resolution: Resolution) -> Bool {
+    guard request.leaseStep == .new, let leases, LeaseBinding.isLeasable(resolution) else {
+      return false
+    }
+    guard request.mode == .consume || request.mode == .check, let shape = request.shape else {
+      return false
+    }
+    request.leaseStep = .atomic
+    request.leased = resolution
+    var answer: Outcome?
+    var asksAgain = true
+    while asksAgain {
+      asksAgain = false
+      let (outcome, bytes) = leases.spend(request, shape)
+      switch outcome {
+      case .allowed, .replayed, .denied:
+        answer = Self.decoded(bytes) ?? .error(.internalError, "an answer cannot be read")
+      case .known:
+        answer = .decision(leaseDecision(.allowed, request))
+      case .knownDenied: answer = .decision(leaseDecision(.quotaExceeded, request))
+      case .cancelled: answer = .decision(leaseDecision(.cancelled, request))
+      case .mismatch(let item, _):
+        answer = .error(
+          .idempotencyMismatch,
+          (item == nil ? "subject, features or attributes" : "amounts")
+            + " differ from the first request of this id")
+      case .tooOld:
+        answer = .error(.idTooOld, "the id is older than what this sidecar remembers")
+      case .miss(.unknownKey) where request.mode == .consume:
+        // False: another connection's copy was faster.
+        asksAgain = !leases.hub.table.mark(bucket: request.bucket, id: request.id)
+      case .miss: break
+      }
+    }
+    guard let answer else { return false }
+    finish(request, answer)
+    return true
+  }
+
+  // MARK: - What leases let through before
+
+  /// A POST or CANCEL of what a sidecar remembers by itself: whether the table knows of it.
+  func answeredFromTable(_ request: Request, _ global: GlobalConfig) -> Bool {
+    guard request.mode == .post || request.mode == .cancel, request.leaseStep == .new,
+      let leases, Self.isSidecarScope(request, global), let shape = request.shape
+    else { return false }
+    request.leaseStep = .final
+    switch request.mode == .post
+      ? leases.known(request, shape) : leases.cancelled(request, shape)
+    {
+    case .goesOn: return false
+    case .answer(let reason): finish(request, .decision(leaseDecision(reason, request)))
+    case .cancelled:
+      var decision = leaseDecision(.cancelled, request)
+      decision.replayed = false
+      finish(request, .decision(decision))
+    case .mismatch(let amounts):
+      finish(
+        request,
+        .error(
+          .idempotencyMismatch,
+          (amounts ? "amounts" : "subject, features or attributes")
+            + " differ from the first request of this id"))
+    case .tooOld:
+      finish(request, .error(.idTooOld, "the id is older than what this sidecar remembers"))
+    case .later:
+      // Its shape is registered again, or there is room again, in a moment.
+      request.leaseStep = .new
+      eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(20)) { self.attempt(request) }
+    }
+    return true
+  }
+
+  static func isSidecarScope(_ request: Request, _ global: GlobalConfig) -> Bool {
+    request.items.count <= RawRecord.itemsMax
+      && request.items.allSatisfy {
+        global.catalog.features[$0.feature]?.idempotency == .sidecar
+      }
+  }
+
+  private static func decoded(_ bytes: [UInt8]) -> Outcome? {
+    var buffer = ByteBuffer(bytes: [1, 0, 0, 0] + bytes)
+    guard let record = try? DecisionBatch.decode(from: &buffer).records.first else { return nil }
+    switch record {
+    case .decision(let decision): return .decision(decision)
+    case .error(let code, let message): return .error(code, message)
+    }
+  }
+
+  /// What was answered before, where only that is known.
+  private func leaseDecision(_ reason: Reason, _ request: Request) -> Decision {
+    Decision(
+      reason: reason, source: .lease, time: redisNow, globalVersion: global?.version ?? 0,
+      accountVersion: accounts[request.account]?.version ?? 0, replayed: true,
+      items: request.items.map { _ in Decision.ItemState() })
+  }
+
+  // MARK: - After Redis decided
+
+  /// Whether it waits for what leases hold.
+  func leaseDecided(_ request: Request, _ decision: Decision) -> Bool {
+    guard let leases, let resolution = request.leased else { return false }
+    let sentAt = request.sentAt
+    if decision.isAllowed {
+      if decision.reason == .allowed { leases.seen(request, resolution, decision, sentAt: sentAt) }
+      return false
+    }
+    guard isToBeRecalled(request, decision), link?.connection != nil else {
+      leases.denied(request, resolution, decision, sentAt: sentAt)
+      return false
+    }
+    recall(request, resolution)
+    return true
+  }
+
+  /// Denied, not recorded, and asked for again when leases were asked to give back.
+  func isToBeRecalled(_ request: Request, _ decision: Decision) -> Bool {
+    request.leased != nil && request.mode == .consume && request.leaseStep == .atomic
+      && !decision.isAllowed && !decision.replayed && decision.mayBeHeld
+  }
+
+  private func recall(_ request: Request, _ resolution: Resolution) {
+    guard let leases, let fence = fence(request.bucket), let connection = link?.connection else {
+      return decideFinally(request)
+    }
+    let call = RecallCall(
+      keySpace: keys, fence: fence, account: request.subject.account,
+      asker: LesseeID(leases.hub.lessee), wanted: LeaseBinding.wanted(request, resolution))
+    guard !call.wanted.isEmpty else { return decideFinally(request) }
+    metrics.leases.recalls.add()
+    begun(request.bucket)
+    connection.send(
+      { call.write(into: &$0) },
+      completion: { [self] result in
+        landed(1, request.bucket)
+        guard !request.isAnswered else { return }
+        guard case .success(let reply) = result, case .done(let held?) = call.decode(reply) else {
+          return decideFinally(request)
+        }
+        let others = held.contains { $0.byOthers > 0 }
+        let own = held.contains { $0.byAsker > 0 }
+        if own {
+          leases.hub.table.recall(
+            bucket: request.bucket, account: Array(request.account.utf8), now: LeaseHub.now)
+          leases.exchange(request.bucket)
+        }
+        let left = (request.deadline - .now()).nanoseconds
+        guard others || own, request.recalls < Self.recallsMax,
+          left > Self.recallPauses[request.recalls].nanoseconds + 2 * callTime
+        else { return decideFinally(request) }
+        let pause = Self.recallPauses[request.recalls]
+        request.recalls += 1
+        eventLoop.assumeIsolated().scheduleTask(in: pause) { self.attempt(request) }
+      })
+  }
+
+  private func decideFinally(_ request: Request) {
+    request.leaseStep = .final
+    attempt(request)
+  }
+
+  /// Who holds leases is told at once and gives back within a tick or two of its own.
+  private static let recallPauses: [TimeAmount] = [
+    .milliseconds(3), .milliseconds(6), .milliseconds(12), .milliseconds(25), .milliseconds(50),
+  ]
+  private static var recallsMax: Int { recallPauses.count }
+}
+
+extension Decision {
+  /// Denied by a limit whose units, or tokens, somebody may hold for now.
+  var mayBeHeld: Bool {
+    switch reason {
+    case .rateLimited: true
+    case .quotaExceeded: items.contains { $0.held > 0 }
+    default: false
+    }
+  }
+}

@@ -1,0 +1,71 @@
+// What all threads of a sidecar share of its leases: the table, the memory that its operations are
+// remembered in, and what time it is in Redis. Made before the loops, gone after them.
+
+import Synchronization
+import TollgateCore
+import TollgateEngine
+
+final class LeaseHub: Sendable {
+  let table: LeaseTable
+  let buckets: BucketMap
+  /// Held for as long as the table is: its region lies in it.
+  private let memory: LeaseMemory
+  /// Redis time less boot time, milliseconds.
+  private let offset = Atomic<Int64>(0)
+  /// Event loops that somebody watches (`tollgate tail`): nothing is answered out of his sight.
+  let isWatched = Atomic<Int>(0)
+
+  /// Of each operation slot's share of the log, and of the stripes.
+  static let stripes = 16
+  static let logBytesPerStripe = 1 << 20
+
+  /// - Parameter journal: of the sidecar; nil: what is let through is not remembered over an end.
+  init(
+    _ configuration: ServerConfiguration, buckets: BucketMap, startedAt: WallTime
+  ) throws(LeaseMemory.Failure) {
+    let geometry = LeaseGeometry(
+      stripes: Self.stripes, slots: configuration.leases.operations / Self.stripes,
+      logBytes: Self.logBytesPerStripe)
+    let memory =
+      if let path = configuration.journal {
+        try LeaseMemory(
+          path: path + ServerConfiguration.Leases.fileSuffix, bytes: geometry.bytes)
+      } else {
+        try LeaseMemory(bytes: geometry.bytes)
+      }
+    guard
+      let region = unsafe LeaseRegion(
+        memory.region, geometry: geometry, lessee: UInt64.random(in: 1 ... .max))
+    else {
+      throw LeaseMemory.Failure(description: "the leases' memory cannot be used")
+    }
+    var limits = LeaseConfiguration()
+    limits.leaseMilliseconds = configuration.leases.ttlMilliseconds
+    limits.tickNanoseconds = configuration.leases.tickMilliseconds * 1_000_000
+    self.memory = memory
+    self.buckets = buckets
+    // Without a journal nobody knows what an earlier incarnation let through.
+    let horizon = region.isRecovered ? 0 : startedAt.milliseconds
+    table = LeaseTable(limits, region: region, buckets: buckets.buckets, horizon: horizon)
+  }
+
+  /// Whose leases are taken from now on.
+  var lessee: UInt64 { table.region.lessee }
+
+  static func bootNanoseconds() -> Int64 { LocalSystem.bootNanoseconds() }
+
+  static var now: MonotonicTime { MonotonicTime(nanoseconds: bootNanoseconds()) }
+
+  /// Of one event loop: whether somebody watches it.
+  func watched(_ on: Bool) { isWatched.wrappingAdd(on ? 1 : -1, ordering: .relaxed) }
+
+  /// A loop heard from Redis what time it is.
+  func heard(_ wall: WallTime, at boot: Int64) {
+    offset.store(wall.milliseconds - boot / 1_000_000, ordering: .relaxed)
+  }
+
+  /// Redis time, as far as it can be told here.
+  func wall(at boot: Int64) -> Int64 {
+    boot / 1_000_000 + offset.load(ordering: .relaxed)
+  }
+}

@@ -1,0 +1,266 @@
+// The leases' side of one event loop: sends the exchanges of the buckets that are this loop's,
+// hears the answers, and learns what is asked for often enough to be leased.
+//
+// Why this shape: an exchange goes over the loop's own Redis link, fenced like every other call, so
+// it is in order with the decisions of the same loop and needs no connection of its own. It is the
+// table that knows what is due; this only asks it every few milliseconds, and not at all where
+// nothing is leased: a sidecar that leases nothing has no timer for it. What waits when a call
+// cannot be sent stays in the table, so nothing here keeps units.
+
+import Logging
+import NIOCore
+import TollgateCore
+import TollgateEngine
+import TollgateRedis
+import TollgateWire
+
+final class LeaseKeeper {
+  let hub: LeaseHub
+  private unowned let enforcer: Enforcer
+  /// Whose exchanges this loop sends.
+  private let own: [Int]
+  private var isTicking = false
+  private var isResting = false
+  /// A tick that was overtaken by `wake` does nothing.
+  private var generation = 0
+  private var random = SystemRandomNumberGenerator()
+  /// Shapes by hash, with when they were asked for last (boot time): young and old.
+  private var young: [UInt64: Int64] = [:]
+  private var old: [UInt64: Int64] = [:]
+  private var scratch = [UInt8](repeating: 0, count: LeaseFastPath.answerBytesMax)
+
+  /// Asked for again within this time, a shape is leased.
+  static let demandNanoseconds: Int64 = 1_000_000_000
+  static let seenMax = 8_192
+  /// Exchanges of one bucket in one tick.
+  static let exchangesPerTick = 16
+  /// While there are leases, but nothing is used.
+  static let restMilliseconds: Int64 = 50
+
+  init(_ hub: LeaseHub, enforcer: Enforcer, own: [Int]) {
+    self.hub = hub
+    self.enforcer = enforcer
+    self.own = own
+  }
+
+  // MARK: - Requests
+
+  /// Asks the table as the fast path does.
+  func spend(
+    _ request: Request, _ shape: [UInt8]
+  ) -> (TollgateEngine.LeaseOutcome, [UInt8]) {
+    let now = LeaseHub.bootNanoseconds()
+    let amounts = request.items.map(\.amount)
+    let outcome = unsafe scratch.withUnsafeMutableBytes { out in
+      unsafe shape.withUnsafeBytes { key in
+        unsafe amounts.withUnsafeBufferPointer { amounts in
+          unsafe hub.table.spend(
+            LeaseRequest(
+              bucket: request.bucket, kind: request.mode == .check ? .check : .consume,
+              id: request.id, key: key, hash: LeaseHash.of(key), amounts: amounts, now: now,
+              wall: hub.wall(at: now)),
+            into: out)
+        }
+      }
+    }
+    switch outcome {
+    case .allowed(let bytes), .replayed(let bytes), .denied(let bytes):
+      return (outcome, Array(scratch.prefix(bytes)))
+    case .known, .knownDenied, .mismatch, .tooOld, .cancelled, .miss: return (outcome, [])
+    }
+  }
+
+  /// What the table says to a POST or CANCEL.
+  enum Known {
+    /// It does not know the id; Redis answers.
+    case goesOn
+    /// It was decided here before.
+    case answer(Reason)
+    case cancelled
+    case mismatch(amounts: Bool)
+    case tooOld
+    case later
+  }
+
+  func known(_ request: Request, _ shape: [UInt8]) -> Known {
+    switch asking(request, shape, hub.table.known) {
+    case .allowed: .answer(.allowed)
+    case .cancelled: .answer(.cancelled)
+    // What was let through elsewhere counts although it was denied here.
+    case .denied, .unknown: .goesOn
+    case .mismatch(let item, _): .mismatch(amounts: item != nil)
+    case .tooOld: .tooOld
+    }
+  }
+
+  func cancelled(_ request: Request, _ shape: [UInt8]) -> Known {
+    let outcome = asking(request, shape, hub.table.cancel)
+    wake()
+    return switch outcome {
+    case .cancelled: .cancelled
+    case .already: .answer(.cancelled)
+    case .denied: .answer(.quotaExceeded)
+    case .mismatch(let item, _): .mismatch(amounts: item != nil)
+    case .tooOld: .tooOld
+    case .unknown: .goesOn
+    case .unregistered, .full: .later
+    }
+  }
+
+  private func asking<Answer>(
+    _ request: Request, _ shape: [UInt8], _ ask: (borrowing LeaseRequest) -> Answer
+  ) -> Answer {
+    let now = LeaseHub.bootNanoseconds()
+    let amounts = request.items.map(\.amount)
+    return unsafe shape.withUnsafeBytes { key in
+      unsafe amounts.withUnsafeBufferPointer { amounts in
+        unsafe ask(
+          LeaseRequest(
+            bucket: request.bucket, kind: .consume, id: request.id, key: key,
+            hash: LeaseHash.of(key), amounts: amounts, now: now, wall: hub.wall(at: now)))
+      }
+    }
+  }
+
+  /// Redis allowed it: a shape that comes often is leased from now on.
+  func seen(_ request: Request, _ resolution: Resolution, _ decision: Decision, sentAt: Int64) {
+    guard let shape = request.shape else { return }
+    let now = LeaseHub.bootNanoseconds()
+    let hash = LeaseHash.of(shape)
+    let last = young[hash] ?? old[hash]
+    if young.count >= Self.seenMax {
+      old = young
+      young = [:]
+    }
+    young[hash] = now
+    guard let last, now - last <= Self.demandNanoseconds,
+      let registration = LeaseBinding.registration(
+        request, resolution, decision, bucket: request.bucket,
+        versions: (
+          decision.globalVersion, decision.accountVersion, enforcer.global?.catalogVersion ?? 0
+        ), confirmedAt: sentAt, now: now)
+    else { return }
+    // Full or outdated: it stays with Redis.
+    _ = hub.table.register(registration)
+    wake()
+  }
+
+  /// Redis denied it, finally: the same is denied from memory for a while.
+  func denied(_ request: Request, _ resolution: Resolution, _ decision: Decision, sentAt: Int64) {
+    guard request.items.count == 1, decision.reason == .quotaExceeded, let shape = request.shape,
+      let state = decision.items.first, let reset = state.reset,
+      let limit = resolution.limits.first(where: { $0.id == decision.binding })
+    else { return }
+    let amount: Int64
+    switch limit.rule {
+    case .quota(_, let found): amount = found
+    case .sliding, .rate, .deny, .concurrency, .credit, .spendCap, .unlimited: return
+    }
+    var answer = decision
+    answer.source = .lease
+    answer.retryAfter = max(1, reset - decision.time)
+    let template = AnswerTemplate(answer)
+    hub.table.noteDenial(
+      bucket: request.bucket,
+      LeaseDenialNote(
+        key: shape, amount: request.items[0].amount,
+        isSettledAlone: state.limit == limit.id && state.settled >= amount,
+        reset: reset.milliseconds, confirmedAt: sentAt,
+        template: LeaseTemplate(
+          bytes: template.bytes,
+          patches: [
+            LeasePatch(.replayed, at: template.flagsOffset),
+            LeasePatch(.time, at: template.timeOffset),
+            LeasePatch(.retryAfter, at: template.retryOffset),
+          ])))
+  }
+
+  // MARK: - Ticks
+
+  /// There may be something to exchange from now on.
+  func wake() {
+    // Again at once where it rests.
+    guard !isTicking || isResting else { return }
+    isTicking = true
+    isResting = false
+    generation &+= 1
+    tick()
+  }
+
+  private func tick() {
+    var sent = 0
+    for bucket in own { sent += exchange(bucket) }
+    let load = hub.table.load
+    guard load != .none else {
+      isTicking = false
+      return
+    }
+    isResting = sent == 0 && load == .registered
+    let turn = generation
+    let pause =
+      isResting
+      ? Self.restMilliseconds : max(1, enforcer.configuration.leases.tickMilliseconds / 2)
+    enforcer.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(pause)) {
+      if self.generation == turn { self.tick() }
+    }
+  }
+
+  /// Sends what is due of a bucket; how many calls that were.
+  @discardableResult
+  func exchange(_ bucket: Int) -> Int {
+    var sent = 0
+    while sent < Self.exchangesPerTick, let path = enforcer.leasePath(bucket) {
+      let id = OperationID(time: enforcer.redisNow, using: &random)
+      guard let exchange = hub.table.collect(bucket: bucket, now: LeaseHub.now, id: id) else {
+        break
+      }
+      sent += 1
+      guard send(exchange, path) else { break }
+    }
+    return sent
+  }
+
+  /// False: nothing can be sent now.
+  private func send(_ exchange: LeaseExchange, _ path: Enforcer.LeasePath) -> Bool {
+    let bucket = exchange.token.bucket
+    guard case .allowed(let ticket) = enforcer.breaker.admit(now: enforcer.monotonicNow()) else {
+      hub.table.notSent(exchange.token)
+      return false
+    }
+    let call: LeaseCall
+    do throws(LeaseTranslation.Unreadable) {
+      call = try LeaseTranslation.call(
+        exchange, keys: enforcer.keys, bucket: bucket, fence: path.fence,
+        ttlMilliseconds: enforcer.configuration.leases.ttlMilliseconds,
+        outboxEntriesMax: enforcer.storeLimits.outboxEntriesMax)
+    } catch {
+      enforcer.logger.critical(
+        "what was let through from leases cannot be read", metadata: ["part": "\(error.what)"])
+      hub.table.tooOld(exchange.token, wasDone: nil, now: LeaseHub.now)
+      return true
+    }
+    let sentAt = NIODeadline.now()
+    enforcer.metrics.leases.exchanges.add()
+    enforcer.begun(bucket)
+    path.connection.send(
+      { call.write(into: &$0) },
+      completion: { [self] result in
+        enforcer.leaseAnswered(
+          result, call, exchange, bucket: bucket, sentAt: sentAt,
+          ticket: ticket)
+      })
+    return true
+  }
+
+  /// What Redis held for leases is gone; what was spent of it is settled in the new epoch.
+  func epochChanged(_ bucket: Int) {
+    guard own.contains(bucket) else { return }
+    hub.table.epochChanged(bucket: bucket)
+    wake()
+  }
+}
+
+extension AnswerTemplate {
+  /// Of the retry time, after the time and both versions.
+  var retryOffset: Int { timeOffset + 24 }
+}
