@@ -7,14 +7,11 @@ package import TollgateCore
 // Safe: each stripe is only touched with its lock held; the pointers are set once by `init` and
 // freed by `deinit`, when nobody has the table any more.
 @safe package final class LeaseTable: @unchecked Sendable {
-  private struct Guarded: ~Copyable {
-    let lock = StripeLock()
-    var stripe: LeaseStripe
-  }
-
   package let region: LeaseRegion
   package let buckets: Int
-  private let stripes: UnsafeMutablePointer<UnsafeMutablePointer<Guarded>>
+  /// Apart from what they guard: a lock is read by whoever waits for it.
+  private let locks: UnsafeMutablePointer<StripeLock>
+  private let stripes: UnsafeMutablePointer<UnsafeMutablePointer<LeaseStripe>>
   private let count: Int
   /// Stripes are a power of two.
   private let mask: Int
@@ -30,14 +27,15 @@ package import TollgateCore
     self.buckets = buckets
     count = region.geometry.stripes
     mask = count - 1
-    unsafe stripes = .allocate(capacity: region.geometry.stripes)
+    unsafe locks = .allocate(capacity: count)
+    unsafe stripes = .allocate(capacity: count)
     for index in 0..<count {
-      let stripe = UnsafeMutablePointer<Guarded>.allocate(capacity: 1)
+      unsafe (locks + index).initialize(to: StripeLock())
+      let stripe = UnsafeMutablePointer<LeaseStripe>.allocate(capacity: 1)
       unsafe stripe.initialize(
-        to: Guarded(
-          stripe: LeaseStripe(
-            configuration, region: region.stripe(index), stripes: region.geometry.stripes,
-            buckets: buckets, lessee: region.lessee, horizon: horizon)))
+        to: LeaseStripe(
+          configuration, region: region.stripe(index), stripes: count, buckets: buckets,
+          lessee: region.lessee, horizon: horizon))
       unsafe stripes[index] = stripe
     }
   }
@@ -46,16 +44,18 @@ package import TollgateCore
     for index in 0..<count {
       unsafe stripes[index].deinitialize(count: 1)
       unsafe stripes[index].deallocate()
+      unsafe (locks + index).deinitialize(count: 1)
     }
     unsafe stripes.deallocate()
+    unsafe locks.deallocate()
   }
 
   @inline(__always)
   private func with<T>(_ bucket: Int, _ body: (inout LeaseStripe) -> T) -> T {
-    let guarded = unsafe stripes[bucket & mask]
-    unsafe guarded.pointee.lock.lock()
-    defer { unsafe guarded.pointee.lock.unlock() }
-    return unsafe body(&guarded.pointee.stripe)
+    let index = bucket & mask
+    unsafe locks[index].lock()
+    defer { unsafe locks[index].unlock() }
+    return unsafe body(&stripes[index].pointee)
   }
 
   private func withAll(_ body: (inout LeaseStripe) -> Void) {
@@ -68,29 +68,29 @@ package import TollgateCore
   package func spend(
     _ request: borrowing LeaseRequest, into out: UnsafeMutableRawBufferPointer
   ) -> LeaseOutcome {
-    let guarded = unsafe stripes[request.bucket & mask]
-    unsafe guarded.pointee.lock.lock()
-    let outcome = unsafe guarded.pointee.stripe.spend(request, into: out)
-    unsafe guarded.pointee.lock.unlock()
+    let index = request.bucket & mask
+    unsafe locks[index].lock()
+    let outcome = unsafe stripes[index].pointee.spend(request, into: out)
+    unsafe locks[index].unlock()
     return outcome
   }
 
   /// Takes an operation back. The request's kind is not looked at.
   package func cancel(_ request: borrowing LeaseRequest) -> LeaseCancel {
-    let guarded = unsafe stripes[request.bucket & mask]
-    unsafe guarded.pointee.lock.lock()
-    let outcome = unsafe guarded.pointee.stripe.cancel(request)
-    unsafe guarded.pointee.lock.unlock()
+    let index = request.bucket & mask
+    unsafe locks[index].lock()
+    let outcome = unsafe stripes[index].pointee.cancel(request)
+    unsafe locks[index].unlock()
     return outcome
   }
 
   /// What became of an operation here; nothing changes, but that an unknown one is marked: it goes
   /// to Redis, and so does whatever comes under its id.
   package func known(_ request: borrowing LeaseRequest) -> LeaseKnown {
-    let guarded = unsafe stripes[request.bucket & mask]
-    unsafe guarded.pointee.lock.lock()
-    let known = unsafe guarded.pointee.stripe.known(request)
-    unsafe guarded.pointee.lock.unlock()
+    let index = request.bucket & mask
+    unsafe locks[index].lock()
+    let known = unsafe stripes[index].pointee.known(request)
+    unsafe locks[index].unlock()
     return known
   }
 
