@@ -385,7 +385,7 @@ for i = 1, count do
     end
 
     -- The record: the answer, and what a replay gives again.
-    local states
+    local states, rests = nil, op.quiet and reason == 23
     for item = 1, items do
       local least, limit, settled, held, reset
       for l = 1, limits do
@@ -419,6 +419,7 @@ for i = 1, count do
           settled, held = cell[2] - cell[4], cell[3]
         end
       end
+      rests = rests or op.quiet and reason == 22 and held > 0
       local state = encode(limit, least, settled, held, reset)
       states = states and states .. state or state
     end
@@ -426,14 +427,8 @@ for i = 1, count do
     local top = encode(reason, ms, gv, op[4], epoch, first, mode == CHECK and 0 or mask, 0,
       binding and P[binding + 1] or 0, binding and P[binding + 3] or '', retry, items)
     -- A refusal that is not about what was asked passes by itself: the same id may come again.
-    -- So may one whose denial rests on what leases hold: they are asked to give it back first.
-    local rests = op.quiet and (reason == 23 or reason == 22)
-    if rests and reason == 22 then
-      rests = false
-      for c = 1, cells do
-        rests = rests or C[c][3] > 0
-      end
-    end
+    -- So may one whose denial rests on what leases hold, as far as its answer shows that something is
+    -- held: they are asked to give it back first.
     if mode == CHECK or reason == 17 or reason == 24 or full or rests or (mode == POST and unknown) then
       reply = print .. top .. states
       break
