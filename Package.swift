@@ -157,7 +157,9 @@ let package = Package(
 if Context.environment["TOLLGATE_BUILD"] == "oracle" {
   package.targets.removeAll { $0.type == .test && $0.name != "TollgateRedisTests" }
   for target in package.targets {
-    if target.type == .test { target.sources = ["Oracle", "StoreRig.swift", "PlainCounts.swift"] }
+    if target.type == .test {
+      target.sources = ["Oracle", "StoreRig.swift", "LeaseRig.swift", "PlainCounts.swift"]
+    }
     if target.name == "TollgateRedis" {
       target.swiftSettings?.append(.unsafeFlags(["-enable-testing"]))
     }
