@@ -17,7 +17,9 @@ public enum TollgateError: Error, Hashable, Sendable, CustomStringConvertible {
   /// the same body**: if it was applied, the recorded answer comes back and nothing is counted
   /// twice. The record is kept for the sidecar's dedupe window. This client remembers that the
   /// outcome is unknown (of at most `uncancelledMax` operations): such a retry ends in a decision
-  /// that holds for every attempt, or as unknown again.
+  /// that holds for every attempt, or as unknown again. Of features of idempotency scope `sidecar`
+  /// only the sidecar knows that was asked first: with several endpoints this client asks no other,
+  /// and when that one does not come back, this is how the call ends.
   case outcomeUnknown(OperationID)
 
   /// The error in words.

@@ -34,6 +34,8 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
   case fallbackList = 24
   case fallbackRetry = 25
   case fallbackDrop = 26
+  case leaseList = 27
+  case leaseRelease = 28
   case accountPlan = 32
   case accountPastDue = 33
   case grantAdd = 34
@@ -72,6 +74,8 @@ package enum AdminMethod: UInt16, Sendable, Hashable, CaseIterable {
     case .fallbackList: "fallback.list"
     case .fallbackRetry: "fallback.retry"
     case .fallbackDrop: "fallback.drop"
+    case .leaseList: "lease.list"
+    case .leaseRelease: "lease.release"
     case .accountPlan: "account.plan"
     case .accountPastDue: "account.past_due"
     case .grantAdd: "grant.add"

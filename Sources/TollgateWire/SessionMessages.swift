@@ -90,13 +90,15 @@ package struct Welcome: OpcodeMessage {
   package var time: WallTime
   package var globalVersion: Int64
   package var policies: [FeaturePolicy]
+  /// Features of idempotency scope `sidecar`, ascending: a retry is to go where it was sent first.
+  package var sidecarFeatures: [Name]
 
   package init(
     version: UInt8 = FrameHeader.version, role: Role, features: ProtocolFeatures = [],
     deployment: Name, sidecar: Name, frameBytesMax: UInt32, inFlightMax: UInt32,
     recordsMax: UInt32 = UInt32(WireLimits.recordsMax), defaultDeadlineMilliseconds: UInt32,
     maxDeadlineMilliseconds: UInt32, idleTimeoutMilliseconds: UInt32, time: WallTime,
-    globalVersion: Int64, policies: [FeaturePolicy]
+    globalVersion: Int64, policies: [FeaturePolicy], sidecarFeatures: [Name] = []
   ) {
     self.version = version
     self.role = role
@@ -112,7 +114,10 @@ package struct Welcome: OpcodeMessage {
     self.time = time
     self.globalVersion = globalVersion
     self.policies = policies
+    self.sidecarFeatures = sidecarFeatures
   }
+
+  private static let sidecarFeaturesTag: UInt16 = 1
 
   package func encode(into buffer: inout ByteBuffer) {
     buffer.put(version)
@@ -144,6 +149,11 @@ package struct Welcome: OpcodeMessage {
         buffer.put(Int64(0))
       }
     }
+    guard !sidecarFeatures.isEmpty else { return }
+    buffer.putField(Self.sidecarFeaturesTag) { field in
+      field.put(UInt16(sidecarFeatures.count))
+      for feature in sidecarFeatures { field.put(feature) }
+    }
   }
 
   package static func decode(from buffer: inout ByteBuffer) throws(WireError) -> Welcome {
@@ -164,8 +174,29 @@ package struct Welcome: OpcodeMessage {
       UInt16.self, max: WireLimits.policiesMax, each: 11, of: "policies")
     welcome.policies.reserveCapacity(count)
     for _ in 0..<count { welcome.policies.append(try decodePolicy(from: &buffer)) }
-    try buffer.takeUnknownFields()
+    try buffer.takeFields { (tag, field) throws(WireError) in
+      guard tag == sidecarFeaturesTag else { return false }
+      welcome.sidecarFeatures = try decodeFeatures(from: &field)
+      return true
+    }
     return welcome
+  }
+
+  private static func decodeFeatures(
+    from field: inout ByteBuffer
+  ) throws(WireError) -> [Name] {
+    let count = try field.takeCount(
+      UInt16.self, max: WireLimits.policiesMax, each: 2, of: "features")
+    var features: [Name] = []
+    features.reserveCapacity(count)
+    for _ in 0..<count {
+      let feature = try field.takeName()
+      if let last = features.last, !(last < feature) {
+        throw .refused(.badRequest, "feature \(feature) is repeated or out of order")
+      }
+      features.append(feature)
+    }
+    return features
   }
 
   private static func decodePolicy(

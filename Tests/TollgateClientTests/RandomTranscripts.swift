@@ -19,6 +19,7 @@ private struct Register {
   private var settled: Set<OperationID> = []
 
   func isCharged(_ id: OperationID) -> Bool { entries[id] == .allowed }
+  func knows(_ id: OperationID) -> Bool { entries[id] != nil }
 
   /// `isKnown`: the hold has not been lost.
   mutating func receive(_ settle: SettleRecord, isKnown: Bool) -> DecisionRecord {
@@ -64,7 +65,12 @@ private struct World {
 
   var machine: ClientMachine
   var random: SeededRandom
+  /// What is in the store: known to every sidecar.
   var register = Register()
+  /// What each sidecar alone knows of, where operations are of scope `sidecar`.
+  var own = [Register(), Register()]
+  let isScoped: Bool
+  var endpoints: [UInt64: Int] = [:]
   var time: Int64 = 0
   var dialling: [UInt64] = []
   var open: [UInt64] = []
@@ -76,8 +82,9 @@ private struct World {
 
   let allowance: Int64 = 6
 
-  init(seed: SeededRandom) {
+  init(seed: SeededRandom, isScoped: Bool = false) {
     random = seed
+    self.isScoped = isScoped
     machine = ClientMachine(
       settings: ClientMachine.Settings(
         endpoints: 2, inFlightMax: 4, recordsPerFrameMax: 3, unpostedMax: 8, uncancelledMax: 4,
@@ -99,7 +106,9 @@ private struct World {
 
   mutating func perform(_ effect: ClientMachine.Effect) {
     switch effect {
-    case .connect(let id, _): dialling.append(id)
+    case .connect(let id, let endpoint):
+      dialling.append(id)
+      endpoints[id] = endpoint
     case .send(let id, let outgoing):
       if open.contains(id) {
         flights.append(Flight(connection: id, outgoing: outgoing))
@@ -134,10 +143,15 @@ private struct World {
       }
       return
     }
+    let endpoint = endpoints[flights[index].connection] ?? 0
     flights[index].answers = outgoing.records.map { record in
       if !healthy, random.chance(0.15) { return refusal(.overloaded) }
-      let answer = register.receive(
-        outgoing.opcode, record, allows: healthy || random.chance(0.8))
+      let allows = healthy || random.chance(0.8)
+      let isOwn = isScoped && (outgoing.opcode == .consume || own[endpoint].knows(record.id))
+      let answer =
+        isOwn
+        ? own[endpoint].receive(outgoing.opcode, record, allows: allows)
+        : register.receive(outgoing.opcode, record, allows: allows)
       if !healthy, random.chance(0.1) { return refusal(.outcomeUnknown) }
       return answer
     }
@@ -152,8 +166,15 @@ private struct World {
   mutating func welcome(_ id: UInt64) {
     dialling.removeAll { $0 == id }
     open.append(id)
-    machine.welcomed(
-      id, makeWelcome(inFlightMax: 3, ["a": .open(allowance: allowance), "b": .closed]), now)
+    var welcome = makeWelcome(inFlightMax: 3, ["a": .open(allowance: allowance), "b": .closed])
+    welcome.sidecar = name("s\(endpoints[id] ?? 0)")
+    if isScoped { welcome.sidecarFeatures = [name("a"), name("b")] }
+    machine.welcomed(id, welcome, now)
+  }
+
+  /// How often it was counted.
+  func charges(_ id: OperationID) -> Int {
+    ([register] + own).count { $0.isCharged(id) }
   }
 
   mutating func submit() {
@@ -238,10 +259,12 @@ private struct World {
 }
 
 @Suite struct RandomTranscripts {
-  @Test func everyCallEndsOnceAndIsChargedAsItsCallerWasTold() {
+  @Test(arguments: [false, true])
+  func everyCallEndsOnceAndIsChargedAsItsCallerWasTold(isScoped: Bool) {
     var random = SeededRandom.fromEnvironment("client machine")
+    var errands = 0
     for _ in 0..<60 {
-      var world = World(seed: random.fork())
+      var world = World(seed: random.fork(), isScoped: isScoped)
       world.machine.start(world.now)
       world.settle()
       for _ in 0..<1500 {
@@ -255,26 +278,34 @@ private struct World {
         #expect(machine.queue.count <= 2 * machine.calls.count + 64)
         #expect(machine.alarms.count <= 4 * machine.calls.count + 64)
         #expect(machine.connections.values.allSatisfy { $0.framesInFlight >= 0 })
+        #expect(machine.waiting.count <= 2)
+        errands += machine.waiting.count
       }
       world.heal()
-      #expect(world.completed.count == Int(world.lastToken))
-      for (token, id) in world.used {
-        let charged = world.register.told[id] ?? 0
-        switch world.completed[token] {
-        case .success, .failure(.outcomeUnknown): #expect(charged == 1, "use \(id)")
-        case .failure(.notSent), .failure(.rejected), nil: #expect(charged == 0, "use \(id)")
-        }
+      expectCharges(world)
+    }
+    #expect(isScoped == (errands > 0))
+  }
+
+  private func expectCharges(_ world: World) {
+    #expect(world.completed.count == Int(world.lastToken))
+    for (token, id) in world.used {
+      let charged = world.register.told[id] ?? 0
+      switch world.completed[token] {
+      case .success, .failure(.outcomeUnknown): #expect(charged == 1, "use \(id)")
+      case .failure(.notSent), .failure(.rejected), nil: #expect(charged == 0, "use \(id)")
       }
-      for (token, id) in world.consumed {
-        switch world.completed[token] {
-        case .success(let decision):
-          #expect(
-            world.register.isCharged(id) == decision.isAllowed,
-            "operation \(id): told \(decision.reason.name)")
-        case .failure(.notSent), .failure(.rejected):
-          #expect(!world.register.isCharged(id), "operation \(id): said not to be applied")
-        case .failure(.outcomeUnknown), nil: break
-        }
+    }
+    for (token, id) in world.consumed {
+      let charged = world.charges(id)
+      switch world.completed[token] {
+      case .success(let decision):
+        #expect(
+          charged == (decision.isAllowed ? 1 : 0),
+          "operation \(id): told \(decision.reason.name), charged \(charged) times")
+      case .failure(.notSent), .failure(.rejected):
+        #expect(charged == 0, "operation \(id): said not to be applied")
+      case .failure(.outcomeUnknown), nil: #expect(charged <= 1, "operation \(id)")
       }
     }
   }

@@ -79,7 +79,7 @@ enum Describe {
   }
 
   private static func welcome(_ m: Welcome) -> JSONValue {
-    .object([
+    var members: [String: JSONValue] = [
       "version": .init(m.version), "role": .text(m.role.name),
       "features": .init(m.features.rawValue),
       "deployment": .text(m.deployment.text), "server": .text(m.sidecar.text),
@@ -97,7 +97,11 @@ enum Describe {
             "allowance": .init(allowance),
           ])
         }),
-    ])
+    ]
+    if !m.sidecarFeatures.isEmpty {
+      members["sidecarFeatures"] = .array(m.sidecarFeatures.map { .text($0.text) })
+    }
+    return .object(members)
   }
 
   private static func goAway(_ m: GoAway) -> JSONValue {

@@ -135,7 +135,7 @@ struct RandomMessages {
           $0.random.chance(0.3)
           ? .closed : $0.random.chance(0.5) ? .stale : .open(allowance: $0.ordinal())
         return FeaturePolicy(feature: $0.name(), policy: policy)
-      })
+      }, sidecarFeatures: Set(list(0...5) { $0.name() }).sorted())
   }
 
   mutating func usageBody() -> UsageBody {

@@ -4,10 +4,11 @@
 import NIOCore
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateWire
 
-@Suite struct ReservationLimitTests {
+@Suite(.blocking) struct ReservationLimitTests {
   private static let id = OperationID(high: 1, low: 2)
   private static let longName = String(repeating: "n", count: Name.bytesMax)
 

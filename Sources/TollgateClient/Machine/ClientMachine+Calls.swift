@@ -10,7 +10,11 @@ extension ClientMachine {
     precondition(calls[call.token] == nil, "a token is used once")
     statistics.requests += 1
     var call = call
-    if call.ask.changes, doubtful.contains(call.ask.id) { call.mayBeApplied = true }
+    if call.ask.changes, doubtful.contains(call.ask.id) {
+      call.mayBeApplied = true
+      call.home = doubtful.home(of: call.ask.id)
+      call.isOfSidecarScope = call.home != nil
+    }
     calls[call.token] = call
     guard life == .running else { return giveUp(call, .notRunning, keeps: false) }
     do throws(WireError) {
@@ -22,7 +26,9 @@ extension ClientMachine {
       return complete(call, answer)
     }
     if call.deadline <= now.monotonic { return expire(call, now) }
-    if isDown, appliesPolicies, call.ask.isDecision { return settleByPolicy(call, now) }
+    if isDown, appliesPolicies, call.ask.isDecision, home(of: call) == nil {
+      return settleByPolicy(call, now)
+    }
     queue.append(call.token)
     alarms.set(call.token, at: call.deadline)
   }
@@ -45,19 +51,37 @@ extension ClientMachine {
         expire(call, now)
         continue
       }
-      guard connection.features.isSuperset(of: call.ask.opcode.feature) else {
-        let text = "this sidecar does not serve reservations"
-        complete(call, .failure(.rejected(.unknownOpcode, message: text)))
+      if let home = home(of: call), home.sidecar != connection.sidecar {
+        park(call, at: home, now)
         continue
       }
-      guard call.ask.frameBytes + Self.frameOverhead <= connection.frameBytesMax else {
-        let text = "the record does not fit a frame of \(connection.frameBytesMax) bytes"
-        complete(call, .failure(.rejected(.frameTooLarge, message: text)))
-        continue
-      }
+      guard fits(call, connection) else { continue }
       let tokens = gather(from: call, for: connection)
       send(tokens, like: call, on: id, remaining: remaining)
     }
+  }
+
+  /// Over an errand: whoever waits for one sidecar came at different times.
+  mutating func sendAlone(_ call: Call, on id: ConnectionID, _ now: Now) {
+    let remaining = call.deadline - now.monotonic
+    guard remaining > 0 else { return expire(call, now) }
+    guard let connection = connections[id], fits(call, connection) else { return }
+    send([call.token], like: call, on: id, remaining: remaining)
+  }
+
+  /// Completes a call that cannot be sent over this connection.
+  private mutating func fits(_ call: Call, _ connection: Connection) -> Bool {
+    guard connection.features.isSuperset(of: call.ask.opcode.feature) else {
+      let text = "this sidecar does not serve reservations"
+      complete(call, .failure(.rejected(.unknownOpcode, message: text)))
+      return false
+    }
+    guard call.ask.frameBytes + Self.frameOverhead <= connection.frameBytesMax else {
+      let text = "the record does not fit a frame of \(connection.frameBytesMax) bytes"
+      complete(call, .failure(.rejected(.frameTooLarge, message: text)))
+      return false
+    }
+    return true
   }
 
   /// Header, count and reserved bytes.
@@ -75,7 +99,8 @@ extension ClientMachine {
       }
       bytes += call.ask.frameBytes
       guard call.group == first.group, call.ask.opcode == first.ask.opcode,
-        call.deadline == first.deadline, bytes <= connection.frameBytesMax
+        call.deadline == first.deadline, bytes <= connection.frameBytesMax,
+        mayGo(call, over: connection)
       else { break }
       queue.removeFirst()
       tokens.append(next)
@@ -89,7 +114,8 @@ extension ClientMachine {
     var asks: [Ask] = []
     asks.reserveCapacity(tokens.count)
     for token in tokens {
-      guard var call = calls[token] else { continue }
+      guard let found = calls[token] else { continue }
+      var call = connections[id].map { addressed(found, to: $0) } ?? found
       call.phase = .sent
       if call.sends > 0 { statistics.retries += 1 }
       call.sends += 1
@@ -244,7 +270,9 @@ extension ClientMachine {
 
   /// The deadline passed without an answer.
   mutating func expire(_ call: Call, _ now: Now) {
-    if life == .running || life == .stopping, appliesPolicies, call.ask.isDecision {
+    if life == .running || life == .stopping, appliesPolicies, call.ask.isDecision,
+      home(of: call) == nil
+    {
       return settleByPolicy(call, now)
     }
     giveUp(call, .deadlinePassed(lastTrouble))
@@ -254,10 +282,10 @@ extension ClientMachine {
   mutating func settleWaiting(_ now: Now) {
     guard appliesPolicies else { return }
     for token in calls.keys.sorted() {
-      guard let call = calls[token], call.ask.isDecision else { continue }
+      guard let call = calls[token], call.ask.isDecision, home(of: call) == nil else { continue }
       switch call.phase {
       case .queued, .resting: settleByPolicy(call, now)
-      case .sent: break
+      case .sent, .away: break
       }
     }
   }
@@ -303,7 +331,7 @@ extension ClientMachine {
   private mutating func complete(_ call: Call, _ result: Result<Decision, TollgateError>) {
     precondition(calls.removeValue(forKey: call.token) != nil, "a call completes once")
     switch result {
-    case .failure(.outcomeUnknown(let id)): doubtful.insert(id)
+    case .failure(.outcomeUnknown(let id)): doubtful.insert(id, home: home(of: call))
     case .success: if call.ask.changes { answered(call.ask) }
     case .failure(.rejected), .failure(.notSent): break
     }

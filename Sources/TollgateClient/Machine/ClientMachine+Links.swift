@@ -35,6 +35,8 @@ extension ClientMachine {
     var recordsMax = 0
     var framesMax = 0
     var features: ProtocolFeatures = []
+    /// As it calls itself.
+    var sidecar: Name?
 
     init(endpoint: Int) { self.endpoint = endpoint }
 
@@ -64,22 +66,30 @@ extension ClientMachine {
   }
 
   mutating func welcomed(_ id: ConnectionID, _ welcome: Welcome, _ now: Now) {
-    guard case .dialing(id, _) = link, var connection = connections[id] else { return }
+    guard var connection = connections[id], connection.phase == .dialing else { return }
     connection.phase = .open
     connection.openedAt = now.monotonic
     connection.frameBytesMax = min(Int(welcome.frameBytesMax), WireLimits.frameBytesMax)
     connection.recordsMax = max(1, min(Int(welcome.recordsMax), WireLimits.recordsMax))
     connection.framesMax = max(1, Int(welcome.inFlightMax))
     connection.features = welcome.features
+    connection.sidecar = welcome.sidecar
+    if errandWelcomed(id, connection, now) { return }
+    guard case .dialing(id, _) = link else { return }
     connections[id] = connection
     book.learn(welcome)
+    learnScopes(welcome)
     link = .open(id)
+    cameHome(to: welcome.sidecar)
     isDown = false
     statistics.connections += 1
     effects.append(.ready)
   }
 
-  mutating func policiesChanged(_ welcome: Welcome) { book.learn(welcome) }
+  mutating func policiesChanged(_ welcome: Welcome) {
+    book.learn(welcome)
+    learnScopes(welcome)
+  }
 
   mutating func writabilityChanged(_ id: ConnectionID, _ isWritable: Bool) {
     connections[id]?.isWritable = isWritable
@@ -92,6 +102,7 @@ extension ClientMachine {
     connections[id]?.phase = .draining
     let draining = connections.filter { $0.value.phase == .draining }.keys.sorted()
     if draining.count > Self.drainingMax { effects.append(.close(draining[0])) }
+    errandEnded(id, now)
     finishDraining(id)
     guard link == .open(id) else { return }
     if goAway.code != .idleTimeout { cursor = (cursor + 1) % settings.endpoints }
@@ -113,6 +124,7 @@ extension ClientMachine {
       case .settles(_, let number): book.settles.lost(number: number)
       }
     }
+    errandEnded(id, now)
     switch link {
     case .open(id): relink(after: connection, now)
     case .dialing(id, _): dialFailed(now)

@@ -6,8 +6,8 @@
 // the table exactly when its completion is put among the effects. What was sent and not answered
 // keeps its slot in the connection, so a late answer finds no token and is dropped.
 //
-// Three files more hold the rest: +Calls (a call's life), +Links (connections), +Owed (POST, CANCEL
-// and SETTLE that outlive their calls).
+// Four files more hold the rest: +Calls (a call's life), +Links (connections), +Homes (operations
+// that one sidecar alone knows of), +Owed (POST, CANCEL and SETTLE that outlive their calls).
 
 internal import DequeModule
 internal import TollgateWire
@@ -45,6 +45,8 @@ struct ClientMachine {
       case queued
       case resting(until: MonotonicTime)
       case sent
+      /// For a sidecar that the link is not with (+Homes).
+      case away
     }
 
     let token: Token
@@ -58,6 +60,9 @@ struct ClientMachine {
     var refusals = 0
     /// An attempt was sent and what became of it is not known.
     var mayBeApplied = false
+    /// Where it was sent first, and whether only that one knows of it.
+    var home: Home?
+    var isOfSidecarScope = false
 
     init(token: Token, _ ask: Ask, group: UInt64, deadline: MonotonicTime) {
       self.token = token
@@ -134,6 +139,10 @@ struct ClientMachine {
   var cursor = 0
   /// Attempts in a row that failed.
   var failures = 0
+  /// Features whose operations only the sidecar knows that was asked first.
+  var sidecarFeatures: Set<Name> = []
+  /// Calls for sidecars that the link is not with.
+  var waiting: [Name: Waiting] = [:]
   /// Every endpoint failed in turn since one last worked.
   var isDown = false
   var lastTrouble = ""
@@ -161,7 +170,7 @@ struct ClientMachine {
 
   /// When `wake` wants to be called next.
   var nextWake: MonotonicTime? {
-    var wake = earlier(alarms.next, link.wake)
+    var wake = earlier(earlier(alarms.next, link.wake), errandsWake)
     guard openLink != nil else { return wake }
     for owed in [book.posts.wake, book.cancels.wake, book.settles.wake] {
       wake = earlier(wake, owed)
@@ -231,6 +240,7 @@ struct ClientMachine {
       }
     }
     wakeLink(now)
+    wakeErrands(now)
     wakeOwed(now)
   }
 
@@ -240,6 +250,7 @@ struct ClientMachine {
       pumpOwed(id, now)
       pumpCalls(id, now)
     }
+    pumpErrands(now)
     alarms.compact(live: calls.count) { [calls] in calls[$0] != nil }
     if queue.count > 2 * calls.count + 64 {
       queue = Deque(queue.filter { [calls] in calls[$0]?.phase == .queued })

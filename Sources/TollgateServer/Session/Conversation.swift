@@ -180,7 +180,7 @@ final class Conversation {
         maxDeadlineMilliseconds: UInt32(limits.deadlineMaxMilliseconds),
         idleTimeoutMilliseconds: UInt32(limits.idleMilliseconds),
         time: shared.enforcer.redisNow, globalVersion: shared.enforcer.global?.version ?? 0,
-        policies: shared.policies),
+        policies: shared.policies, sidecarFeatures: shared.sidecarFeatures),
       correlation: correlation)
   }
 

@@ -21,8 +21,9 @@ class Violation(Exception):
 
 
 class ModelServer:
-    def __init__(self, path):
+    def __init__(self, path, name="model-1", sidecar_features=()):
         self.path, self.lock = path, threading.Lock()
+        self.name, self.sidecar_features = name, list(sidecar_features)
         self.settled, self.records, self.holds = {}, {}, {}
         self.features, self.grace_ms = t.FEATURES, 5_000
         self.behaviour = {}  # opcode name → function(connection, header) that replaces the answer
@@ -116,7 +117,7 @@ class ModelServer:
         session.update(role=hello["role"], features=hello["features"] & self.features)
         self._send(connection, "WELCOME", {
             "version": 1, "role": hello["role"], "features": session["features"], "deployment": "model",
-            "server": "model-1", "frameBytesMax": t.FRAME_BYTES_MAX, "inFlightMax": 1024,
+            "server": self.name, "sidecarFeatures": self.sidecar_features, "frameBytesMax": t.FRAME_BYTES_MAX, "inFlightMax": 1024,
             "recordsMax": 1024, "defaultDeadline": 30_000, "maxDeadline": 60_000, "idleTimeout": 0,
             "time": int(time.time() * 1000), "globalVersion": 1, "policies": [
                 {"feature": FEATURE, "policy": "open", "allowance": 5}]}, header.correlation)

@@ -163,6 +163,82 @@ class ClientTests(unittest.TestCase):
         self.assertEqual(client.policies[model.FEATURE]["allowance"], 9)
         self.assertTrue(client.consume("acme", {model.FEATURE: 1}).allowed)
 
+    def scoped(self, name):
+        """A client of a sidecar of that name, for which the model's feature has scope sidecar."""
+        path = os.path.join(self.folder.name, name)
+        server = model.ModelServer(path, name, [model.FEATURE])
+        self.addCleanup(server.close)
+        client = t.Client.unix(path, model.TOKEN)
+        self.addCleanup(client.close)
+        return server, client
+
+    def test_welcome_names_the_features_of_scope_sidecar(self):
+        self.assertEqual(self.client().sidecar_features, frozenset())
+        _, client = self.scoped("one")
+        self.assertEqual((client.server, client.sidecar_features), ("one", {model.FEATURE}))
+
+    def in_doubt(self):
+        server, client = self.scoped("one")
+        server.behaviour["CONSUME"] = lambda connection, header: connection.shutdown(2)
+        with self.assertRaises(t.OutcomeUnknown) as caught:
+            client.consume("acme", {model.FEATURE: 1})
+        del server.behaviour["CONSUME"]
+        return server, caught.exception
+
+    def test_what_may_be_applied_at_one_sidecar_is_sent_to_no_other(self):
+        _, unknown = self.in_doubt()
+        self.assertEqual(unknown.home, "one")
+        other, client = self.scoped("two")
+        for call in (client.consume, client.post, client.cancel):
+            with self.assertRaises(t.OutcomeUnknown) as caught:
+                call("acme", {model.FEATURE: 1}, id=unknown.id)
+            self.assertEqual((caught.exception.id, caught.exception.home), (unknown.id, "one"))
+        with self.assertRaises(t.OutcomeUnknown):
+            client.batch("CONSUME", [
+                client._record("acme", {model.FEATURE: 1}),
+                client._record("acme", {model.FEATURE: 1}, unknown.id)])
+        self.assertEqual(other.records, {})
+        self.assertTrue(client.consume("acme", {model.FEATURE: 1}).allowed)
+
+    def test_its_home_is_asked_and_settles_it(self):
+        server, unknown = self.in_doubt()
+        client = t.Client.unix(server.path, model.TOKEN)
+        self.addCleanup(client.close)
+        # Of this attempt; what became of the one before is as open as it was.
+        server.behaviour["CONSUME"] = lambda connection, header: server._send(
+            connection, "DECISIONS", {"records": [{"error": "OVERLOADED", "message": ""}]},
+            header.correlation)
+        with self.assertRaises(t.Rejected):
+            client.consume("acme", {model.FEATURE: 1}, id=unknown.id)
+        self.assertEqual(t.HOMES.get(unknown.id), "one")
+        del server.behaviour["CONSUME"]
+        self.assertTrue(client.consume("acme", {model.FEATURE: 1}, id=unknown.id).allowed)
+        self.assertIsNone(t.HOMES.get(unknown.id))
+
+    def test_what_was_certainly_not_applied_may_go_elsewhere(self):
+        server, client = self.scoped("one")
+        server.behaviour["CONSUME"] = lambda connection, header: server._send(
+            connection, "ERROR", {"code": "DRAINING", "message": "", "field": ""},
+            header.correlation)
+        with self.assertRaises(t.Rejected) as caught:
+            client.consume("acme", {model.FEATURE: 1})
+        _, other = self.scoped("two")
+        self.assertTrue(other.consume("acme", {model.FEATURE: 1}, id=caught.exception.id).allowed)
+
+    def test_one_item_of_scope_global_makes_the_operation_global(self):
+        server, client = self.scoped("one")
+        server.behaviour["CONSUME"] = lambda connection, header: connection.shutdown(2)
+        with self.assertRaises(t.OutcomeUnknown) as caught:
+            client.consume("acme", {model.FEATURE: 1, "zz.global": 1})
+        self.assertIsNone(caught.exception.home)
+
+    def test_homes_are_bounded(self):
+        homes = t.Homes(capacity=3)
+        for number in range(5):
+            homes.sent(str(number), "one")
+        self.assertEqual([homes.get(str(number)) for number in range(5)],
+                         [None, None, "one", "one", "one"])
+
     def test_an_admin_answer_says_whether_anything_was_changed(self):
         client = t.Client.unix(self.path, model.ADMIN_TOKEN, role="admin")
         self.addCleanup(client.close)

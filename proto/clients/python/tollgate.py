@@ -85,7 +85,8 @@ ADMIN_METHODS = {
     "account.import": 9, "limit.set": 10, "limit.unset": 11, "limit.list": 12, "usage": 13,
     "reset": 14, "explain": 15, "bypass.set": 16, "bypass.clear": 17, "bypass.list": 18,
     "audit.log": 19, "reconcile": 20, "status": 21, "doctor": 22, "resolve.operation": 23,
-    "fallback.list": 24, "fallback.retry": 25, "fallback.drop": 26,
+    "fallback.list": 24, "fallback.retry": 25, "fallback.drop": 26, "lease.list": 27,
+    "lease.release": 28,
     "account.plan": 32, "account.past_due": 33, "grant.add": 34, "grant.void": 35, "grant.list": 36,
     "adjust": 40, "usage.history": 41, "top": 42, "tail": 43,
 }
@@ -417,6 +418,12 @@ def encode_welcome(w, m):
         w.name(policy["feature"])
         w.u8(POLICIES.index(policy["policy"]))
         w.i64(policy["allowance"])
+    if m.get("sidecarFeatures"):
+        names = Writer()
+        names.u16(len(m["sidecarFeatures"]))
+        for feature in m["sidecarFeatures"]:
+            names.name(feature)
+        w.field(1, bytes(names.out))
 
 
 def decode_welcome(r):
@@ -433,8 +440,17 @@ def decode_welcome(r):
         if kind > 2 or (kind != 1 and allowance != 0):
             raise WireError("BAD_REQUEST", "a wrong failure policy")
         m["policies"].append({"feature": feature, "policy": POLICIES[kind], "allowance": allowance})
-    r.fields()
+    found = r.fields({1: decode_features}).get(1)
+    if found:
+        m["sidecarFeatures"] = found
     return m
+
+
+def decode_features(r):
+    features = [r.name() for _ in range(r.count(2, 256, 2))]
+    if any(a >= b for a, b in zip(features, features[1:])):
+        raise WireError("BAD_REQUEST", "a feature is repeated or out of order")
+    return features
 
 
 def encode_nonce(w, m):
@@ -1324,7 +1340,43 @@ class NotSent(Failure):
 
 
 class OutcomeUnknown(Failure):
-    """May have been applied. Retry with the same id and body, or not at all."""
+    """May have been applied. Retry with the same id and body, or not at all. Where `home` names a
+    sidecar, only that one knows: see `Homes`."""
+
+    @property
+    def home(self):
+        return HOMES.get(self.id)
+
+
+class Homes:
+    """Which sidecar had an operation of scope `sidecar` first (PROTOCOL 6.1), for as long as it may
+    have been applied there: elsewhere it would be decided anew, and counted again. Shared by all
+    clients of this process, so that none of them sends it elsewhere: they raise OutcomeUnknown.
+    Remembers the last `capacity` ids; what another process was told is not known here."""
+
+    def __init__(self, capacity=10_000):
+        self.capacity, self.lock, self.homes = capacity, threading.Lock(), {}
+
+    def get(self, id):
+        with self.lock:
+            return self.homes.get(id)
+
+    def sent(self, id, server):
+        """Where it may be sent; and whether an earlier attempt of it is in doubt."""
+        with self.lock:
+            known = id in self.homes
+            home = self.homes.setdefault(id, server)
+            while len(self.homes) > self.capacity:
+                del self.homes[next(iter(self.homes))]
+            return home, known
+
+    def settled(self, id):
+        with self.lock:
+            self.homes.pop(id, None)
+
+
+HOMES = Homes()
+KEPT_HOME = {"CONSUME", "POST", "CANCEL"}
 
 
 class Decision:
@@ -1368,6 +1420,7 @@ class Client:
         self.socket, self.slack = connection, slack
         self.lock, self.send_lock = threading.Lock(), threading.Lock()
         self.waiting, self.pieces, self.abandoned = {}, {}, set()
+        self.homing = {}  # Of requests in flight: ids of scope sidecar, and whether new there.
         self.correlation, self.closed, self.going_away = 0, None, None
         self.welcome = None
         self.decoder = FrameDecoder()
@@ -1480,6 +1533,15 @@ class Client:
     def policies(self):
         return {policy["feature"]: policy for policy in self.welcome["policies"]}
 
+    @property
+    def server(self):
+        return self.welcome["server"]
+
+    @property
+    def sidecar_features(self):
+        """Features of which only the sidecar knows that was asked first."""
+        return frozenset(self.welcome.get("sidecarFeatures", ()))
+
     def close(self):
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
@@ -1522,15 +1584,20 @@ class Client:
             raise NotSent("UNKNOWN_OPCODE", "this server has no reservations", id)
         payload = encode_payload(opcode, message)
         future = concurrent.futures.Future()
+        homing = self._address(opcode, message)
         with self.lock:
             if self.closed or self.going_away:
+                self._unsent(homing)
                 raise NotSent("DRAINING" if self.going_away else "UNAVAILABLE",
                               str(self.closed or self.going_away), id)
             if self.welcome and len(self.waiting) >= self.welcome["inFlightMax"]:
+                self._unsent(homing)
                 raise NotSent("OVERLOADED", "too many requests in flight", id)
             self.correlation += 1
             correlation = future.correlation = self.correlation
             self.waiting[correlation] = (future, id)
+            if homing:
+                self.homing[correlation] = homing
         data = frame_bytes(OPCODES[opcode], payload, correlation, int(deadline * 1000), flags)
         try:
             with self.send_lock:
@@ -1540,6 +1607,40 @@ class Client:
             self._fail("UNAVAILABLE", str(error))
         return future
 
+    def _address(self, opcode, message):
+        """Raises where only another sidecar may be asked. [(id, new)], one for each record of scope
+        sidecar; None for the others."""
+        if opcode not in KEPT_HOME:
+            return None
+        scoped, homing = self.sidecar_features, []
+        for record in message["records"]:
+            known = HOMES.get(record["id"])
+            # What a POST tells was let through by no sidecar; under a new id it goes anywhere.
+            if known is None and not (opcode == "CONSUME" and record["items"] and all(
+                    item["feature"] in scoped for item in record["items"])):
+                homing.append(None)
+                continue
+            home, was_known = HOMES.sent(record["id"], self.server)
+            homing.append((record["id"], not was_known))
+            if home != self.server:
+                self._unsent(homing)
+                raise OutcomeUnknown("OUTCOME_UNKNOWN", f"only {home} knows of it", record["id"])
+        return homing if any(homing) else None
+
+    @staticmethod
+    def _unsent(homing):
+        for entry in homing or ():
+            if entry and entry[1]:
+                HOMES.settled(entry[0])
+
+    @staticmethod
+    def _heard(homing, answers):
+        """A decision settles it. An error that excludes an effect does so for this attempt alone."""
+        for entry, answer in zip(homing, answers):
+            if entry and ("error" not in answer
+                          or (entry[1] and answer["error"] not in EFFECT_UNKNOWN)):
+                HOMES.settled(entry[0])
+
     def _wait(self, future, timeout):
         try:
             return future.result(timeout)
@@ -1548,6 +1649,7 @@ class Client:
                 _, id = self.waiting.pop(future.correlation, (None, None))
                 self.pieces.pop(future.correlation, None)
                 self.abandoned.add(future.correlation)
+                self.homing.pop(future.correlation, None)
             raise OutcomeUnknown("DEADLINE_EXCEEDED", "no answer in time", id) from None
 
     def _read(self):
@@ -1593,6 +1695,10 @@ class Client:
                 return
             future, id = self.waiting.pop(header.correlation)
             pieces = self.pieces.pop(header.correlation, None)
+            homing = self.homing.pop(header.correlation, None)
+        if homing:
+            self._heard(homing, message["records"] if header.name == "DECISIONS"
+                        else [{"error": message["code"]}] * len(homing))
         if pieces:
             whole_bytes = b"".join(
                 p.encode("utf-8", "surrogateescape") for p in pieces + [message["document"]])
@@ -1606,7 +1712,7 @@ class Client:
         with self.lock:
             if self.closed is None:
                 self.closed = f"{code}: {message}"
-            waiting, self.waiting = self.waiting, {}
+            waiting, self.waiting, self.homing = self.waiting, {}, {}
         for future, id in waiting.values():
             future.set_exception(OutcomeUnknown(code, message, id))
 

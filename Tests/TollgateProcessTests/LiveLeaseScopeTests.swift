@@ -1,0 +1,214 @@
+// PROTOCOL 6.1, sentence by sentence: what a retry of an operation of scope `sidecar` is told by
+// the sidecar that had it first, and by two others. What the ledger bills in the end is the judge.
+
+import Foundation
+import Testing
+import TollgateCore
+import TollgateTesting
+import TollgateWire
+
+extension LiveTests.Leases {
+  private final class Retries {
+    let stack: Stack
+    private var links: [WireConnection] = []
+    private var random = SystemRandomNumberGenerator()
+
+    init(_ options: Stack.Options) throws {
+      stack = try Stack(options)
+      links = try stack.endpoints.map { try WireConnection($0, token: Stack.checkToken) }
+    }
+
+    func reconnect(_ index: Int) throws {
+      links[index] = try WireConnection(stack.endpoint(index), token: Stack.checkToken)
+    }
+
+    func record(
+      _ subject: String, _ amount: Int64 = 1, id: OperationID? = nil
+    ) throws -> OperationRecord {
+      OperationRecord(
+        id: id
+          ?? OperationID(
+            time: WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000)),
+            using: &random), subject: try Subject(subject),
+        items: [Item(feature: try Name("edits"), amount: amount)])
+    }
+
+    func ask(
+      _ index: Int, _ record: OperationRecord, as opcode: Opcode = .consume
+    ) throws -> DecisionRecord {
+      try #require(try links[index].operate([record], as: opcode, deadline: 2000).first)
+    }
+
+    func decision(
+      _ index: Int, _ record: OperationRecord, as opcode: Opcode = .consume
+    ) throws -> Decision {
+      switch try ask(index, record, as: opcode) {
+      case .decision(let decision): return decision
+      case .error(let code, let message): throw WireFailure.refused(code, message)
+      }
+    }
+
+    func refusal(_ index: Int, _ record: OperationRecord) throws -> ErrorCode? {
+      guard case .error(let code, _) = try ask(index, record) else { return nil }
+      return code
+    }
+
+    /// Asks until a lease answers: its operation, and what was let through on the way there.
+    func leased(
+      _ index: Int, _ subject: String, _ amount: Int64 = 1
+    ) throws -> (OperationRecord, Decision, units: Int64) {
+      var units: Int64 = 0
+      var found: (OperationRecord, Decision)?
+      try eventually(within: .seconds(20), "a lease answers") {
+        let record = try self.record(subject, amount)
+        let decision = try self.decision(index, record)
+        if decision.isAllowed { units += amount }
+        guard decision.source == .lease, decision.isAllowed else { return false }
+        found = (record, decision)
+        return true
+      }
+      let (record, decision) = try #require(found)
+      return (record, decision, units)
+    }
+
+    func expectBilled(
+      _ units: [String: Int64], location: SourceLocation = #_sourceLocation
+    ) throws {
+      var tally = LeaseTally()
+      tally.admitted = units
+      try LiveTests.Leases.audit(
+        stack, tally, subjects: Array(units.keys), location: location)
+    }
+  }
+
+  private static func three(_ accounts: [String], limit: Int64 = 1_000_000) -> Stack.Options {
+    options(limit, sidecars: 3, accounts: accounts)
+  }
+
+  @Test func whatALeaseAnsweredIsKnownThereAndDecidedAnewElsewhere() throws {
+    let retries = try Retries(Self.three(["acme"]))
+    // The second one has leases of this shape, too; the third one asks Redis.
+    let (_, _, elsewhere) = try retries.leased(1, "acme/ann/7", 5)
+    let (record, first, units) = try retries.leased(0, "acme/ann/7", 5)
+    let again = try retries.decision(0, record)
+    #expect(again.replayed && again.reason == first.reason && again.source == .lease)
+    // Of the retry's moment.
+    #expect(again.items[0].settled >= first.items[0].settled)
+    let second = try retries.decision(1, record)
+    #expect(second.isAllowed && !second.replayed && second.source == .lease)
+    let third = try retries.decision(2, record)
+    #expect(third.isAllowed && !third.replayed && third.source == .redis)
+    // From then on each of them knows of its own.
+    for (index, source) in [Source.lease, .lease, .redis].enumerated() {
+      let answer = try retries.decision(index, record)
+      #expect(answer.replayed && answer.source == source, "sidecar \(index)")
+    }
+    try retries.expectBilled(["acme": units + elsewhere + 2 * 5])
+  }
+
+  @Test func whatRedisAllowedIsKnownEverywhere() throws {
+    let retries = try Retries(Self.three(["acme"]))
+    let record = try retries.record("acme/bob/8", 4)
+    let first = try retries.decision(0, record)
+    #expect(first.isAllowed && !first.replayed && first.source == .redis)
+    for index in 0...2 {
+      let again = try retries.decision(index, record)
+      #expect(again.replayed && again.isAllowed && again.source == .redis, "sidecar \(index)")
+      #expect(again.items[0].settled == first.items[0].settled)
+    }
+    try retries.expectBilled(["acme": 4])
+  }
+
+  @Test func whatIsDeniedWithoutAnyLeaseIsDeniedEverywhere() throws {
+    let retries = try Retries(Self.three(["acme"], limit: 3))
+    #expect(try retries.decision(0, retries.record("acme", 3)).isAllowed)
+    let record = try retries.record("acme", 1)
+    #expect(try retries.decision(0, record).reason == .quotaExceeded)
+    // Raised since: the id keeps its answer, another one is let through.
+    try retries.stack.command([
+      "limit", "set", "acme", "edits.day", "--amount", "100", "--reason", "test",
+    ])
+    for index in 0...2 {
+      let again = try retries.decision(index, record)
+      #expect(again.replayed && again.reason == .quotaExceeded, "sidecar \(index)")
+    }
+    try eventually(within: .seconds(5), "the raise is known") {
+      try retries.decision(1, retries.record("acme", 2)).isAllowed
+    }
+    try retries.expectBilled(["acme": 5])
+  }
+
+  /// What another one holds is given back, and the same operation is let through: no denial of it
+  /// is recorded before.
+  @Test func whatLeasesHoldIsAskedBackBeforeADenialIsFinal() throws {
+    let retries = try Retries(Self.three(["acme"], limit: 400))
+    let (_, _, units) = try retries.leased(0, "acme/ann/7")
+    let rest = try retries.record("acme/bob/8", 400 - units)
+    let answer = try retries.decision(1, rest)
+    #expect(answer.isAllowed && answer.source == .redis)
+    #expect(try retries.decision(2, rest).replayed)
+    let denied = try retries.record("acme/bob/8", 1)
+    for index in [1, 2, 0] {
+      #expect(try retries.decision(index, denied).reason == .quotaExceeded, "sidecar \(index)")
+    }
+    try retries.expectBilled(["acme": 400])
+  }
+
+  @Test func anotherBodyUnderTheIdIsAMismatchThere() throws {
+    let retries = try Retries(Self.three(["acme"]))
+    let (record, _, units) = try retries.leased(0, "acme/ann/7")
+    #expect(
+      try retries.refusal(0, retries.record("acme/ann/7", 2, id: record.id))
+        == .idempotencyMismatch)
+    #expect(
+      try retries.refusal(0, retries.record("acme/ann/8", 1, id: record.id))
+        == .idempotencyMismatch)
+    try retries.expectBilled(["acme": units])
+  }
+
+  @Test func postAndCancelAreKnownThereAndNowhereElse() throws {
+    let retries = try Retries(Self.three(["acme", "beta"]))
+    var (record, _, units) = try retries.leased(0, "acme/ann/7", 3)
+    #expect(try retries.decision(0, record, as: .post).isAllowed)
+    // Elsewhere it is told of for the first time.
+    #expect(try retries.decision(1, record, as: .post).isAllowed)
+    #expect(try retries.decision(2, record, as: .post).replayed)
+    let posted = units + 3
+
+    (record, _, units) = try retries.leased(0, "beta/ann/7", 3)
+    // Nothing of it is known there, so nothing is taken back.
+    #expect(try retries.decision(1, record, as: .cancel).reason == .cancelled)
+    #expect(try retries.decision(0, record).isAllowed)
+    #expect(try retries.decision(0, record, as: .cancel).reason == .cancelled)
+    #expect(try retries.decision(0, record).reason == .cancelled)
+    try retries.expectBilled(["acme": posted, "beta": units - 3])
+  }
+
+  @Test func aSidecarWithAJournalKnowsItAfterAKill() throws {
+    var options = Self.three(["acme"])
+    options.journals = true
+    let retries = try Retries(options)
+    let (record, first, units) = try retries.leased(0, "acme/ann/7")
+    try retries.stack.restartSidecar(0)
+    try retries.stack.waitReady(0)
+    try retries.reconnect(0)
+    let again = try retries.decision(0, record)
+    #expect(again.replayed && again.reason == first.reason)
+    try retries.expectBilled(["acme": units])
+  }
+
+  @Test func oneWithoutAJournalRefusesWhatWasMintedBefore() throws {
+    let retries = try Retries(Self.three(["acme"]))
+    let (record, _, units) = try retries.leased(0, "acme/ann/7")
+    // What is lost with it is another test's matter.
+    try eventually(within: .seconds(10), "it is settled") {
+      retries.stack.metric("tollgate_lease_settled_units_total", sidecar: 0) ?? 0 > 0
+        && retries.stack.metric("tollgate_lease_unsettled_operations", sidecar: 0) == 0
+    }
+    try retries.stack.restartSidecar(0)
+    try retries.stack.waitReady(0)
+    try retries.reconnect(0)
+    #expect(try retries.refusal(0, record) == .idTooOld)
+    try retries.expectBilled(["acme": units])
+  }
+}
