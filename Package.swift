@@ -47,6 +47,7 @@ let package = Package(
   ],
   targets: [
     .systemLibrary(name: "CEpoll"),
+    .systemLibrary(name: "CPrefetch"),
     .systemLibrary(name: "CHiredis", providers: [.apt(["libhiredis-dev"])]),
     .target(name: "TollgateCore", swiftSettings: settings),
     .target(
@@ -57,7 +58,8 @@ let package = Package(
       resources: [.embedInCode("Scripts")],
       swiftSettings: settings),
     .target(
-      name: "TollgateEngine", dependencies: ["TollgateCore", collections], swiftSettings: settings),
+      name: "TollgateEngine", dependencies: ["TollgateCore", "CPrefetch", collections],
+      swiftSettings: settings),
     .target(
       name: "TollgateLedger",
       dependencies: [
@@ -96,7 +98,9 @@ let package = Package(
     // Small things one at a time; `.ci/gates` counts their instructions and allocations.
     .executableTarget(
       name: "tollgate-micro",
-      dependencies: ["TollgateCore", "TollgateWire", "TollgateRedis", nioCore],
+      dependencies: [
+        "TollgateCore", "TollgateWire", "TollgateEngine", "TollgateRedis", nioCore,
+      ],
       path: "Benchmarks/Micro",
       swiftSettings: settings),
     .executableTarget(

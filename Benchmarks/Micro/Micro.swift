@@ -9,9 +9,6 @@ import TollgateWire
 enum Micro {
   typealias Body = (Int) throws -> Int
 
-  // `lease.spend` belongs here: a table with one account and its lease, warmed by one exchange
-  // that a reply confirmed; each turn a record's bytes, `spend`, and the answer patched, with a
-  // settle every few thousand. Its line in `.ci/gates.txt` is the bar of row j: no allocation.
   static let all: [String: @Sendable () throws -> Body] = [
     "consume.encode": consumeEncode,
     "consume.decode": consumeDecode,
@@ -20,6 +17,7 @@ enum Micro {
     "decisions.decode": decisionsDecode,
     "answer.template": answerTemplate,
     "evaluator.decide": evaluatorDecide,
+    "lease.spend": leaseSpend,
     "resp.write": respWrite,
     "resp.read": respRead,
   ]
@@ -186,7 +184,7 @@ enum Micro {
     }
   }
 
-  enum Failure: Error { case catalog }
+  enum Failure: Error { case catalog, lease }
 
   // MARK: - RESP
 

@@ -165,18 +165,31 @@ extension Evaluator {
     return .answered(answers, now: now, isReplay: isReplay)
   }
 
-  /// Ends what is due, and the doubts of those whom an operator released. How many came into doubt,
-  /// how many doubts are over, units that are free.
+  /// None of a lessee's calls does anything any more: it is gone, and settled everything.
+  package mutating func close(_ lessee: LesseeID, nowMicroseconds: Int64) {
+    let micros = max(nowMicroseconds, state.latest)
+    var calls = state.leaseCalls[lessee] ?? LeaseCalls()
+    calls.forgotten = max(
+      calls.forgotten, WallTime(milliseconds: micros / 1000 + settings.futureMilliseconds))
+    state.leaseCalls[lessee] = calls
+    state.latest = micros
+  }
+
+  /// Ends what is due, the doubts of those whom an operator released, and everything of those that
+  /// are closed. How many came into doubt, how many leases are over, units that are free.
   package mutating func endLeases(
-    _ account: Subject, releases: Set<LesseeID> = [], nowMicroseconds: Int64
+    _ account: Subject, releases: Set<LesseeID> = [], closed: Set<LesseeID> = [],
+    nowMicroseconds: Int64
   ) -> (ended: Int64, released: Int64, units: Int64) {
     let micros = max(nowMicroseconds, state.latest)
     let now = WallTime(milliseconds: micros / 1000)
     var sums: (ended: Int64, released: Int64, units: Int64) = (0, 0, 0)
     for (owner, found) in state.leases where owner.account == account {
-      let isOver = found.isInDoubt && (found.ends <= now || releases.contains(owner.lessee))
+      let isOver =
+        closed.contains(owner.lessee)
+        || found.isInDoubt && (found.ends <= now || releases.contains(owner.lessee))
       guard isOver || found.ends <= now else { continue }
-      if found.isInDoubt { sums.released += 1 } else { sums.ended += 1 }
+      if isOver { sums.released += 1 } else { sums.ended += 1 }
       state.latest = micros
       var lease = found
       lease.isInDoubt = true

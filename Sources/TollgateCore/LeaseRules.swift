@@ -29,7 +29,8 @@ package struct LesseeID: Hashable, Comparable, Sendable, CustomStringConvertible
 
 package enum LeaseRules {
   /// Up to this many units may be spent and unsettled whatever is left.
-  package static let doubtLeast: Int64 = 16
+  @inlinable
+  package static var doubtLeast: Int64 { 16 }
   /// After a lease's end, before what cannot have been spent of it is free.
   package static let graceMilliseconds: Int64 = 5_000
   /// After that, before the rest is free although its owner never came back.
@@ -45,7 +46,14 @@ package enum LeaseRules {
 
   /// Of `left` units, the most that may be spent and not settled; what stays held when a lease ends
   /// without a word. u(left) − s ≤ u(left − s): settling never breaks it.
+  @inlinable
   package static func ceiling(left: Int64) -> Int64 {
     left <= 0 ? 0 : min(left, max(doubtLeast, left / 2 + left % 2))
+  }
+
+  /// The least `left` whose ceiling is `units`.
+  @inlinable
+  package static func needed(units: Int64) -> Int64 {
+    units <= doubtLeast ? max(0, units) : 2 * units - 1
   }
 }

@@ -29,7 +29,7 @@ package struct ShipperMachine: Sendable {
 
     package init(
       entriesMax: Int, bytesMax: Int, entryBytes: Int, idleFirst: Int64 = 5,
-      idleLongest: Int64 = 150
+      idleLongest: Int64 = 1_000
     ) {
       self.entriesMax = entriesMax
       self.bytesMax = bytesMax

@@ -2,10 +2,11 @@
 
 import Foundation
 import Testing
+import TollgateTesting
 
 @testable import TollgateServer
 
-struct LeaseMemoryTests {
+@Suite(.blocking) struct LeaseMemoryTests {
   private func path(_ name: String) throws -> (folder: URL, path: String) {
     let folder = URL(filePath: "/tmp").appending(path: "tg-lease-\(UUID().uuidString)")
     try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)

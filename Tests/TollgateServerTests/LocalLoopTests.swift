@@ -9,7 +9,7 @@ import TollgateWire
 
 @testable import TollgateServer
 
-@Suite(.serialized) struct LocalLoopTests {
+@Suite(.serialized, .blocking) struct LocalLoopTests {
   private func with(
     _ settings: LocalLoop.Settings? = nil,
     tune: (inout ServerConfiguration) -> Void = { _ in },
@@ -60,13 +60,6 @@ import TollgateWire
 
   /// What follows the hello is read by the session's limits, not by the hello's.
   @Test func aLargeFrameRightBehindTheHelloIsRead() async throws {
-    // Alone it passes in milliseconds; beside the whole suite its answers came too late twice.
-    await withKnownIssue("an answer is late on a machine that is busy", isIntermittent: true) {
-      try await largeFrameIsRead()
-    }
-  }
-
-  private func largeFrameIsRead() async throws {
     try await with(tune: { $0.adminToken = "a" }) { rig in
       let client = try LocalClient(rig.endpoint)
       var all = LocalClient.helloFrame(role: .admin, token: "a")

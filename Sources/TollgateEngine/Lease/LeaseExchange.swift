@@ -135,14 +135,3 @@ package enum LeaseCancel: Sendable, Equatable {
   /// Nothing more can be remembered: to be asked again.
   case full
 }
-
-/// The doubt ceiling: what a lessee may have spent without having settled it, of a portion of
-/// `left`; and what Redis keeps held of it when the lease ends without a word.
-package enum LeaseDoubt {
-  package static func ceiling(_ left: Int64) -> Int64 {
-    left <= 0 ? 0 : min(left, max(16, left / 2 + left % 2))
-  }
-
-  /// The least `left` whose ceiling is `units`.
-  static func needed(_ units: Int64) -> Int64 { units <= 16 ? max(0, units) : 2 * units - 1 }
-}

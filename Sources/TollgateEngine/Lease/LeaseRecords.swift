@@ -1,6 +1,8 @@
 // The records of a stripe: trivial, of fixed size, named by index. Field order keeps what `spend`
 // touches together.
 
+import TollgateCore
+
 struct LeaseAccount: BitwiseCopyable {
   /// Low bits of the chain of free ones; not otherwise used.
   var reserved: UInt32 = 0
@@ -109,8 +111,8 @@ struct LeasePortion: BitwiseCopyable {
     } else if isRate {
       room = given - open
     } else {
-      let before = LeaseDoubt.ceiling(left) - inFlight
-      room = min(before, LeaseDoubt.ceiling(given)) - open
+      let before = LeaseRules.ceiling(left: left) - inFlight
+      room = min(before, LeaseRules.ceiling(left: given)) - open
     }
   }
 }

@@ -37,7 +37,8 @@ package struct LeaseGeometry: Hashable, Sendable {
 }
 
 // Safe: the region is written by whoever holds the lock of the stripe that a part of it belongs to,
-// and its header by `init` alone, before any stripe exists.
+// and its header by `init`, before any stripe exists, and then, of predecessors, by the one task
+// that closes them.
 @safe package struct LeaseRegion: @unchecked Sendable {
   static let headerBytes = 4096
   static let stripeHeaderBytes = 128

@@ -1,8 +1,12 @@
 // The operation ring: which operations were let through, in which order. It is at once what makes
 // a retry be answered as before, and the journal that is read after a crash.
 //
-// Its index has no deletions: a chain runs from the newest to the oldest, and the oldest is always
-// overwritten first, so a chain simply ends where a position is no longer in the ring.
+// Its index is made of lines as long as a cache's: seven places and a mark, so that an id that was
+// never seen, which is almost every one, costs one access to memory. A place names a position and
+// some bits of the id; what is no longer in the ring is free, so nothing is ever taken out. Where a
+// line is full the next one takes the place, and the mark says until which position that counts.
+
+internal import CPrefetch
 
 /// What a slot is. A position is written once, except that an operation may become cancelled.
 package enum LeaseSlotKind: UInt32 {
@@ -80,10 +84,11 @@ package struct LeaseSlot: BitwiseCopyable {
 @safe struct LeaseRing: ~Copyable {
   let region: StripeRegion
   private let mask: UInt64
-  /// Low halves of positions: the newest of a chain; the one before each.
-  private let heads: UnsafeMutablePointer<UInt32>
-  private let before: UnsafeMutablePointer<UInt32>
-  private let headsMask: Int
+  /// Lines of eight words: id bits 32 │ low half of a position, seven times; the newest position
+  /// that was put into a later line instead.
+  private let lines: UnsafeMutablePointer<UInt64>
+  private let pages: ZeroedPages
+  private let linesMask: Int
   /// Where the next slot goes. From 1, so that 0 means none.
   private(set) var head: UInt64
   /// The oldest that is remembered.
@@ -97,20 +102,15 @@ package struct LeaseSlot: BitwiseCopyable {
   init(_ region: StripeRegion) {
     self.region = region
     mask = UInt64(region.slots - 1)
-    headsMask = region.slots * 2 - 1
-    unsafe heads = .allocate(capacity: region.slots * 2)
-    unsafe heads.initialize(repeating: 0, count: region.slots * 2)
-    unsafe before = .allocate(capacity: region.slots)
-    unsafe before.initialize(repeating: 0, count: region.slots)
+    // Four of seven places are taken when the ring is full.
+    let count = max(4, region.slots / 4)
+    linesMask = count - 1
+    pages = ZeroedPages(bytes: count * Self.lineBytes)
+    unsafe lines = pages.base.bindMemory(to: UInt64.self, capacity: count * 8)
     head = max(1, region.word(.head))
     tail = max(1, region.word(.tail))
     horizon = Int64(truncatingIfNeeded: region.word(.horizon))
     restore()
-  }
-
-  deinit {
-    unsafe heads.deallocate()
-    unsafe before.deallocate()
   }
 
   var slots: UInt64 { mask + 1 }
@@ -120,9 +120,12 @@ package struct LeaseSlot: BitwiseCopyable {
 
   // MARK: - Finding
 
+  private static var lineBytes: Int { 64 }
+  private static var places: Int { 7 }
+
   @inline(__always)
-  private func bucket(_ high: UInt64, _ low: UInt64) -> Int {
-    Int(truncatingIfNeeded: LeaseHash.mix(low ^ 0x8EBC_6AF0_9C88_C6E3, high | 1)) & headsMask
+  private static func hash(_ high: UInt64, _ low: UInt64) -> UInt64 {
+    LeaseHash.mix(low ^ 0x8EBC_6AF0_9C88_C6E3, high | 1)
   }
 
   /// Low halves are of positions less than one lap of 2^32 back, or of none that is remembered.
@@ -131,18 +134,44 @@ package struct LeaseSlot: BitwiseCopyable {
     head &- UInt64(UInt32(truncatingIfNeeded: head) &- low)
   }
 
+  @inline(__always)
+  private func isRemembered(_ place: UInt64) -> Bool {
+    let position = position(UInt32(truncatingIfNeeded: place))
+    return position >= tail && position < head
+  }
+
+  /// Where the index lies, for whoever may only say that it will be read. It does not change.
+  // Safe: nothing is read or written through it, and a hint about memory that is gone does nothing.
+  @safe struct Reach: BitwiseCopyable {
+    fileprivate let lines: UnsafeMutablePointer<UInt64>
+    fileprivate let mask: Int
+
+    /// The line of an id will be looked at soon.
+    @inline(__always)
+    func prefetch(_ high: UInt64, _ low: UInt64) {
+      let line = Int(truncatingIfNeeded: LeaseRing.hash(high, low)) & mask
+      unsafe tollgate_prefetch(lines + line &* 8)
+    }
+  }
+
+  var reach: Reach { unsafe Reach(lines: lines, mask: linesMask) }
+
   /// The operation or marker of this id; 0 where none is remembered.
   @inline(__always)
   func find(_ high: UInt64, _ low: UInt64) -> UInt64 {
-    var newer = head
-    var at = unsafe position(heads[bucket(high, low)])
-    while at < newer, at >= tail {
-      let slot = region.slot(at)
-      if slot.a == high, slot.b == low { return at }
-      newer = at
-      at = unsafe position(before[Int(at & mask)])
+    let hash = Self.hash(high, low)
+    var line = Int(truncatingIfNeeded: hash) & linesMask
+    while true {
+      for place in 0..<Self.places {
+        let word = unsafe lines[line &* 8 &+ place]
+        guard (word ^ hash) >> 32 == 0, isRemembered(word) else { continue }
+        let position = position(UInt32(truncatingIfNeeded: word))
+        let slot = region.slot(position)
+        if slot.a == high, slot.b == low { return position }
+      }
+      guard unsafe lines[line &* 8 &+ Self.places] >= tail else { return 0 }
+      line = (line + 1) & linesMask
     }
-    return 0
   }
 
   @inline(__always)
@@ -150,11 +179,22 @@ package struct LeaseSlot: BitwiseCopyable {
 
   // MARK: - Writing
 
+  /// There are more places than slots, so one is free.
   @inline(__always)
-  private func link(_ position: UInt64, _ slot: LeaseSlot) {
-    let bucket = bucket(slot.a, slot.b)
-    unsafe before[Int(position & mask)] = heads[bucket]
-    unsafe heads[bucket] = UInt32(truncatingIfNeeded: position)
+  private func link(_ at: UInt64, _ slot: LeaseSlot) {
+    let hash = Self.hash(slot.a, slot.b)
+    var line = Int(truncatingIfNeeded: hash) & linesMask
+    while true {
+      for place in 0..<Self.places {
+        let index = line &* 8 &+ place
+        guard unsafe !isRemembered(lines[index]) else { continue }
+        unsafe lines[index] =
+          hash & 0xFFFF_FFFF_0000_0000 | UInt64(UInt32(truncatingIfNeeded: at))
+        return
+      }
+      unsafe lines[line &* 8 &+ Self.places] = at
+      line = (line + 1) & linesMask
+    }
   }
 
   // The caller made room.

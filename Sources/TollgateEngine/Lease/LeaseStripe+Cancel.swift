@@ -5,49 +5,45 @@
 import TollgateCore
 
 extension LeaseStripe {
-  mutating func known(_ request: borrowing LeaseRequest) -> LeaseKnown {
+  mutating func known(_ request: borrowing LeaseRequest) -> LeaseKnown { find(request).known }
+
+  /// What became of it, and where it lies. An unknown id is marked.
+  private mutating func find(
+    _ request: borrowing LeaseRequest
+  ) -> (known: LeaseKnown, position: UInt64) {
     let position = ring.find(request.high, request.low)
     guard position != 0 else {
-      if Int64(request.high >> 16) <= ring.horizon { return .tooOld }
+      if Int64(request.high >> 16) <= ring.horizon { return (.tooOld, 0) }
       mark(request.high, request.low)
-      return .unknown
+      return (.unknown, 0)
     }
     let slot = ring.slot(position)
+    let known: LeaseKnown
     switch slot.kind {
-    case .none, .continuation, .correction, .marker: return .unknown
-    case .operation, .cancelled, .denied: break
+    case .none, .continuation, .correction, .marker: return (.unknown, position)
+    case .operation: known = .allowed
+    case .cancelled: known = .cancelled
+    case .denied: known = .denied
     }
     if case .mismatch(let item, let keyOffset)? = unsafe mismatch(
       position, slot, request.key, request.hash, request.amounts)
     {
-      return .mismatch(item: item, keyOffset: keyOffset)
+      return (.mismatch(item: item, keyOffset: keyOffset), position)
     }
-    switch slot.kind {
-    case .cancelled: return .cancelled
-    case .denied: return .denied
-    case .none, .continuation, .correction, .marker, .operation: return .allowed
-    }
+    return (known, position)
   }
 
   mutating func cancel(_ request: borrowing LeaseRequest) -> LeaseCancel {
-    let position = ring.find(request.high, request.low)
-    guard position != 0 else {
-      if Int64(request.high >> 16) <= ring.horizon { return .tooOld }
-      mark(request.high, request.low)
-      return .unknown
+    let (known, position) = find(request)
+    switch known {
+    case .allowed: break
+    case .cancelled: return .already
+    case .denied: return .denied
+    case .mismatch(let item, let keyOffset): return .mismatch(item: item, keyOffset: keyOffset)
+    case .tooOld: return .tooOld
+    case .unknown: return .unknown
     }
     let slot = ring.slot(position)
-    switch slot.kind {
-    case .none, .continuation, .correction, .marker: return .unknown
-    case .operation, .cancelled, .denied: break
-    }
-    if case .mismatch(let item, let keyOffset)? = unsafe mismatch(
-      position, slot, request.key, request.hash, request.amounts)
-    {
-      return .mismatch(item: item, keyOffset: keyOffset)
-    }
-    if slot.kind == .cancelled { return .already }
-    if slot.kind == .denied { return .denied }
 
     let isOwn =
       entries.contains(slot.entry) && entries[slot.entry].has(LeaseEntry.isLive)
@@ -55,6 +51,13 @@ extension LeaseStripe {
     let entry = unsafe isOwn ? slot.entry : findEntry(request.hash, request.key)
     guard entry != 0, Int(entries[entry].itemCount) == slot.items else { return .unregistered }
     let span = LeaseRing.length(items: slot.items)
+    let isUnsettled = isOwn && position >= entries[entry].sent
+    // What was settled and is taken back is lost with this process, too, until Redis knows of it.
+    var sum: Int64 = 0
+    for index in 0..<slot.items { sum += unsafe request.amounts[index] }
+    guard isUnsettled || creditUnits == 0 || sum <= unsettledUnitsMax - creditUnits else {
+      return .full
+    }
     guard makeRoom(span, keeping: 0), entries[entry].logged != 0 || define(entry) else {
       return .full
     }
@@ -67,7 +70,6 @@ extension LeaseStripe {
     if position >= ring.tail { ring.cancel(position) }
 
     let e = entries[entry]
-    let isUnsettled = isOwn && position >= e.sent
     for index in 0..<slot.items {
       let amount = unsafe request.amounts[index]
       let item = e.items + UInt32(index)

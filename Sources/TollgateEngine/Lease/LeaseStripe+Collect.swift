@@ -42,22 +42,40 @@ struct PendingExchange {
 
 extension LeaseStripe {
   /// What is to be sent now for this bucket; nil: nothing is due. Asked again until nil.
-  mutating func collect(bucket: Int, now: Int64, id: OperationID) -> LeaseExchange? {
+  /// - Parameter isSpare: what is a tick old may go; else only what wants to be exchanged at once
+  ///   and what has waited for `settle`. With either goes what would soon follow it.
+  mutating func collect(
+    bucket: Int, now: Int64, id: () -> OperationID, isSpare: Bool
+  ) -> LeaseExchange? {
     upkeep(now: now)
     let line = line(of: bucket)
-    if let number = again[Int(line)].popLast() { return sendAgain(number, now: now, id: id) }
-    guard makeLogRoom(LeaseLog.payloadBytesMax, keeping: Self.doneReserve) else { return nil }
-    var pending = PendingExchange(id: id, bucket: bucket)
+    if let number = again[Int(line)].popLast() { return sendAgain(number, now: now, id: id()) }
+    guard lines[line].first != 0 || lines[line].urgentFirst != 0,
+      makeLogRoom(LeaseLog.payloadBytesMax, keeping: Self.doneReserve)
+    else { return nil }
+    // So much unsettled would soon leave no room for more, in the ring or in what may be lost.
+    let isPressed =
+      unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots)) / 4
+      || unsettledUnits > unsettledUnitsMax / 4
+    var by =
+      isSpare || isPressed
+      ? now : now &- max(0, configuration.settleNanoseconds &- configuration.tickNanoseconds)
+    guard lines[line].urgentFirst != 0 || accounts[lines[line].first].dueAt <= by else {
+      return nil
+    }
+    var pending = PendingExchange(id: id(), bucket: bucket)
     // Whoever is passed over is looked at again when what keeps it is over.
     var looked = 0
     while looked < configuration.accountsPerExchangeMax,
       pending.deltaCount < configuration.deltasMax,
       pending.portionCount < configuration.portionsPerExchangeMax
     {
-      let account = popDue(line, now: now)
+      let (account, isUrgent) = popDue(line, by: by)
       guard account != 0 else { break }
       looked += 1
-      take(account, into: &pending, now: now)
+      if !isUrgent, isYoung(account, by: by) { continue }
+      take(account, isUrgent: isUrgent, into: &pending, now: now)
+      if !pending.accounts.isEmpty { by = max(by, now &- configuration.settleNanoseconds / 2) }
     }
     guard !pending.accounts.isEmpty else { return nil }
     let number = nextExchange
@@ -89,9 +107,23 @@ extension LeaseStripe {
 
   // MARK: - One account
 
-  private mutating func take(_ account: UInt32, into pending: inout PendingExchange, now: Int64) {
+  /// True: what stood in line was settled meanwhile, and what came since waits for its own time.
+  private mutating func isYoung(_ account: UInt32, by: Int64) -> Bool {
+    let entry = accounts[account].dirtyFirst
+    guard entry != 0, accounts[account].exchange == 0 else { return false }
+    let since = entries[entry].dirtySince
+    guard since &+ configuration.tickNanoseconds > by else { return false }
+    queue(account, since: since)
+    return true
+  }
+
+  private mutating func take(
+    _ account: UInt32, isUrgent: Bool, into pending: inout PendingExchange, now: Int64
+  ) {
     guard accounts[account].exchange == 0 else {
-      return accounts[account].set(LeaseAccount.isCalling, true)
+      // What is dirty stands in line again when that exchange is answered.
+      if isUrgent { accounts[account].set(LeaseAccount.isCalling, true) }
+      return
     }
     var part = PendingExchange.Account(account: account, portions: [], sentAt: now)
     var later: [UInt32] = []
@@ -133,7 +165,7 @@ extension LeaseStripe {
       soil(entry, now: now)
       entries[entry].dirtySince = since
     }
-    if accounts[account].dirtyFirst != 0 { queue(account, now: now) }
+    if accounts[account].dirtyFirst != 0 { queue(account, since: now) }
     if accounts[account].wantFirst != 0 { accounts[account].set(LeaseAccount.isCalling, true) }
     guard !part.portions.isEmpty || pending.places.contains(pending.accounts.count) else {
       return releaseIfUnused(account: account)

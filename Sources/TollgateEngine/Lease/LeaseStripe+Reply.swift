@@ -129,7 +129,7 @@ extension LeaseStripe {
     }
     portions[portion].reckon()
     portions[portion].low =
-      portions[portion].has(LeasePortion.isTight) ? .min : LeaseDoubt.ceiling(left) / 2
+      portions[portion].has(LeasePortion.isTight) ? .min : LeaseRules.ceiling(left: left) / 4
     if left > 0 { enterWheel(portion, now: now) }
     releaseIfUnused(portion)
   }
@@ -162,7 +162,7 @@ extension LeaseStripe {
     if isCalling || accounts[account].wantFirst != 0 {
       hurry(account)
     } else if accounts[account].dirtyFirst != 0 {
-      queue(account, now: now)
+      queue(account, since: entries[accounts[account].dirtyFirst].dirtySince)
     } else {
       releaseIfUnused(account: account)
     }

@@ -10,6 +10,8 @@ extension LeaseStripe {
     _ request: borrowing LeaseRequest, into out: UnsafeMutableRawBufferPointer
   ) -> LeaseOutcome {
     let isConsume = request.kind == .consume
+    // First what needs no line of the ring's index: that is still on its way (`LeaseTable.expect`).
+    let entry = unsafe findEntry(request.hash, request.key)
     if isConsume {
       let seen = ring.find(request.high, request.low)
       if seen != 0 { return unsafe recall(seen, request, into: out) }
@@ -22,7 +24,6 @@ extension LeaseStripe {
         return missed(.future)
       }
     }
-    let entry = unsafe findEntry(request.hash, request.key)
     guard entry != 0 else { return missed(.unknownKey) }
     let outcome = unsafe decide(entry, request, into: out)
     if case .miss(let reason) = outcome {
@@ -84,10 +85,14 @@ extension LeaseStripe {
     guard request.kind == .consume else {
       return .allowed(bytes: unsafe answer(e, request, into: out, replayed: false))
     }
+    var sum: Int64 = 0
     for index in 0..<itemCount {
-      guard unsafe request.amounts[index] >= 0, unsafe request.amounts[index] < LeaseSlot.amountMax
-      else { return .miss(.shape) }
+      let amount = unsafe request.amounts[index]
+      guard amount >= 0, amount < LeaseSlot.amountMax else { return .miss(.shape) }
+      sum &+= amount
     }
+    guard unsettledOperations < unsettledOperationsMax, sum <= unsettledUnitsMax &- unsettledUnits
+    else { return .miss(.exposed) }
     guard makeRoom(LeaseRing.length(items: itemCount), keeping: ring.slots / 8) else {
       return .miss(.ringFull)
     }
@@ -100,11 +105,8 @@ extension LeaseStripe {
     let span = LeaseRing.length(items: itemCount)
     if span > 1 { unsafe putMore(request.amounts, entry: entry, sign: 1) }
     ring.append(first, span: span, linked: true)
-    var sum: Int64 = 0
     for index in 0..<itemCount {
-      let amount = unsafe request.amounts[index]
-      items[e.items &+ UInt32(truncatingIfNeeded: index)].open &+= amount
-      sum &+= amount
+      items[e.items &+ UInt32(truncatingIfNeeded: index)].open &+= unsafe request.amounts[index]
     }
     var isLow = false
     for index in 0..<judged {

@@ -10,6 +10,9 @@ extension LeaseStripe {
   mutating func ask(_ entry: UInt32, _ request: borrowing LeaseRequest) {
     let e = entries[entry]
     let isEnded = request.now >= accounts[e.account].localEnd
+    entries[entry].usedAt = max(e.usedAt, request.now)
+    // Nobody asked for long: a lease for the first who does would be given back unused.
+    if isEnded, request.now &- e.usedAt > configuration.idleNanoseconds { return }
     for place in 0..<UInt32(e.judgedCount) {
       let reference = references[e.references + place]
       let portion = reference.portion
@@ -59,7 +62,7 @@ extension LeaseStripe {
   mutating func target(_ portion: UInt32, now: Int64) -> Int64 {
     let p = portions[portion]
     // What is spent and not in this exchange keeps its hold.
-    let floor = p.isRate ? p.open : LeaseDoubt.needed(p.open)
+    let floor = p.isRate ? p.open : LeaseRules.needed(units: p.open)
     if accounts[p.account].has(LeaseAccount.isGhost) { return p.open == 0 ? 0 : -1 }
     fold(portion, now: now)
     if p.has(LeasePortion.isRecalled) || p.references == 0 { return floor }
@@ -68,8 +71,13 @@ extension LeaseStripe {
       return floor
     }
     if now < p.restUntil { return -1 }
+    let use = portions[portion].rate.multipliedReportingOverflow(
+      by: configuration.coverMilliseconds)
     let wanted = max(
-      floor, min(configuration.targetMax, max(configuration.targetMin, portions[portion].rate)))
+      floor,
+      min(
+        configuration.targetMax,
+        max(configuration.targetMin, use.overflow ? .max : use.partialValue / 1000)))
     // A little too much is kept: it will be used, or given back as a whole.
     return wanted < after && after / 2 <= wanted ? -1 : wanted
   }
@@ -78,8 +86,10 @@ extension LeaseStripe {
 
   mutating func enterWheel(_ portion: UInt32, now: Int64) {
     guard !portions[portion].has(LeasePortion.isInWheel) else { return }
-    let turn = min(
-      Int64(Self.wheelSlots - 1), max(1, configuration.idleNanoseconds / Self.wheelNanoseconds))
+    // When it will be idle, if it stays unused; one that is idle is given back already.
+    let rest = portions[portion].usedAt &+ configuration.idleNanoseconds &- now
+    let wait = rest > 0 ? rest &+ Self.wheelNanoseconds : configuration.idleNanoseconds
+    let turn = min(Int64(Self.wheelSlots - 1), max(1, wait / Self.wheelNanoseconds))
     let slot = Int((now / Self.wheelNanoseconds + turn) & Int64(Self.wheelSlots - 1))
     portions[portion].set(LeasePortion.isInWheel, true)
     portions[portion].wheelNext = wheel[slot]

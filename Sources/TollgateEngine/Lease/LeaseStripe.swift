@@ -51,8 +51,11 @@ struct LeaseStripe: ~Copyable {
   var wheelAt: Int64 = 0
   var entryHand: UInt32 = 1
   var ghosts = 0
+  /// Both are raised before an operation is answered, and lowered when Redis is known to have it.
   var unsettledUnits: Int64 = 0
   var unsettledOperations: Int64 = 0
+  let unsettledUnitsMax: Int64
+  let unsettledOperationsMax: Int64
   var creditUnits: Int64 = 0
   var unresolvedUnits: Int64 = 0
   /// By `LeaseMiss`.
@@ -69,6 +72,8 @@ struct LeaseStripe: ~Copyable {
     self.configuration = configuration
     self.stripes = stripes
     self.lessee = lessee
+    unsettledUnitsMax = configuration.unsettledUnitsMax / Int64(stripes)
+    unsettledOperationsMax = configuration.unsettledOperationsMax / Int64(stripes)
     accounts = Slab(max: max(64, configuration.accountsMax / stripes))
     portions = Slab(max: max(64, configuration.portionsMax / stripes))
     let entriesMax = min(
@@ -97,12 +102,12 @@ struct LeaseStripe: ~Copyable {
 
   // MARK: - Lines
 
-  /// What of the account is due is exchanged `tick` from now, with what comes until then.
-  mutating func queue(_ account: UInt32, now: Int64) {
+  /// What of the account is dirty since then is due `tick` later, with what comes until then.
+  mutating func queue(_ account: UInt32, since: Int64) {
     guard !accounts[account].has(LeaseAccount.isQueued) else { return }
     let line = line(of: Int(accounts[account].bucket))
     accounts[account].set(LeaseAccount.isQueued, true)
-    accounts[account].dueAt = now &+ configuration.tickNanoseconds
+    accounts[account].dueAt = since &+ configuration.tickNanoseconds
     accounts[account].dueNext = 0
     if lines[line].last == 0 {
       lines[line].first = account
@@ -129,21 +134,21 @@ struct LeaseStripe: ~Copyable {
     lines[line].urgentLast = account
   }
 
-  /// The next account that is due; 0: none.
-  mutating func popDue(_ line: UInt32, now: Int64) -> UInt32 {
+  /// The next account that wants to be exchanged at once, or else that was due by then; 0: none.
+  mutating func popDue(_ line: UInt32, by: Int64) -> (account: UInt32, isUrgent: Bool) {
     let urgent = lines[line].urgentFirst
     if urgent != 0 {
       lines[line].urgentFirst = accounts[urgent].urgentNext
       if lines[line].urgentFirst == 0 { lines[line].urgentLast = 0 }
       accounts[urgent].set(LeaseAccount.isUrgent, false)
-      return urgent
+      return (urgent, true)
     }
     let first = lines[line].first
-    guard first != 0, accounts[first].dueAt <= now else { return 0 }
+    guard first != 0, accounts[first].dueAt <= by else { return (0, false) }
     lines[line].first = accounts[first].dueNext
     if lines[line].first == 0 { lines[line].last = 0 }
     accounts[first].set(LeaseAccount.isQueued, false)
-    return first
+    return (first, false)
   }
 
   /// Something of the portion is to be changed in Redis, at once.
@@ -170,7 +175,7 @@ struct LeaseStripe: ~Copyable {
       entries[accounts[account].dirtyLast].dirtyNext = entry
     }
     accounts[account].dirtyLast = entry
-    queue(account, now: now)
+    queue(account, since: now)
   }
 
   // MARK: - Finding

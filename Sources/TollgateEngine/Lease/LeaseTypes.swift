@@ -61,6 +61,8 @@ package enum LeaseMiss: UInt8, Sendable, CaseIterable {
   case future
   /// The answer does not fit, the number of items differs, or an amount is out of the ring's range.
   case shape
+  /// As much is let through and not settled as may be lost with this process.
+  case exposed
 }
 
 package enum LeaseOutcome: Equatable, Sendable {
@@ -227,8 +229,10 @@ package struct LeaseConfiguration: Sendable {
   /// How long Redis keeps a lease (ms), and how much earlier it ends here.
   package var leaseMilliseconds: Int64 = 10_000
   package var marginMilliseconds: Int64 = 500
-  /// Usage is settled when it is this old.
+  /// Usage is settled when it is this old, where there is capacity to spare …
   package var tickNanoseconds: Int64 = 10_000_000
+  /// … and else when it is this old.
+  package var settleNanoseconds: Int64 = 500_000_000
   /// Without word of the configuration for so long, nothing is spent.
   package var freshNanoseconds: Int64 = 1_000_000_000
   /// After so long without use a portion is given back, and an entry may be evicted.
@@ -238,9 +242,16 @@ package struct LeaseConfiguration: Sendable {
   package var restNanoseconds: Int64 = 250_000_000
   /// How long a correction waits for spends that absorb it.
   package var correctionNanoseconds: Int64 = 1_000_000_000
+  /// A portion shall hold what is used in this time: four times `settle`, so that between two
+  /// settles no more is spent than half of the ceiling.
+  package var coverMilliseconds: Int64 = 2_000
   /// A portion's target is at most this.
   package var targetMax: Int64 = 1 << 40
   package var targetMin: Int64 = 16
+  /// Let through and not settled, of all stripes together: what a sidecar without a journal can
+  /// lose, whatever it leases. Each stripe has its equal share; at it, the path goes atomic.
+  package var unsettledUnitsMax: Int64 = 1 << 24
+  package var unsettledOperationsMax: Int64 = 1 << 19
   /// Ids minted so much later than now are not taken.
   package var skewMilliseconds: Int64 = 1_000
   /// Per exchange: at most the 120 that a batch id has room for, and what one call may touch.

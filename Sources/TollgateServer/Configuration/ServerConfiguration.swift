@@ -118,6 +118,10 @@ package struct ServerConfiguration: Sendable {
     var ttlMilliseconds: Int64 = 10_000
     /// How old usage may be before it is settled.
     var tickMilliseconds: Int64 = 10
+    /// Let through and not settled: at most what is lost with a sidecar without a journal. What
+    /// would go beyond is decided by Redis. nil: half of `operations`.
+    var unsettledUnits: Int64 = 1 << 24
+    var unsettledOperations: Int64?
 
     /// Beside the journal.
     static let fileSuffix = ".leases"
@@ -394,7 +398,11 @@ private struct ConfigurationReader {
   }
 
   private func leases(_ node: DocumentNode?, into configuration: inout ServerConfiguration) {
-    guard let node, let fields = node.object(["operations", "ttl_ms", "tick_ms"]) else { return }
+    guard let node,
+      let fields = node.object([
+        "operations", "ttl_ms", "tick_ms", "unsettled_units", "unsettled_operations",
+      ])
+    else { return }
     if let place = fields["operations"], let n = place.integer(65_536...(1 << 26)) {
       if n & (n - 1) != 0 { place.problem("must be a power of two") }
       configuration.leases.operations = Int(n)
@@ -403,6 +411,17 @@ private struct ConfigurationReader {
       configuration.leases.ttlMilliseconds = n
     }
     if let n = fields["tick_ms"]?.integer(1...1_000) { configuration.leases.tickMilliseconds = n }
+    if let n = fields["unsettled_units"]?.integer(LeaseHub.unsettledLeast...(1 << 50)) {
+      configuration.leases.unsettledUnits = n
+    }
+    if let place = fields["unsettled_operations"],
+      let n = place.integer(LeaseHub.unsettledLeast...(1 << 26))
+    {
+      if n > configuration.leases.operations / 8 * 7 {
+        place.problem("must be at most seven eighths of operations")
+      }
+      configuration.leases.unsettledOperations = n
+    }
   }
 
   private func dedupeAndOutbox(

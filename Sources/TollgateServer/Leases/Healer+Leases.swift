@@ -8,19 +8,16 @@ import TollgateRedis
 
 extension Healer {
   /// Somebody may have taken a lease below the account between the reading and the call.
-  private static let leaseAttemptsMax = 5
+  static let leaseAttemptsMax = 5
 
   /// Everything of the account that is due by Redis's clock; the script judges again.
-  /// - Parameter releases: whose doubts are over, because all that they spent is settled.
   @discardableResult
   func endLeases(
-    of account: Subject, bucket: Int, epoch: Int64, releases: [LesseeID] = []
+    of account: Subject, bucket: Int, epoch: Int64
   ) async -> LeaseEndCall.Ended? {
     do {
       for _ in 0..<Self.leaseAttemptsMax {
-        switch try await store.endLeases(
-          of: account, bucket: bucket, epoch: epoch, releases: releases)
-        {
+        switch try await store.endLeases(of: account, bucket: bucket, epoch: epoch) {
         case .done(let ended):
           metrics.leasesEnded.add(ended.ended)
           return ended
@@ -47,12 +44,16 @@ extension ColdStore {
     try await read(Reads.leases(keys, account: account))
   }
 
+  /// - Parameters:
+  ///   - releases: whose doubts are over, by an operator's word.
+  ///   - closed: who is gone, with everything settled, and was closed in the bucket.
   func endLeases(
-    of account: Subject, bucket: Int, epoch: Int64, releases: [LesseeID]
+    of account: Subject, bucket: Int, epoch: Int64, releases: [LesseeID] = [],
+    closed: [LesseeID] = []
   ) async throws(StoreFailure) -> LeaseEndCall.Outcome {
     let call = LeaseEndCall(
       keySpace: keys, fence: try await fence(bucket: bucket, epoch: epoch), account: account,
-      leases: try await leases(of: account), releases: releases)
+      leases: try await leases(of: account), releases: releases, closed: closed)
     return try value(call.decode(try await raw(call)))
   }
 }

@@ -27,30 +27,31 @@ enum LeaseBinding {
         attributes: request.attributes
       ).shape
     else { return nil }
-    var portions: [LeasePortionKey] = []
+    let portions = LeasePortion.all(of: resolution, subject: request.subject)
+    // Those of cells lie as the cells do, then those of rates as their limits do.
+    var used = resolution.items.indices.map { item in
+      resolution.cells.indices.filter { resolution.cells[$0].item == item }
+    }
     var portionOfLimit: [Int: Int] = [:]
+    var rates = resolution.cells.count..<portions.count
+    for (limit, applied) in resolution.limits.enumerated() {
+      switch applied.rule {
+      case .quota(let cell, _), .sliding(let cell, _, _): portionOfLimit[limit] = cell
+      case .rate:
+        guard let rate = rates.popFirst() else { return nil }
+        portionOfLimit[limit] = rate
+        used[applied.item].append(rate)
+      case .deny, .concurrency, .credit, .spendCap, .unlimited: continue
+      }
+    }
     var items: [LeaseRegistration.Item] = []
     for item in resolution.items.indices {
-      var used: [Int] = []
-      for (cell, found) in resolution.cells.enumerated() where found.item == item {
-        used.append(portions.count)
-        for (limit, rule) in resolution.limits.enumerated() where Self.cell(of: rule) == cell {
-          portionOfLimit[limit] = portions.count
-        }
-        portions.append(portion(of: cell, request, resolution))
-      }
-      for (limit, applied) in resolution.limits.enumerated() where applied.item == item {
-        guard let rate = rate(applied, request, resolution) else { continue }
-        portionOfLimit[limit] = portions.count
-        used.append(portions.count)
-        portions.append(rate)
-      }
       let shown = resolution.limits.indices.first {
         resolution.limits[$0].item == item && resolution.limits[$0].id == decision.items[item].limit
       }
       items.append(
         LeaseRegistration.Item(
-          portions: used, shown: shown.flatMap { portionOfLimit[$0] },
+          portions: used[item], shown: shown.flatMap { portionOfLimit[$0] },
           amount: shown.map { Self.amount(of: resolution.limits[$0]) } ?? -1))
     }
     return LeaseRegistration(
@@ -59,16 +60,10 @@ enum LeaseBinding {
       now: now, validUntil: resolution.validUntil.milliseconds,
       isStaleAllowed: !resolution.limits.isEmpty
         && resolution.limits.allSatisfy { $0.failurePolicy == .stale },
-      items: items, portions: portions, demand: request.items.map(\.amount).max() ?? 1,
+      items: items, portions: portions.map(Self.named),
+      demand: request.items.map(\.amount).max() ?? 1,
       template: template(decision, resolution, versions),
       definition: LeaseDefinition(resolution, catalogVersion: versions.catalog).bytes)
-  }
-
-  private static func cell(of limit: AppliedLimit) -> Int? {
-    switch limit.rule {
-    case .quota(let cell, _), .sliding(let cell, _, _): cell
-    case .deny, .rate, .concurrency, .credit, .spendCap, .unlimited: nil
-    }
   }
 
   private static func amount(of limit: AppliedLimit) -> Int64 {
@@ -79,39 +74,22 @@ enum LeaseBinding {
     }
   }
 
-  private static func portion(
-    of index: Int, _ request: Request, _ resolution: Resolution
-  ) -> LeasePortionKey {
-    let cell = resolution.cells[index]
-    let rules = resolution.limits.compactMap { limit -> LeaseRule? in
-      switch limit.rule {
-      case .quota(let found, let amount) where found == index: .quota(amount: amount)
-      case .sliding(let found, let amount, let length) where found == index:
-        .sliding(amount: amount, lengthMilliseconds: length)
-      case .quota, .sliding, .deny, .rate, .concurrency, .credit, .spendCap, .unlimited: nil
-      }
+  /// What the table calls a portion by.
+  private static func named(_ portion: LeasePortion) -> LeasePortionKey {
+    func name(_ place: LeaseCounter.Place) -> [UInt8] {
+      LeaseCounter(subject: portion.subject, feature: portion.feature, place: place).bytes
     }
-    return LeasePortionKey(
-      rules.isEmpty ? .count : .cell,
-      name: LeaseCounter(
-        subject: request.subject.prefix(cell.level), feature: resolution.items[cell.item].feature,
-        place: .window(cell.window)
-      ).bytes,
-      limits: LeaseRule.bytes(rules), start: cell.period.start.milliseconds,
-      end: cell.period.end.milliseconds)
-  }
-
-  private static func rate(
-    _ limit: AppliedLimit, _ request: Request, _ resolution: Resolution
-  ) -> LeasePortionKey? {
-    guard case .rate(_, let tolerance, let interval) = limit.rule else { return nil }
-    return LeasePortionKey(
-      .rate,
-      name: LeaseCounter(
-        subject: request.subject.prefix(limit.level),
-        feature: resolution.items[limit.item].feature, place: .rate(limit.id)
-      ).bytes,
-      limits: LeaseRule.bytes([.rate(interval: interval, tolerance: tolerance)]))
+    switch portion.source {
+    case .cell(let window, let period):
+      return LeasePortionKey(
+        portion.isLeased ? .cell : .count, name: name(.window(window)),
+        limits: LeaseRule.bytes(portion.bounds.map { LeaseRule($0) }),
+        start: period.start.milliseconds, end: period.end.milliseconds)
+    case .rate(let limit, let interval, let tolerance):
+      return LeasePortionKey(
+        .rate, name: name(.rate(limit)),
+        limits: LeaseRule.bytes([.rate(interval: interval, tolerance: tolerance)]))
+    }
   }
 
   private static func template(
@@ -139,24 +117,7 @@ enum LeaseBinding {
 extension LeaseBinding {
   /// The counters and rates that judge a request: what a recall asks for.
   static func wanted(_ request: Request, _ resolution: Resolution) -> [RecallCall.Wanted] {
-    var wanted: [RecallCall.Wanted] = []
-    for limit in resolution.limits {
-      let feature = resolution.items[limit.item].feature
-      let found: RecallCall.Wanted
-      switch limit.rule {
-      case .quota(let index, _), .sliding(let index, _, _):
-        let cell = resolution.cells[index]
-        found = .init(
-          subject: request.subject.prefix(cell.level),
-          field: KeySpace.field(feature: feature, window: cell.window))
-      case .rate:
-        found = .init(
-          subject: request.subject.prefix(limit.level),
-          field: KeySpace.field(feature: feature, rate: limit.id))
-      case .deny, .concurrency, .credit, .spendCap, .unlimited: continue
-      }
-      if !wanted.contains(found), wanted.count < RecallCall.wantedMax { wanted.append(found) }
-    }
-    return wanted
+    LeasePortion.all(of: resolution, subject: request.subject).filter(\.isLeased)
+      .prefix(RecallCall.wantedMax).map { .init(subject: $0.subject, field: $0.field) }
   }
 }

@@ -94,11 +94,13 @@ import TollgateWire
   ) -> Int {
     let space = unsafe UnsafeMutableRawBufferPointer(start: shape, count: RawRecord.shapeBytesMax)
     guard let raw = unsafe RawRecord(record, shape: space) else { return 0 }
-    for item in 0..<raw.items { unsafe amounts[item] = raw.amounts[item] }
     let key = unsafe UnsafeRawBufferPointer(start: shape, count: raw.shapeBytes)
+    let bucket = unsafe hub.bucket(ofShape: key)
+    hub.table.expect(bucket: bucket, raw.id)
+    for item in 0..<raw.items { unsafe amounts[item] = raw.amounts[item] }
     let outcome = unsafe hub.table.spend(
       LeaseRequest(
-        bucket: hub.bucket(ofShape: key), kind: kind, id: raw.id, key: key,
+        bucket: bucket, kind: kind, id: raw.id, key: key,
         hash: LeaseHash.of(key),
         amounts: UnsafeBufferPointer(start: amounts.baseAddress, count: raw.items), now: now,
         wall: wall),
@@ -119,6 +121,7 @@ import TollgateWire
 
   package func turnEnded() {
     guard counts.allowed + counts.replayed + counts.denied > 0 else { return }
+    if counts.allowed > 0 { hub.spent() }
     metrics.leased(allowed: counts.allowed, replayed: counts.replayed, denied: counts.denied)
     counts = Counts()
   }

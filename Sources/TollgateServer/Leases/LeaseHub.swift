@@ -1,9 +1,11 @@
 // What all threads of a sidecar share of its leases: the table, the memory that its operations are
 // remembered in, and what time it is in Redis. Made before the loops, gone after them.
 
+import NIOConcurrencyHelpers
 import Synchronization
 import TollgateCore
 import TollgateEngine
+import TollgateRedis
 
 final class LeaseHub: Sendable {
   let table: LeaseTable
@@ -15,9 +17,15 @@ final class LeaseHub: Sendable {
   /// Event loops that somebody watches (`tollgate tail`): nothing is answered out of his sight.
   let isWatched = Atomic<Int>(0)
 
+  /// Keepers sleep for long: whoever makes work for them rouses them.
+  private let areResting = Atomic<Bool>(false)
+  private let keepers = NIOLockedValueBox<[@Sendable () -> Void]>([])
+
   /// Of each operation slot's share of the log, and of the stripes.
   static let stripes = 16
   static let logBytesPerStripe = 1 << 20
+  /// Of the bounds on what is unsettled: something for each stripe.
+  static let unsettledLeast: Int64 = 1_024
 
   /// - Parameter journal: of the sidecar; nil: what is let through is not remembered over an end.
   init(
@@ -39,18 +47,57 @@ final class LeaseHub: Sendable {
     else {
       throw LeaseMemory.Failure(description: "the leases' memory cannot be used")
     }
-    var limits = LeaseConfiguration()
-    limits.leaseMilliseconds = configuration.leases.ttlMilliseconds
-    limits.tickNanoseconds = configuration.leases.tickMilliseconds * 1_000_000
     self.memory = memory
     self.buckets = buckets
     // Without a journal nobody knows what an earlier incarnation let through.
     let horizon = region.isRecovered ? 0 : startedAt.milliseconds
-    table = LeaseTable(limits, region: region, buckets: buckets.buckets, horizon: horizon)
+    table = LeaseTable(
+      Self.limits(configuration), region: region, buckets: buckets.buckets, horizon: horizon)
+  }
+
+  /// What the table may make of one exchange fits one call.
+  static func limits(_ configuration: ServerConfiguration) -> LeaseConfiguration {
+    var limits = LeaseConfiguration()
+    limits.leaseMilliseconds = configuration.leases.ttlMilliseconds
+    limits.accountsPerExchangeMax = LeaseCall.accountsMax
+    limits.deltasMax = LeaseCall.deltasMax
+    limits.portionsPerExchangeMax = LeaseCall.portionsMax
+    limits.tickNanoseconds = configuration.leases.tickMilliseconds * 1_000_000
+    limits.unsettledUnitsMax = configuration.leases.unsettledUnits
+    limits.unsettledOperationsMax =
+      configuration.leases.unsettledOperations ?? Int64(configuration.leases.operations / 2)
+    return limits
   }
 
   /// Whose leases are taken from now on.
   var lessee: UInt64 { table.region.lessee }
+
+  // MARK: - Rest
+
+  /// `rouse` wakes one keeper, from any thread.
+  func keep(_ rouse: @escaping @Sendable () -> Void) {
+    keepers.withLockedValue { $0.append(rouse) }
+  }
+
+  /// The loops end: nobody is roused any more.
+  func endKeeping() { keepers.withLockedValue { $0 = [] } }
+
+  /// A keeper finds nothing to do. It looks once more afterwards: what was spent before this is
+  /// found then, and whoever spends after it sees that keepers rest, as both go through the locks
+  /// of the table in between.
+  func rests() { areResting.store(true, ordering: .releasing) }
+
+  /// There is something to be settled.
+  @inline(__always)
+  func spent() {
+    if areResting.load(ordering: .relaxed) { rouse() }
+  }
+
+  @inline(never)
+  private func rouse() {
+    guard areResting.exchange(false, ordering: .acquiringAndReleasing) else { return }
+    for keeper in keepers.withLockedValue({ $0 }) { keeper() }
+  }
 
   static func bootNanoseconds() -> Int64 { LocalSystem.bootNanoseconds() }
 

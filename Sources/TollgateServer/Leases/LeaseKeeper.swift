@@ -19,6 +19,7 @@ final class LeaseKeeper {
   private unowned let enforcer: Enforcer
   /// Whose exchanges this loop sends.
   private let own: [Int]
+  private var pace = LeasePace()
   private var isTicking = false
   private var isResting = false
   /// A tick that was overtaken by `wake` does nothing.
@@ -34,8 +35,8 @@ final class LeaseKeeper {
   static let seenMax = 8_192
   /// Exchanges of one bucket in one tick.
   static let exchangesPerTick = 16
-  /// While there are leases, but nothing is used.
-  static let restMilliseconds: Int64 = 50
+  /// While there are leases, but nothing is used: only what is idle is given back then.
+  static let restMilliseconds: Int64 = 500
 
   init(_ hub: LeaseHub, enforcer: Enforcer, own: [Int]) {
     self.hub = hub
@@ -63,6 +64,7 @@ final class LeaseKeeper {
         }
       }
     }
+    if case .allowed = outcome { hub.spent() }
     switch outcome {
     case .allowed(let bytes), .replayed(let bytes), .denied(let bytes):
       return (outcome, Array(scratch.prefix(bytes)))
@@ -190,7 +192,11 @@ final class LeaseKeeper {
   private func tick() {
     var sent = 0
     for bucket in own { sent += exchange(bucket) }
-    let load = hub.table.load
+    var load = hub.table.load
+    if sent == 0, load < .unsettled {
+      hub.rests()
+      load = hub.table.load
+    }
     guard load != .none else {
       isTicking = false
       return
@@ -199,7 +205,7 @@ final class LeaseKeeper {
     let turn = generation
     let pause =
       isResting
-      ? Self.restMilliseconds : max(1, enforcer.configuration.leases.tickMilliseconds / 2)
+      ? Self.restMilliseconds : enforcer.configuration.leases.tickMilliseconds
     enforcer.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(pause)) {
       if self.generation == turn { self.tick() }
     }
@@ -210,10 +216,13 @@ final class LeaseKeeper {
   func exchange(_ bucket: Int) -> Int {
     var sent = 0
     while sent < Self.exchangesPerTick, let path = enforcer.leasePath(bucket) {
-      let id = OperationID(time: enforcer.redisNow, using: &random)
-      guard let exchange = hub.table.collect(bucket: bucket, now: LeaseHub.now, id: id) else {
-        break
-      }
+      let now = LeaseHub.now
+      guard
+        let exchange = hub.table.collect(
+          bucket: bucket, now: now, id: OperationID(time: enforcer.redisNow, using: &random),
+          isSpare: pace.isSpare(at: now.nanoseconds))
+      else { break }
+      pace.sent(accounts: exchange.accounts.count)
       sent += 1
       guard send(exchange, path) else { break }
     }

@@ -64,6 +64,14 @@ enum LeaseRule: Hashable {
   /// Microseconds.
   case rate(interval: Int64, tolerance: Int64)
 
+  init(_ bound: LeasePortion.Bound) {
+    switch bound {
+    case .quota(let amount): self = .quota(amount: amount)
+    case .sliding(let amount, let length):
+      self = .sliding(amount: amount, lengthMilliseconds: length)
+    }
+  }
+
   private var numbers: (Int64, Int64, Int64) {
     switch self {
     case .quota(let amount): (1, amount, 0)

@@ -108,6 +108,7 @@ extension LocalLoop {
   /// conversation, and half a frame is kept.
   private func split(_ connection: LocalConnection) {
     let end = input.end
+    let before = output.count
     let now = connection.isFast ? LocalSystem.bootNanoseconds() : 0
     var at = 0
     // What goes to the conversation: runs of frames, copied once.
@@ -155,9 +156,10 @@ extension LocalLoop {
     copy(run, into: &forwarded)
     keep(connection, at..<end)
     if let forwarded { handOver(forwarded, of: connection) }
-    if output.count > 0 {
+    if output.count > before {
       connection.link.wasActive.store(true, ordering: .relaxed)
-      flush(connection)
+      answers.append((connection, before..<output.count))
+      if output.count >= Self.outputBytesMax { flush() }
     }
     if !connection.isGone { watch(connection) }
   }
@@ -212,9 +214,15 @@ extension LocalLoop {
 
   // MARK: - Writing
 
-  /// The answers of one turn, which lie in `output`.
-  private func flush(_ connection: LocalConnection) {
-    wrote(connection.link.outlet.withLockedValue { output.write(to: &$0) }, connection)
+  /// The answers of this turn, which lie in `output`.
+  func flush() {
+    guard !answers.isEmpty else { return }
+    for (connection, range) in answers where !connection.isGone {
+      wrote(
+        connection.link.outlet.withLockedValue { output.write(range, to: &$0) }, connection)
+    }
+    answers.removeAll(keepingCapacity: true)
+    output.clear()
   }
 
   func writable(_ connection: LocalConnection) {

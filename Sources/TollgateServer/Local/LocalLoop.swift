@@ -7,9 +7,10 @@
 // system calls together, and the fast path's answer costs a fraction of either.
 //
 // One turn reads each ready connection once, so that none can hold the others up; what the fast
-// path answered leaves in one write. Nothing is kept of an idle connection but its place: what is
-// read goes into one buffer for all, and only half a frame, or bytes that the peer does not take,
-// are kept beside it.
+// path answered leaves when all were read, in one write for each: a peer that is woken by the first
+// answer finds the others there, too, and both sides make fewer turns. Nothing is kept of an idle
+// connection but its place: what is read goes into one buffer for all, and only half a frame, or
+// bytes that the peer does not take, are kept beside it.
 //
 // Everything in here happens on the loop's thread. A descriptor belongs to its place in
 // `connections` and is closed in `drop`, once, which is also where the conversation is told.
@@ -35,6 +36,8 @@ final class LocalLoop {
   /// A frame up to this size is kept until it is all there; a larger one, which can be nothing that
   /// the fast path answers, goes to the conversation as it comes.
   static let wholeBytesMax = WireLimits.dataFrameBytesMax
+  /// More answers than this do not wait for the end of the turn.
+  static let outputBytesMax = 128 * 1024
   /// Connections accepted in one turn.
   static let acceptsMax = 64
   /// How long no connection is accepted when there are no descriptors left.
@@ -64,6 +67,8 @@ final class LocalLoop {
   var nextPeer = 0
   let input = InBytes(capacity: wholeBytesMax + readBytesMax + 4096)
   let output = OutBytes(capacity: 256 * 1024)
+  /// Whose answers lie where in `output`.
+  var answers: [(LocalConnection, Range<Int>)] = []
   var openCount = 0
   /// Frames that the fast path answered in this turn.
   var answered: Int64 = 0
@@ -118,7 +123,11 @@ final class LocalLoop {
         happened(event, connection)
       }
     }
-    if isRung { work() }
+    flush()
+    if isRung {
+      work()
+      flush()
+    }
     if acceptsAt != nil || !lingering.isEmpty { timePassed() }
     if answered > 0 {
       metrics.frames.add(answered)

@@ -49,10 +49,11 @@ import TollgateWire
 
   func clear() { end = 0 }
 
-  /// Writes all of it, and is empty then. The outlet's answer.
-  func write(to outlet: inout Outlet) -> Int? {
-    defer { clear() }
-    return unsafe outlet.write(UnsafeRawBufferPointer(start: base, count: end))
+  /// Writes a part of it. The outlet's answer.
+  func write(_ range: Range<Int>, to outlet: inout Outlet) -> Int? {
+    precondition(range.lowerBound >= 0 && range.upperBound <= end)
+    return unsafe outlet.write(
+      UnsafeRawBufferPointer(start: base + range.lowerBound, count: range.count))
   }
 
   private func grow(_ bytes: Int) {

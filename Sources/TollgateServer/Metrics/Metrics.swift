@@ -70,6 +70,8 @@ final class LatencyHistogram: Sendable {
 struct LeaseMetrics: Sendable {
   let unsettledUnits = Gauge()
   let unsettledOperations = Gauge()
+  let unsettledUnitsMax = Gauge()
+  let unsettledOperationsMax = Gauge()
   let accounts = Gauge()
   let shapes = Gauge()
   let recovering = Gauge()
@@ -272,6 +274,13 @@ struct Metrics: Sendable {
     gauge(
       "tollgate_lease_unsettled_operations", "Operations that these units belong to.",
       leases.unsettledOperations)
+    gauge(
+      "tollgate_lease_unsettled_units_max",
+      "What tollgate_lease_unsettled_units never exceeds, at any instant: beyond it Redis decides. "
+        + "A sidecar without a journal that is killed loses no more.", leases.unsettledUnitsMax)
+    gauge(
+      "tollgate_lease_unsettled_operations_max",
+      "What tollgate_lease_unsettled_operations never exceeds.", leases.unsettledOperationsMax)
     gauge("tollgate_lease_accounts", "Accounts of which something is leased.", leases.accounts)
     gauge("tollgate_lease_shapes", "Kinds of requests answered from leases.", leases.shapes)
     gauge(

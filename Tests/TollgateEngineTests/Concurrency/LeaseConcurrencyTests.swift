@@ -8,7 +8,7 @@ import TollgateTesting
 
 @testable import TollgateEngine
 
-struct LeaseConcurrencyTests {
+@Suite(.blocking) struct LeaseConcurrencyTests {
   /// A Redis behind a lock of its own, with as little in it as the audit needs.
   private final class Store: Sendable {
     struct State {

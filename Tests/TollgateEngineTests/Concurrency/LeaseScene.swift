@@ -177,8 +177,8 @@ struct Shape {
 
   var monotonic: MonotonicTime { MonotonicTime(nanoseconds: now) }
 
-  func collect() -> LeaseExchange? {
-    table.collect(bucket: bucket, now: monotonic, id: mint())
+  func collect(isSpare: Bool = true) -> LeaseExchange? {
+    table.collect(bucket: bucket, now: monotonic, id: mint(), isSpare: isSpare)
   }
 
   /// Everything that is due goes to Redis and is answered at once.

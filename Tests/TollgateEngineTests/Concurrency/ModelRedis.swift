@@ -156,7 +156,7 @@ final class ModelRedis {
       lessee.isInDoubt = true
       for (cell, left) in lessee.left {
         lessee.left[cell] =
-          fault == .expiryFreesEverything ? 0 : LeaseDoubt.ceiling(left)
+          fault == .expiryFreesEverything ? 0 : LeaseRules.ceiling(left: left)
       }
       lessees[account]?[id] = lessee
     }

@@ -62,7 +62,7 @@ struct LeaseCancelTests {
     _ = scene.cancel(.simple(), 30, id: id)
     var spent: Int64 = 0
     while scene.spend(.simple(), 1).isAllowed { spent += 1 }
-    #expect(spent <= LeaseDoubt.ceiling(redis.lessees["acme"]?[1]?.left["acme"] ?? 0))
+    #expect(spent <= LeaseRules.ceiling(left: redis.lessees["acme"]?[1]?.left["acme"] ?? 0))
   }
 
   @Test func anUnknownOneIsLeftToRedisAndMarked() {

@@ -28,6 +28,67 @@ struct LeaseExchangeTests {
     #expect(exchange?.accounts.first?.portions.map(\.settle) == [20, 20])
   }
 
+  @Test func withoutCapacityToSpareUsageWaitsAndGathers() {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 3)
+    scene.pass(10)
+    #expect(scene.collect(isSpare: false) == nil)
+    scene.pass(489)
+    scene.spend(.simple(), 4)
+    #expect(scene.collect(isSpare: false) == nil)
+    scene.pass(1)
+    #expect(scene.collect(isSpare: false)?.deltas.map(\.amount) == [7])
+  }
+
+  @Test func whatWaitsGoesWithACallThatIsMadeAnyway() {
+    let scene = LeaseScene().begin(redis)
+    let other = Shape.simple("other")
+    redis.amounts["other"] = 1_000
+    scene.begin(redis, other)
+    scene.spend(.simple(), 3)
+    scene.pass(260)
+    scene.spend(other, 1)
+    scene.pass(240)
+    #expect(scene.collect(isSpare: false)?.deltas.map(\.amount) == [3])
+    scene.spend(.simple(), 2)
+    scene.pass(251)
+    #expect(scene.collect(isSpare: false) == nil)
+  }
+
+  @Test func aLineIsNotHeldUpByOneThatWasSettledMeanwhile() throws {
+    let scene = LeaseScene().begin(redis, demand: 10)
+    scene.spend(.simple(), 1)
+    scene.pass(400)
+    for _ in 0..<60 { scene.spend(.simple(), 1) }
+    let refill = try #require(scene.collect(isSpare: false))
+    scene.table.replied(refill.token, redis.exchange(refill), now: scene.monotonic)
+    scene.spend(.simple(), 5)
+    scene.pass(100)
+    #expect(scene.collect(isSpare: false) == nil)
+    scene.pass(400)
+    #expect(scene.collect(isSpare: false)?.deltas.map(\.amount) == [5])
+  }
+
+  @Test func whoAsksAgainAfterLongIsLeasedTheSecondTimeOnly() {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 1)
+    scene.run(20_000, redis)
+    #expect(redis.held("acme") == 0)
+    func confirm() {
+      scene.table.confirmed(
+        bucket: 0, account: Array("acme".utf8), globalVersion: 1, accountVersion: 1,
+        sentAt: scene.monotonic)
+    }
+    confirm()
+    #expect(scene.spend(.simple(), 1) == .miss(.ended))
+    #expect(scene.collect() == nil)
+    scene.pass(500)
+    confirm()
+    #expect(scene.spend(.simple(), 1) == .miss(.ended))
+    #expect(scene.exchange(with: redis) == 1)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+  }
+
   @Test func anAccountIsInOneExchangeAtATime() throws {
     let scene = LeaseScene().begin(redis)
     scene.spend(.simple(), 3)
@@ -93,10 +154,10 @@ struct LeaseExchangeTests {
 
   @Test func lowWaterAsksForMoreAtOnce() {
     let scene = LeaseScene().begin(redis, demand: 10)
-    for _ in 0..<20 { scene.spend(.simple(), 1) }
-    #expect(scene.collect() == nil)
+    for _ in 0..<60 { scene.spend(.simple(), 1) }
+    #expect(scene.collect(isSpare: false) == nil)
     scene.spend(.simple(), 1)
-    #expect(scene.collect()?.deltas.map(\.amount) == [21])
+    #expect(scene.collect(isSpare: false)?.deltas.map(\.amount) == [61])
   }
 
   @Test func nearTheEdgeNothingIsHeldAndNothingIsAskedForAWhile() {
@@ -114,7 +175,7 @@ struct LeaseExchangeTests {
 
   @Test func whatIsIdleIsGivenBack() {
     let scene = LeaseScene().begin(redis)
-    #expect(redis.held("acme") == 80)
+    #expect(redis.held("acme") == 160)
     scene.run(2_500, redis)
     #expect(redis.held("acme") == 0)
     #expect(scene.table.gauges.unsettledUnits == 0)
@@ -226,7 +287,7 @@ struct LeaseExchangeTests {
     scene.begin(redis, shape)
     var spent = 0
     while scene.spend(shape, 1).isAllowed { spent += 1 }
-    #expect(spent == 80)
+    #expect(spent == 160)
   }
 
   @Test func manyAccountsShareACallAndNoneIsForgotten() {

@@ -5,7 +5,7 @@ import TollgateTesting
 
 @testable import TollgateEngine
 
-@Suite struct LeaseSimulationTests {
+@Suite(.blocking) struct LeaseSimulationTests {
   private static func base() -> UInt64 {
     var random = SeededRandom.fromEnvironment("LeaseSimulationTests")
     return random.next()

@@ -78,11 +78,11 @@ struct LeaseSpendTests {
 
   @Test func whatIsNotSettledStaysUnderTheDoubtCeiling() {
     let scene = LeaseScene().begin(redis, demand: 10)
-    // 80 are held, and an expiry would leave 40 of them.
-    #expect(redis.lessees["acme"]?[1]?.left["acme"] == 80)
+    // 160 are held, and an expiry would leave 80 of them.
+    #expect(redis.lessees["acme"]?[1]?.left["acme"] == 160)
     var spent: Int64 = 0
     while scene.spend(.simple(), 1).isAllowed { spent += 1 }
-    #expect(spent == 40)
+    #expect(spent == 80)
   }
 
   @Test func aMissLeavesAMarkerSoThatItsRetryGoesToRedisToo() {

@@ -11,7 +11,7 @@ import TollgateWire
 
 @testable import TollgateServer
 
-@Suite("Concurrency of local loops", .serialized)
+@Suite("Concurrency of local loops", .serialized, .blocking)
 struct LocalLoopConcurrencyTests {
   @Test func everyConnectionIsToldLostOnceWhoeverEndsIt() async throws {
     let rig = try await LocalRig(localLoops: 2, eventLoops: 2)

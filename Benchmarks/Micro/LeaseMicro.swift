@@ -1,0 +1,119 @@
+// A leased consume from the bytes of its record to the bytes of its answer, as the fast path of a
+// local loop does it: in place, under the stripe's lock, with the operation remembered. What is
+// spent is never settled here, so that the loop holds nothing else.
+
+import NIOCore
+import TollgateCore
+import TollgateEngine
+import TollgateWire
+
+extension Micro {
+  static let boot: Int64 = 5_000_000_000
+  private static let amount: Int64 = 1 << 40
+
+  /// A table with one account that holds a lease of one cell.
+  private static func table(key: [UInt8]) throws -> LeaseTable {
+    let geometry = LeaseGeometry(stripes: 1, slots: 1 << 18, logBytes: 1 << 20)
+    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: geometry.bytes, alignment: 4096)
+    unsafe memory.initializeMemory(as: UInt8.self, repeating: 0)
+    // The memory lives as long as the program.
+    guard let region = unsafe LeaseRegion(memory, geometry: geometry, lessee: 7) else {
+      throw Failure.lease
+    }
+    let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 16, horizon: 0)
+    let template = AnswerTemplate(try decision())
+    var patches = [
+      LeasePatch(.replayed, at: template.flagsOffset), LeasePatch(.time, at: template.timeOffset),
+    ]
+    for (item, offset) in template.itemOffsets.enumerated() {
+      patches.append(LeasePatch(.remaining, item: item, at: offset))
+      patches.append(LeasePatch(.settled, item: item, at: offset + 8))
+      patches.append(LeasePatch(.held, item: item, at: offset + 16))
+    }
+    let registered = table.register(
+      LeaseRegistration(
+        bucket: 3, account: Array("acct-000417".utf8), key: key, globalVersion: 3,
+        accountVersion: 1, confirmedAt: boot, now: boot,
+        validUntil: time.milliseconds + 86_400_000, isStaleAllowed: true,
+        items: [.init(portions: [0], shown: 0, amount: amount)],
+        portions: [
+          LeasePortionKey(
+            .cell, name: Array("month".utf8), limits: [1], start: time.milliseconds - 1,
+            end: time.milliseconds + 86_400_000)
+        ],
+        demand: 1 << 30, template: LeaseTemplate(bytes: template.bytes, patches: patches),
+        definition: [1]))
+    guard registered == .ready,
+      let exchange = table.collect(
+        bucket: 3, now: MonotonicTime(nanoseconds: boot + 1),
+        id: OperationID(high: UInt64(time.milliseconds) << 16, low: 1))
+    else { throw Failure.lease }
+    table.replied(
+      exchange.token,
+      exchange.accounts.map { account in
+        .held(
+          account.portions.map { .init(left: $0.target, settled: 0, held: $0.target) },
+          isProlonged: true)
+      }, now: MonotonicTime(nanoseconds: boot + 2))
+    return table
+  }
+
+  static func leaseSpend() throws -> Body {
+    let record = try record()
+    guard let key = record.shape else { throw Failure.lease }
+    let table = try table(key: key)
+    var payload = [UInt8]()
+    do {
+      var buffer = ByteBuffer()
+      OperationBatch([record]).encode(into: &buffer)
+      payload = Array(buffer.readableBytesView)
+    }
+    var shape = [UInt8](repeating: 0, count: RawRecord.shapeBytesMax)
+    var out = [UInt8](repeating: 0, count: 512)
+    var minted: UInt64 = 0
+    return { count in
+      unsafe payload.withUnsafeMutableBytes { payload in
+        unsafe shape.withUnsafeMutableBytes { shape in
+          unsafe out.withUnsafeMutableBytes { out in
+            for _ in 0..<count {
+              minted += 1
+              let high = UInt64(time.milliseconds) << 16
+              unsafe payload.storeBytes(of: high.bigEndian, toByteOffset: 6, as: UInt64.self)
+              unsafe payload.storeBytes(of: minted.bigEndian, toByteOffset: 14, as: UInt64.self)
+              guard
+                unsafe spendOne(
+                  UnsafeRawBufferPointer(payload), shape: shape, table: table, out: out)
+              else { return -1 }
+            }
+            return Int(minted)
+          }
+        }
+      }
+    }
+  }
+
+  /// False: it was not let through from memory, so that nothing was measured.
+  @inline(__always)
+  private static func spendOne(
+    _ payload: UnsafeRawBufferPointer, shape: UnsafeMutableRawBufferPointer, table: LeaseTable,
+    out: UnsafeMutableRawBufferPointer
+  ) -> Bool {
+    guard var records = unsafe RawRecords(payload, max: WireLimits.recordsMax),
+      let next = unsafe records.next(), let raw = unsafe RawRecord(next, shape: shape)
+    else { return false }
+    var amounts = (raw.amounts[0], raw.amounts[1], raw.amounts[2], raw.amounts[3])
+    let key = unsafe UnsafeRawBufferPointer(rebasing: shape[0..<raw.shapeBytes])
+    table.expect(bucket: 3, raw.id)
+    return unsafe withUnsafeBytes(of: &amounts) { bytes in
+      let outcome = unsafe table.spend(
+        LeaseRequest(
+          bucket: 3, kind: .consume, id: raw.id, key: key, hash: LeaseHash.of(key),
+          amounts: UnsafeBufferPointer(
+            start: bytes.baseAddress?.assumingMemoryBound(to: Int64.self), count: raw.items),
+          now: boot + 3, wall: time.milliseconds),
+        into: out)
+      if case .allowed = outcome { return true }
+      return false
+    }
+  }
+}
