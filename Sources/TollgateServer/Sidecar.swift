@@ -207,13 +207,14 @@ final class Sidecar: Sendable {
       store.link.abort()
       for link in links { link.abort() }
     }
-    let (links, store, group, subscription) = (links, store, group, subscription)
+    let (links, store, group, subscription, leases) = (links, store, group, subscription, leases)
     let isClosed = await Bounded.ended(by: plan.end) {
       try? await http?.close().get()
       await services.value
       // Before the event loops: their conversations are told.
       await listening.local?.stop()
       await subscription.stop()
+      leases.endKeeping()
       for link in links { await link.stop() }
       await store.stop()
       try? await group.shutdownGracefully()
@@ -252,6 +253,9 @@ final class Sidecar: Sendable {
         configuration: configuration, store: store, healer: healer, buckets: buckets)
       group.addTask { await sweeper.run() }
       group.addTask { await self.openBuckets() }
+      let predecessors = LeasePredecessors(
+        hub: leases, healer: healer, loops: loops, logger: logger)
+      group.addTask { await predecessors.run() }
       let poster = FallbackPoster(
         loop: loops[0], queue: fallback, buckets: buckets, metrics: metrics, logger: logger)
       group.addTask { await poster.run() }
@@ -259,9 +263,18 @@ final class Sidecar: Sendable {
   }
 
   static let beatMilliseconds: Int64 = 100
+  /// Between beats while nobody asks for anything and nothing is owed: each beat is a question to
+  /// Redis and a turn of every loop, ten times a second in every pod.
+  static let quietBeatMilliseconds: Int64 = 400
 
   private func beats() async {
+    var frames: Int64 = -1
     while !Task.isCancelled {
+      let before = metrics.frames.current
+      let isQuiet =
+        before == frames && metrics.retainedDeltas.current == 0
+        && metrics.breakerOpen.current == 0
+      frames = before
       await healer.beat()
       await healer.reopen()
       for unit in sessions { unit.onLoop { $0.timePassed() } }
@@ -272,7 +285,9 @@ final class Sidecar: Sendable {
         }
       }
       await refreshGauges()
-      try? await Task.sleep(for: .milliseconds(Self.beatMilliseconds))
+      try? await Task.sleep(
+        for: .milliseconds(isQuiet ? Self.quietBeatMilliseconds : Self.beatMilliseconds),
+        tolerance: .milliseconds(isQuiet ? Self.quietBeatMilliseconds / 4 : 0))
     }
   }
 
@@ -323,6 +338,9 @@ final class Sidecar: Sendable {
       if let time = state.1 { oldest = min(oldest ?? time, time) }
     }
     let leased = leases.table.gauges
+    let bound = leases.table.unsettledMax
+    metrics.leases.unsettledUnitsMax.set(bound.units)
+    metrics.leases.unsettledOperationsMax.set(bound.operations)
     metrics.leases.unsettledUnits.set(leased.unsettledUnits)
     metrics.leases.unsettledOperations.set(leased.unsettledOperations)
     metrics.leases.accounts.set(Int64(leased.accounts))
@@ -457,6 +475,7 @@ final class Sidecar: Sendable {
           hub, enforcer: enforcer,
           own: stride(from: index, to: buckets.buckets, by: configuration.eventLoops).map { $0 })
         let unit = LoopUnit(enforcer)
+        hub.keep { unit.onLoop { $0.leases?.wake() } }
         let link = RedisLink(
           configuration.redis, on: eventLoop, seed: UInt64.random(in: .min ... .max),
           logger: logger

@@ -41,7 +41,7 @@ struct Tollgate: AsyncParsableCommand {
         name: "Observing:",
         subcommands: [
           StatusCommand.self, TopCommand.self, TailCommand.self, DoctorCommand.self,
-          ReconcileCommand.self, AuditLogCommand.self, FallbackCommand.self,
+          ReconcileCommand.self, AuditLogCommand.self, FallbackCommand.self, LeaseCommand.self,
         ]),
       CommandGroup(name: "Measuring:", subcommands: [BenchCommand.self]),
     ])

@@ -88,13 +88,18 @@ extension StoreRig {
     try counters(subject).cell(feature: try Name(feature), window: window)
   }
 
+  func close(_ lessee: LesseeID) throws {
+    let call = LeaseCloseCall(keySpace: keySpace, bucket: 0, fence: fence, lessee: lessee)
+    guard case .done(now) = try run(call) else { throw MiniRedisError.reply("not closed") }
+  }
+
   @discardableResult
   func endLeases(
-    _ account: String = "acme", releases: [LesseeID] = []
+    _ account: String = "acme", releases: [LesseeID] = [], closed: [LesseeID] = []
   ) throws -> LeaseEndCall.Ended {
     let call = LeaseEndCall(
       keySpace: keySpace, fence: fence, account: try Subject(account), leases: try leases(account),
-      releases: releases)
+      releases: releases, closed: closed)
     let reply = try run(call)
     guard case .done(.done(let ended)) = reply else { throw MiniRedisError.reply("\(reply)") }
     return ended

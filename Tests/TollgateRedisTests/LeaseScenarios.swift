@@ -78,6 +78,20 @@ extension Scenario {
       command = try end(rig)
       return command
     },
+    Scenario("the end of all that a closed lessee holds", .leaseEnd) { rig in
+      lease(rig)
+      var one = TestLessee(1)
+      _ = try rig.run(one.exchange(rig, "acme/ann", "chat", settle: 2, target: 50))
+      return try end(rig, closed: [one.id])
+    },
+    Scenario("the close of a lessee", .leaseClose) { rig in
+      var one = TestLessee(1)
+      _ = try rig.run(one.exchange(rig, "acme", "tokens", settle: 1, target: 50))
+      return close(rig, one.id)
+    },
+    Scenario("the close of a lessee never seen", .leaseClose) { rig in
+      close(rig, LesseeID(7))
+    },
     Scenario("units asked back", .recall) { rig in
       lease(rig)
       var one = TestLessee(1)
@@ -106,12 +120,17 @@ extension Scenario {
       wanted: [.init(subject: try Subject("acme/ann"), field: "chat|L")])
   }
 
-  private static func end(_ rig: StoreRig) throws -> [[UInt8]] {
+  private static func end(_ rig: StoreRig, closed: [LesseeID] = []) throws -> [[UInt8]] {
     command(
       rig,
       LeaseEndCall(
         keySpace: rig.keySpace, fence: rig.fence, account: try Subject("acme"),
-        leases: try rig.leases()))
+        leases: try rig.leases(), closed: closed))
+  }
+
+  private static func close(_ rig: StoreRig, _ lessee: LesseeID) -> [[UInt8]] {
+    command(
+      rig, LeaseCloseCall(keySpace: rig.keySpace, bucket: 0, fence: rig.fence, lessee: lessee))
   }
 
   private static func ending(_ rig: StoreRig, leases: UInt64) throws -> [[UInt8]] {

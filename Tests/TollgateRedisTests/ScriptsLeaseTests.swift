@@ -375,6 +375,39 @@ import TollgateTesting
     }
   }
 
+  /// What a sidecar's successor says once everything is settled: nothing waits for the lease's end.
+  @Test func nothingOfAClosedLesseeStays() throws {
+    let rig = try StoreRig.leased(amount: 1000)
+    var one = TestLessee(1)
+    var two = TestLessee(2)
+    _ = try rig.run(two.exchange(rig, "acme/ann", "chat", target: 50))
+    let sent = try one.exchange(rig, "acme/ann", "chat", settle: 3, target: 100)
+    _ = try rig.run(sent)
+    let late = try one.exchange(rig, "acme/bob", "chat", settle: 1, target: 100)
+    try rig.close(one.id)
+    #expect(
+      try rig.endLeases(closed: [one.id]) == .init(now: rig.now, ended: 0, released: 1, units: 200))
+    #expect(try rig.leases().map(\.lessee) == [two.id])
+    #expect(try rig.cell("acme", "chat", .month)?.held == 50)
+    #expect(try rig.cell("acme", "chat", .month)?.settled == 3)
+    // A copy that was under way all the time, and the repeat of one that was done.
+    #expect(try rig.run(late) == .tooOld)
+    #expect(try rig.run(sent).isReplay)
+    #expect(try rig.leases().map(\.lessee) == [two.id])
+    try rig.advance(LeaseRules.callWindowMilliseconds + 1)
+    #expect(try rig.run(late) == .tooOld)
+  }
+
+  /// An operator's word is about doubts: who may still be at work keeps what it has.
+  @Test func anOperatorReleasesNoLiveLease() throws {
+    let rig = try StoreRig.leased(amount: 1000)
+    var one = TestLessee(1)
+    _ = try rig.run(one.exchange(rig, "acme", "tokens", target: 100))
+    #expect(
+      try rig.endLeases(releases: [one.id]) == .init(now: rig.now, ended: 0, released: 0, units: 0))
+    #expect(try rig.cell("acme", "tokens", .month)?.held == 100)
+  }
+
   @Test func anExchangeProlongsAndALiveLeaseIsNoDoubt() throws {
     let rig = try StoreRig.leased(amount: 1000)
     var one = TestLessee(1)
@@ -511,6 +544,10 @@ import TollgateTesting
         PackageResources.lease_lua,
         "WINDOW, SKEW, CALLS = \(rules.callWindowMilliseconds), "
           + "\(OperationSlice.skewMilliseconds), \(rules.callsKept)\n"))
+    #expect(
+      has(
+        PackageResources.lease_close_lua,
+        "WINDOW, SKEW = \(rules.callWindowMilliseconds), \(OperationSlice.skewMilliseconds)\n"))
     #expect(has(PackageResources.recall_lua, "RECALL = \(rules.recallMilliseconds)\n"))
     for script in [PackageResources.lease_lua, PackageResources.decide_lua] {
       #expect(has(script, "now < M[6] + \(rules.youngMilliseconds * 1000)"))

@@ -42,6 +42,7 @@ final class FakeBackend: AdminBackend {
     var notes = true
     var fallback = FallbackListReply(sidecar: "sidecar-1", pending: 0, deferred: 0, parked: [])
     var unparked: [String] = []
+    var leases: [LeaseReport] = []
     var adjustments: [Adjustment] = []
     var left: [OperationID: [Item]] = [:]
     var questions: [HistoryQuestion] = []
@@ -322,6 +323,34 @@ final class FakeBackend: AdminBackend {
   // MARK: What an open policy let through
 
   func fallback() async -> FallbackListReply { read(\.fallback) }
+
+  func leases(of account: Subject) async throws(AdminFailure) -> LeaseListReply {
+    try check()
+    return LeaseListReply(
+      time: read(\.now), leases: read(\.leases).filter { $0.account == account })
+  }
+
+  /// One lease a page.
+  func leases(after cursor: String?, limit: Int) async throws(AdminFailure) -> LeaseListReply {
+    try check()
+    let all = read(\.leases)
+    let at = cursor.flatMap { Int($0) } ?? 0
+    return LeaseListReply(
+      time: read(\.now), leases: Array(all.dropFirst(at).prefix(1)),
+      next: at + 1 < all.count ? "\(at + 1)" : nil)
+  }
+
+  func releaseLease(of lessee: LesseeID, account: Subject) async throws(AdminFailure) -> Int64 {
+    try check()
+    return state.withLockedValue { state in
+      func isMeant(_ lease: LeaseReport) -> Bool {
+        lease.account == account && lease.lessee == lessee.hex && lease.state == .inDoubt
+      }
+      let units = state.leases.filter(isMeant).flatMap(\.portions).reduce(0) { $0 + $1.units }
+      state.leases.removeAll(where: isMeant)
+      return units
+    }
+  }
 
   func adjust(
     _ adjustment: Adjustment, change: ChangeRecord

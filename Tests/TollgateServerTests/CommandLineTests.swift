@@ -305,6 +305,53 @@ import TollgateWire
     #expect(done[1].hasPrefix("drop by bob") && done[1].hasSuffix(": by hand"))
   }
 
+  @Test func leaseListAndRelease() async throws {
+    let harness = try await CommandHarness()
+    let empty = try await harness.run("lease", "list")
+    #expect(empty.code == 0 && empty.out == "nothing is leased\n")
+    let acme = harness.fixture.acme
+    let feature = try Name("chat.requests")
+    harness.fixture.backend.edit { state in
+      state.leases = [LeaseReport.State.live, .inDoubt, .settling].enumerated().map {
+        LeaseReport(
+          account: acme, lessee: LesseeID(UInt64($0 + 1)), own: $0 == 0, state: $1,
+          until: WallTime(milliseconds: 1_763_700_000_000),
+          portions: [
+            .init(
+              subject: acme, feature: feature, window: "day", limit: nil,
+              units: 40)
+          ])
+      }
+    }
+    let list = try await harness.run("lease", "list")
+    #expect(list.code == 1)
+    #expect(list.out.contains("0000000000000001  live, this sidecar"))
+    #expect(list.out.contains("chat.requests 40 in day"))
+    let doubts = try await harness.run("lease", "list", "acme", "--in-doubt", "--json")
+    guard case .list(let rows)? = try Document(json: doubts.out)["leases"] else {
+      throw AdminFailure(.badFrame, "\(doubts)")
+    }
+    #expect(rows.map { $0["state"] } == ["in-doubt", "settling"])
+
+    let id = "0000000000000002"
+    #expect(try await harness.run("lease", "release", "acme", id).code == 2, "without a reason")
+    let dry = try await harness.run("lease", "release", "acme", id, "--reason", "lost", "--dry-run")
+    #expect(dry.code == 0 && dry.out.contains("free again: chat.requests 40 in day"))
+    #expect(harness.fixture.backend.read(\.leases).count == 3)
+    let done = try await harness.run(
+      "lease", "release", "acme", id, "--reason", "node 7 is gone")
+    #expect(done.code == 0 && done.out.contains("40 units are free"))
+    #expect(harness.fixture.backend.read(\.leases).map(\.state) == [.live, .settling])
+    // Who may still let through keeps what it has.
+    for live in ["0000000000000001", "0000000000000003"] {
+      #expect(try await harness.run("lease", "release", "acme", live, "--reason", "x").code == 4)
+    }
+    #expect(try await harness.run("lease", "release", "acme", id, "--reason", "x").code == 4)
+    let log = harness.fixture.backend.read(\.audit).map(\.change)
+    #expect(log.map(\.action) == ["lease.release"])
+    #expect(log.map(\.reason) == ["node 7 is gone (lessee \(id))"])
+  }
+
   @Test func catalogApplyRefusesAnotherImportance() async throws {
     let harness = try await CommandHarness()
     let file = try harness.directory.write(

@@ -1,11 +1,9 @@
 // One connection to Redis, bound to one event loop: opens the transport, owns the handler.
 //
 // Why this shape: opening answers at once and everything later is an event, so the owner has one
-// place where it learns of success and failure. The handler joins the pipeline only after the
-// transport is open, because a host name may race several addresses, each with its own channel.
+// place where it learns of success and failure.
 
 package import NIOCore
-private import NIOPosix
 
 package final class RedisConnection {
   package let eventLoop: any EventLoop
@@ -28,36 +26,11 @@ package final class RedisConnection {
       onEvent: onEvent)
     // A Unix socket can be refused at once: started in a later turn, so that no event comes before
     // the owner holds the connection.
-    eventLoop.assumeIsolated().execute { connect(configuration, on: eventLoop, handler) }
-    return RedisConnection(eventLoop: eventLoop, handler: handler)
-  }
-
-  private static func connect(
-    _ configuration: RedisLinkConfiguration, on eventLoop: any EventLoop,
-    _ handler: RedisChannelHandler
-  ) {
-    guard !handler.isFinished else { return }
-    let bootstrap = ClientBootstrap(group: eventLoop)
-      .connectTimeout(.nanoseconds(configuration.connectMax))
-    let opened =
-      switch configuration.endpoint {
-      case .tcp(let host, let port): bootstrap.connect(host: host, port: port)
-      case .unix(let path): bootstrap.connect(unixDomainSocketPath: path)
-      }
-    opened.hop(to: eventLoop).assumeIsolated().whenComplete { result in
-      switch result {
-      case .success(let channel):
-        do {
-          try channel.pipeline.syncOperations.addHandler(handler)
-          if !channel.isActive { handler.closeNow(.peerClosed) }
-        } catch {
-          channel.close(promise: nil)
-          handler.closeNow(.connectFailed(String(describing: error)))
-        }
-      case .failure(let error):
-        handler.closeNow(.connectFailed(String(describing: error)))
-      }
+    eventLoop.assumeIsolated().execute {
+      guard !handler.isFinished else { return }
+      configuration.open(on: eventLoop, for: handler) { handler.closeNow($0) }
     }
+    return RedisConnection(eventLoop: eventLoop, handler: handler)
   }
 
   /// Who answers; nil until the handshake is done.

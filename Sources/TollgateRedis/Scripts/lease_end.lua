@@ -1,12 +1,14 @@
 #!lua flags=allow-oom
 -- Ends what is due of an account's leases: one that was not prolonged keeps only what may have been
 -- spent and not settled; that too is free when its horizon has passed, or where an operator says so.
+-- All of what a lessee holds is free that is known to be gone with everything settled (`lease_close`).
 --
 -- KEYS  1 meta · 2 the bucket's accounts with leases · 3 account header · 4... hashes of deeper
 --       subjects, then, where there are any, their index
 -- ARGV  1 fence text · 2 seen sequence and time · 3 epoch · 4 account · 5 number of deeper hashes
 --       then what follows the account in the path of each of these
---       then the lessees (8 bytes) whose doubt is over by an operator's word
+--       then the lessees (8 bytes) whose doubt is over by an operator's word; and those (8 bytes and
+--       '!') that are gone
 -- Reply {0, now, leases that came into doubt, doubts that are over, units that are free} · {2, f, seq}
 --       {8} not seeded in this epoch · {12} leases are due in hashes that are not among the keys
 --
@@ -54,7 +56,7 @@ for i = 1, depth do
   levels[ARGV[5 + i]] = 1 + i
 end
 for i = 6 + depth, #ARGV do
-  over[ARGV[i]] = true
+  over[sub(ARGV[i], 1, 8)] = #ARGV[i]
 end
 -- `fields`, `old`: what changes in the header; `gone`, `back`: what goes from it.
 local fields, old, gone, back = {}, {}, {}, {}
@@ -71,7 +73,7 @@ local live, doubt, due, ended, released, units = 0, 0, nil, 0, 0, 0
 for i = 1, #all do
   local lessee, expires, state, header, portions, ordinal = unpack(all[i], 1, 6)
   local ends = expires + GRACE + (state == 1 and LATE or 0)
-  local isOver = state == 1 and (ends <= ms or over[lessee])
+  local isOver = state == 1 and (ends <= ms or over[lessee]) or over[lessee] == 9
   if isOver or ends <= ms then
     local count = 0
     for p = 1, #portions do
@@ -98,10 +100,10 @@ for i = 1, #all do
         change(name, encode(keeps, start, ending), text)
       end
     end
-    if state == 0 then
-      ended = ended + 1
-    else
+    if isOver then
       released = released + 1
+    else
+      ended = ended + 1
     end
     if count > 0 then
       state, ends = 1, expires + GRACE + LATE

@@ -5,7 +5,7 @@
 -- thing of them is due, as `P lx` has, or earlier than it is; `^r` until when nothing is granted
 -- because somebody asked for the units.
 local GRACE, LATE, DOUBT = 5000, 86400000, 16
--- As much of what is left as may be spent and not settled: LeaseDoubt.swift has the same.
+-- As much of what is left as may be spent and not settled: LeaseRules has the same.
 local function ceiling(left)
   if left <= 2 * DOUBT then
     return left < DOUBT and left or DOUBT

@@ -5,10 +5,9 @@
 // arrive in the same turn of an event loop share it. Each is decided by itself; they are written
 // together or not at all.
 
-package import NIOCore
 private import TollgateCore
 
-package struct DecideBatch: ScriptCall {
+package struct DecideBatch: BatchedCall {
   /// A script call holds up every other caller of its Redis; this many take well under a
   /// millisecond. Lua's stack also bounds what one call may name.
   package static let operationsMax = 32
@@ -39,15 +38,8 @@ package struct DecideBatch: ScriptCall {
     var number: Int64
   }
 
-  /// Keys in the order the script is given them, and the arguments that name them by number.
-  private struct Encoding {
-    var keys: [String]
-    var head: [UInt8]
-    /// Per operation: id, fingerprint and numbers.
-    var operations: [[UInt8]]
-  }
-
-  private func encoded() -> Encoding {
+  /// Per operation: id, fingerprint and numbers.
+  package func encoded() -> BatchEncoding {
     var keys = [keySpace.meta(bucket), keySpace.outbox(bucket)]
     var slices: [Slice] = []
     func place(_ recordClass: RecordClass, _ number: Int64) -> Int {
@@ -102,38 +94,16 @@ package struct DecideBatch: ScriptCall {
       writer.append(slice.recordClass.letter + String(slice.number))
       writer.append(slice.number)
     }
-    return Encoding(keys: keys, head: writer.bytes, operations: bodies)
+    return BatchEncoding(keys: keys, head: writer.bytes, parts: bodies)
   }
 
-  package var keys: [String] { encoded().keys }
+  package var tailCount: Int { operations.reduce(0) { $0 + 2 + $1.bodies.count } }
 
-  package var arguments: [RESPArgument] {
-    let encoding = encoded()
-    var result: [RESPArgument] = [.string(fence.text), .bytes(encoding.head)]
-    for (operation, bytes) in zip(operations, encoding.operations) {
-      result.append(.bytes(bytes))
-      result.append(.bytes(operation.plan.bytes))
-      for body in operation.bodies { result.append(.bytes(body)) }
-    }
-    return result
-  }
-
-  /// The same command as `keys` and `arguments` make, without the arrays in between.
-  package func write(into buffer: inout ByteBuffer, library: ScriptLibrary = .shared) {
-    let encoding = encoded()
-    let arguments = operations.reduce(2) { $0 + 2 + $1.bodies.count }
-    var writer = RESPWriter()
-    writer.begin(&buffer, count: 3 + encoding.keys.count + arguments)
-    writer.append(literal: "EVALSHA", to: &buffer)
-    writer.append(library.sha(script), to: &buffer)
-    writer.append(integer: Int64(encoding.keys.count), to: &buffer)
-    for key in encoding.keys { writer.append(key, to: &buffer) }
-    writer.append(fence.text, to: &buffer)
-    writer.append(encoding.head, to: &buffer)
-    for (operation, bytes) in zip(operations, encoding.operations) {
-      writer.append(bytes, to: &buffer)
-      writer.append(operation.plan.bytes, to: &buffer)
-      for body in operation.bodies { writer.append(body, to: &buffer) }
+  package func forEachOfTail(_ parts: [[UInt8]], _ body: ([UInt8]) -> Void) {
+    for (operation, bytes) in zip(operations, parts) {
+      body(bytes)
+      body(operation.plan.bytes)
+      for delta in operation.bodies { body(delta) }
     }
   }
 

@@ -5,7 +5,6 @@
 // everything that the script would look up is written down for it by place, in one run of
 // MessagePack per account, and it answers in one run per account.
 
-package import NIOCore
 package import TollgateCore
 
 /// What one lessee holds of one counter or rate, or only counts there.
@@ -95,7 +94,7 @@ package struct LeaseAccount: Hashable, Sendable {
   }
 }
 
-package struct LeaseCall: ScriptCall {
+package struct LeaseCall: BatchedCall {
   /// A call holds up every other caller of its Redis.
   package static let accountsMax = 64
   /// Indices of deltas from 128 are others' (DeltaID).
@@ -133,13 +132,7 @@ package struct LeaseCall: ScriptCall {
 
   package var script: ScriptName { .lease }
 
-  private struct Encoding {
-    var keys: [String]
-    var head: [UInt8]
-    var accounts: [[UInt8]]
-  }
-
-  private func encoded() -> Encoding {
+  package func encoded() -> BatchEncoding {
     var keys = [
       keySpace.meta(bucket), keySpace.outbox(bucket), keySpace.leaseCalls(bucket, lessee),
       keySpace.leasesDue(bucket),
@@ -158,36 +151,15 @@ package struct LeaseCall: ScriptCall {
     head.append(accounts.count)
     head.append(operation.bytes)
     head.append(operation.time.milliseconds)
-    return Encoding(keys: keys, head: head.bytes, accounts: runs)
+    return BatchEncoding(keys: keys, head: head.bytes, parts: runs)
   }
 
-  package var keys: [String] { encoded().keys }
+  package var tailCount: Int { accounts.reduce(0) { $0 + 1 + $1.deltas.count } }
 
-  package var arguments: [RESPArgument] {
-    let encoding = encoded()
-    var result: [RESPArgument] = [.string(fence.text), .bytes(encoding.head)]
-    for (account, run) in zip(accounts, encoding.accounts) {
-      result.append(.bytes(run))
-      for delta in account.deltas { result.append(.bytes(delta.body)) }
-    }
-    return result
-  }
-
-  /// The same command as `keys` and `arguments` make, encoded once.
-  package func write(into buffer: inout ByteBuffer, library: ScriptLibrary = .shared) {
-    let encoding = encoded()
-    let arguments = accounts.reduce(2) { $0 + 1 + $1.deltas.count }
-    var writer = RESPWriter()
-    writer.begin(&buffer, count: 3 + encoding.keys.count + arguments)
-    writer.append(literal: "EVALSHA", to: &buffer)
-    writer.append(library.sha(script), to: &buffer)
-    writer.append(integer: Int64(encoding.keys.count), to: &buffer)
-    for key in encoding.keys { writer.append(key, to: &buffer) }
-    writer.append(fence.text, to: &buffer)
-    writer.append(encoding.head, to: &buffer)
-    for (account, run) in zip(accounts, encoding.accounts) {
-      writer.append(run, to: &buffer)
-      for delta in account.deltas { writer.append(delta.body, to: &buffer) }
+  package func forEachOfTail(_ parts: [[UInt8]], _ body: ([UInt8]) -> Void) {
+    for (account, run) in zip(accounts, parts) {
+      body(run)
+      for delta in account.deltas { body(delta.body) }
     }
   }
 

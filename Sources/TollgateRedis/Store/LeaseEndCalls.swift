@@ -97,11 +97,13 @@ package struct LeaseEndCall: ScriptCall {
   package var subjects: [Subject]
   /// Whose doubts are over because an operator says so.
   package var releases: [LesseeID]
+  /// Who is gone with everything settled, and was closed in this bucket (`LeaseCloseCall`).
+  package var closed: [LesseeID]
 
   /// `leases`: as they were read (`Reads.leases`).
   package init(
     keySpace: KeySpace, fence: Fence, account: Subject, leases: [StoredLease],
-    releases: [LesseeID] = []
+    releases: [LesseeID] = [], closed: [LesseeID] = []
   ) {
     self.keySpace = keySpace
     bucket = keySpace.bucket(of: account)
@@ -115,6 +117,7 @@ package struct LeaseEndCall: ScriptCall {
     }
     subjects = deeper.sorted()
     self.releases = releases
+    self.closed = closed
   }
 
   package var script: ScriptName { .leaseEnd }
@@ -127,7 +130,7 @@ package struct LeaseEndCall: ScriptCall {
     fence.arguments + [
       .string(String(fence.epoch)), .string(account.path), .integer(Int64(subjects.count)),
     ] + subjects.map { .string(String($0.path.dropFirst(account.path.count))) }
-      + releases.map { .bytes($0.bytes) }
+      + releases.map { .bytes($0.bytes) } + closed.map { .bytes($0.bytes + [UInt8(ascii: "!")]) }
   }
 
   package func decode(_ reply: RESPReply) -> StoreReply<Outcome> {
@@ -144,6 +147,36 @@ package struct LeaseEndCall: ScriptCall {
       case .counted?: return .unseen
       default: return nil
       }
+    }
+  }
+}
+
+/// A lessee is gone, with everything that it let through settled: none of its calls does anything
+/// in this bucket any more, however late it comes.
+package struct LeaseCloseCall: ScriptCall {
+  package var keySpace: KeySpace
+  package var bucket: Int
+  package var fence: Fence
+  package var lessee: LesseeID
+
+  package init(keySpace: KeySpace, bucket: Int, fence: Fence, lessee: LesseeID) {
+    self.keySpace = keySpace
+    self.bucket = bucket
+    self.fence = fence
+    self.lessee = lessee
+  }
+
+  package var script: ScriptName { .leaseClose }
+  package var keys: [String] {
+    [keySpace.meta(bucket), keySpace.leaseCalls(bucket, lessee)]
+  }
+  package var arguments: [RESPArgument] { fence.arguments }
+
+  /// When it was done.
+  package func decode(_ reply: RESPReply) -> StoreReply<WallTime> {
+    reply.storeReply { reply in
+      guard reply.code == .done else { return nil }
+      return reply[1].number.map { WallTime(milliseconds: $0) }
     }
   }
 }
@@ -225,6 +258,43 @@ extension Reads {
     return ReadCommand(
       bucket: bucket, words: [.string("HGETALL"), .string(keySpace.subject(bucket, account))]
     ) { reply in reply.array.map { StoredLease.all(flat: $0, account: account) } }
+  }
+
+  /// One page, of about `count`, of the accounts of a bucket that have leases; `cursor` "0" starts,
+  /// "0" ends. Each that has one from beginning to end is in some page, whatever changes meanwhile.
+  package static func accountsWithLeases(
+    _ keySpace: KeySpace, bucket: Int, after cursor: String, count: Int64
+  ) -> ReadCommand<(accounts: [Subject], next: String)> {
+    ReadCommand(
+      bucket: bucket,
+      words: [
+        .string("ZSCAN"), .string(keySpace.leasesDue(bucket)), .string(cursor), .string("COUNT"),
+        .integer(count),
+      ]
+    ) { reply in
+      guard let parts = reply.array, parts.count == 2, let next = parts[0].text,
+        let found = parts[1].array
+      else { return nil }
+      return (
+        stride(from: 0, to: found.count, by: 2).compactMap {
+          found[$0].text.flatMap { try? Subject($0) }
+        }, next
+      )
+    }
+  }
+
+  /// Whether a lessee has a lease of an account, of whatever epoch.
+  package static func hasLease(
+    _ keySpace: KeySpace, account: Subject, _ lessee: LesseeID
+  ) -> ReadCommand<Bool> {
+    let bucket = keySpace.bucket(of: account)
+    return ReadCommand(
+      bucket: bucket,
+      words: [
+        .string("HEXISTS"), .string(keySpace.subject(bucket, account.account)),
+        .bytes([UInt8(ascii: "^")] + lessee.bytes),
+      ]
+    ) { $0.number.map { $0 == 1 } }
   }
 
   /// Accounts of a bucket of whose leases something may be due at `now`, at most `count`.

@@ -23,6 +23,7 @@ package enum ScriptName: String, Sendable, Hashable, CaseIterable {
   case settle, expire, represent, bury
   case lease
   case leaseEnd = "lease_end"
+  case leaseClose = "lease_close"
   case recall
 }
 
@@ -156,6 +157,7 @@ package struct ScriptLibrary: Sendable {
     case .threshold: PackageResources.threshold_lua
     case .lease: PackageResources.lease_lua
     case .leaseEnd: PackageResources.lease_end_lua
+    case .leaseClose: PackageResources.lease_close_lua
     case .recall: PackageResources.recall_lua
     }
   }

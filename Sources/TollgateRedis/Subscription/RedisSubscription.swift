@@ -9,7 +9,6 @@
 
 package import Logging
 package import NIOCore
-private import NIOPosix
 
 package enum RedisSubscriptionEvent: Hashable, Sendable {
   case live
@@ -105,25 +104,7 @@ extension RedisSubscription {
         limits: configuration.limits.replies, channels: channels, beat: beat
       ) { self.received($0) }
       current = handler
-      let bootstrap = ClientBootstrap(group: eventLoop)
-        .connectTimeout(.nanoseconds(configuration.connectMax))
-      let opened =
-        switch configuration.endpoint {
-        case .tcp(let host, let port): bootstrap.connect(host: host, port: port)
-        case .unix(let path): bootstrap.connect(unixDomainSocketPath: path)
-        }
-      opened.hop(to: eventLoop).assumeIsolated().whenComplete { result in
-        switch result {
-        case .success(let channel):
-          do {
-            try channel.pipeline.syncOperations.addHandler(handler)
-          } catch {
-            channel.close(promise: nil)
-            handler.close(.connectFailed(String(describing: error)))
-          }
-        case .failure(let error): handler.close(.connectFailed(String(describing: error)))
-        }
-      }
+      configuration.open(on: eventLoop, for: handler) { handler.close($0) }
     }
 
     private func received(_ event: RedisSubscriptionEvent) {

@@ -131,6 +131,16 @@ package protocol AdminBackend: Sendable {
     listener: UInt64, account: Subject?, deniedOnly: Bool, limit: Int
   ) async -> (events: [TailReply.Event], dropped: Int64)?
 
+  // MARK: Leases
+
+  /// Who holds what of an account.
+  func leases(of account: Subject) async throws(AdminFailure) -> LeaseListReply
+  /// The same of all accounts that have any: about `limit` accounts from `cursor` on.
+  func leases(after cursor: String?, limit: Int) async throws(AdminFailure) -> LeaseListReply
+  /// What a lessee in doubt holds of an account is free; how many units of counters. Of one that is
+  /// live, or not there, nothing. Repeatable.
+  func releaseLease(of lessee: LesseeID, account: Subject) async throws(AdminFailure) -> Int64
+
   // MARK: Health
 
   /// From the sidecar's own state; never waits for Redis or the ledger, never fails.
@@ -441,11 +451,15 @@ package struct CountersSnapshot: Hashable, Sendable {
   package var counters: [CounterState]
   /// Theoretical arrival times in microseconds since 1970; 0 where none is stored.
   package var rates: [Int64]
+  /// All of the account's.
+  package var leases: [LeaseReport]
 
   package init(
     time: WallTime, bucket: Int, bucketState: Bucket, epoch: Int64, isLoaded: Bool,
-    globalVersion: Int64, accountVersion: Int64, counters: [CounterState], rates: [Int64]
+    globalVersion: Int64, accountVersion: Int64, counters: [CounterState], rates: [Int64],
+    leases: [LeaseReport] = []
   ) {
+    self.leases = leases
     self.time = time
     self.bucket = bucket
     self.bucketState = bucketState

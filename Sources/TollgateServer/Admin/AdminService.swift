@@ -80,6 +80,8 @@ package struct AdminService<Backend: AdminBackend>: Sendable {
     case .fallbackList: try encode(await fallbackList(decode(body)))
     case .fallbackRetry: try encode(await fallbackRetry(decode(body), caller))
     case .fallbackDrop: try encode(await fallbackDrop(decode(body), caller))
+    case .leaseList: try encode(await leaseList(decode(body)))
+    case .leaseRelease: try encode(await leaseRelease(decode(body), caller))
     case .accountPlan: try encode(await accountPlan(decode(body), caller))
     case .accountPastDue: try encode(await accountPastDue(decode(body), caller))
     case .grantAdd: try encode(await grantAdd(decode(body), caller))

@@ -94,8 +94,22 @@ extension AdminService {
       catalogVersion: global.catalogVersion, accountVersion: state.config.version,
       bucket: snapshot.bucket, bucketState: snapshot.bucketState, epoch: snapshot.epoch,
       loaded: snapshot.isLoaded, bypasses: bypasses.map { .init($0, now: now) },
-      prices: prices(judged), steps: steps,
+      prices: prices(judged), steps: steps, leases: leases(judged),
       notes: notes(global, state.config, snapshot, judged))
+  }
+
+  /// Of the account's leases what lies in the counters and rates of these limits.
+  private func leases(_ judged: LimitJudge) -> [LeaseReport]? {
+    let features = Set(judged.items.map(\.feature))
+    let leases = judged.snapshot.leases.compactMap { lease -> LeaseReport? in
+      var lease = lease
+      lease.portions = lease.portions.filter {
+        features.contains($0.feature)
+          && judged.subject.prefix($0.subject.depth) == $0.subject
+      }
+      return lease.portions.isEmpty ? nil : lease
+    }
+    return leases.isEmpty ? nil : leases
   }
 
   /// In the order in which they are charged, what comes of them into the amounts of the steps.

@@ -162,6 +162,38 @@ package struct HealthReport: Hashable, Sendable, Codable {
     }
   }
 
+  /// What this sidecar holds in stock and answers from.
+  package struct Leases: Hashable, Sendable, Codable {
+    /// Its name in `lease.list`; another one with each start.
+    package var lessee: String
+    package var accounts: Int64
+    /// Kinds of requests that are answered from memory.
+    package var shapes: Int64
+    /// Let through and not settled in Redis yet.
+    package var unsettledUnits: Int64
+    package var unsettledOperations: Int64
+    /// Accounts of earlier incarnations that are being settled, and those incarnations as far as
+    /// Redis does not know that they are over.
+    package var recovering: Int64
+    package var predecessors: [String]
+    /// Let through and noted, but nobody can settle it: what holds it waits for its horizon.
+    package var unresolvedUnits: Int64
+
+    package init(
+      lessee: String, accounts: Int64, shapes: Int64, unsettledUnits: Int64,
+      unsettledOperations: Int64, recovering: Int64, predecessors: [String], unresolvedUnits: Int64
+    ) {
+      self.lessee = lessee
+      self.accounts = accounts
+      self.shapes = shapes
+      self.unsettledUnits = unsettledUnits
+      self.unsettledOperations = unsettledOperations
+      self.recovering = recovering
+      self.predecessors = predecessors
+      self.unresolvedUnits = unresolvedUnits
+    }
+  }
+
   package var sidecar: Sidecar
   package var deployment: DeploymentReport
   package var redis: Redis
@@ -170,14 +202,16 @@ package struct HealthReport: Hashable, Sendable, Codable {
   package var buckets: Buckets
   package var delivery: Delivery
   package var fallback: Fallback
+  package var leases: Leases?
   /// Decisions since the start, by reason name.
   package var decisions: [String: Int64]
 
   package init(
     sidecar: Sidecar, deployment: DeploymentReport, redis: Redis, ledger: Ledger,
     configuration: Configuration, buckets: Buckets, delivery: Delivery, fallback: Fallback,
-    decisions: [String: Int64]
+    leases: Leases? = nil, decisions: [String: Int64]
   ) {
+    self.leases = leases
     self.sidecar = sidecar
     self.deployment = deployment
     self.redis = redis

@@ -119,12 +119,12 @@ extension AdminMethod {
   var changes: Bool {
     switch self {
     case .catalogApply, .catalogRollback, .accountSet, .accountImport, .limitSet, .limitUnset,
-      .reset, .bypassSet, .bypassClear, .fallbackRetry, .fallbackDrop, .accountPlan,
-      .accountPastDue, .grantAdd, .grantVoid, .adjust:
+      .reset, .bypassSet, .bypassClear, .fallbackRetry, .fallbackDrop, .leaseRelease,
+      .accountPlan, .accountPastDue, .grantAdd, .grantVoid, .adjust:
       true
     case .catalogValidate, .catalogDiff, .catalogShow, .accountShow, .accountList, .limitList,
       .usage, .explain, .bypassList, .auditLog, .reconcile, .status, .doctor, .resolveOperation,
-      .fallbackList, .grantList, .usageHistory, .top, .tail:
+      .fallbackList, .leaseList, .grantList, .usageHistory, .top, .tail:
       false
     }
   }

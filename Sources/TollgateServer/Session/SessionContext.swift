@@ -46,7 +46,7 @@ final class SessionContext {
   private(set) lazy var local = LocalDesk(self)
   private var sessions: [ObjectIdentifier: Conversation] = [:]
   /// What every session was told of failure policies, and the configuration it came from.
-  private var told: (version: Int64, policies: [FeaturePolicy]) = (0, [])
+  private var told: (version: Int64, policies: [FeaturePolicy], scoped: [Name]) = (0, [], [])
   private(set) var draining = false
   /// The policies that every client of this loop was told, and the configuration they are from.
 
@@ -88,8 +88,9 @@ final class SessionContext {
   func refreshPolicies() {
     guard let global = enforcer.global, global.version != told.version else { return }
     let policies = Self.policies(of: global.catalog)
-    let changed = policies != told.policies
-    told = (global.version, policies)
+    let scoped = global.catalog.features.filter { $0.value.idempotency == .sidecar }.keys.sorted()
+    let changed = policies != told.policies || scoped != told.scoped
+    told = (global.version, policies, scoped)
     if changed { for session in sessions.values { session.policiesChanged() } }
   }
 
@@ -137,6 +138,9 @@ final class SessionContext {
   /// strictest of the hard limits of every plan, because a client does not know the plan. It is
   /// what all sessions have been told.
   var policies: [FeaturePolicy] { told.policies }
+
+  /// Features whose operations only the sidecar knows that was asked first, as they were told of.
+  var sidecarFeatures: [Name] { told.scoped }
 
   private static func policies(of catalog: Catalog) -> [FeaturePolicy] {
     catalog.features.keys.sorted().map { feature in

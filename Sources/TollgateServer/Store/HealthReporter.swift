@@ -2,6 +2,7 @@
 
 import NIOCore
 import TollgateCore
+import TollgateEngine
 import TollgateRedis
 
 struct HealthReporter: Sendable {
@@ -56,11 +57,22 @@ struct HealthReporter: Sendable {
         duplicatesAbsorbed: metrics.duplicatesAbsorbed.current,
         losses: metrics.ledgerLost.current,
         lossesAcknowledged: metrics.ledgerLostAcknowledged.current),
-      fallback: fallback(),
+      fallback: fallback(), leases: leases(),
       decisions: decisions)
   }
 
   static let refusalsShown = 100
+
+  private func leases() -> HealthReport.Leases {
+    let table = sidecar.leases.table
+    let gauges = table.gauges
+    return .init(
+      lessee: LesseeID(sidecar.leases.lessee).hex, accounts: Int64(gauges.accounts),
+      shapes: Int64(gauges.entries), unsettledUnits: gauges.unsettledUnits,
+      unsettledOperations: gauges.unsettledOperations, recovering: Int64(gauges.recovering),
+      predecessors: table.region.predecessors.map { LesseeID($0).hex },
+      unresolvedUnits: gauges.unresolvedUnits)
+  }
 
   private func fallback() -> HealthReport.Fallback {
     let status = sidecar.fallback.status

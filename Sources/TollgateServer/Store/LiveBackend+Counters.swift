@@ -56,7 +56,8 @@ extension LiveBackend {
       },
       rates: rates.map { rate in
         current(rate.subject)?.rates[KeySpace.field(feature: rate.feature, rate: rate.limit)] ?? 0
-      })
+      },
+      leases: current(account.account) == nil ? [] : reports(snapshot.leases, account))
   }
 
   func resetCounter(

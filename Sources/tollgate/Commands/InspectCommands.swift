@@ -151,6 +151,9 @@ struct ExplainCommand: AsyncParsableCommand {
             + "by \(override.author): \(override.reason)")
       }
     }
+    for lease in reply.leases ?? [] {
+      lines.append("  lease of \(LeaseCommand.holder(lease)): \(lease.text)")
+    }
     for note in reply.notes { lines.append("note: \(note)") }
     return lines.joined(separator: "\n")
   }

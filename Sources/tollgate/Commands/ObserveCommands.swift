@@ -67,7 +67,18 @@ struct StatusCommand: AsyncParsableCommand {
       "fallback    \(report.fallback.unitsAdmitted) units let through, "
         + "\(report.fallback.operationsToPost) operations to post, "
         + "\(report.fallback.deferred) of them deferred, \(report.fallback.refused) refused",
-      "sessions    \(sidecar.connections) connections, \(sidecar.inFlight) in flight",
+    ]
+    if let leases = report.leases {
+      lines.append(
+        "leases      lessee \(leases.lessee), of \(leases.accounts) accounts; "
+          + "\(leases.unsettledUnits) units to settle"
+          + (leases.unresolvedUnits > 0
+            ? ", \(leases.unresolvedUnits) that cannot be" : "")
+          + (leases.predecessors.isEmpty
+            ? "" : "; closing \(leases.predecessors.joined(separator: " "))"))
+    }
+    lines += [
+      "sessions    \(sidecar.connections) connections, \(sidecar.inFlight) in flight"
     ]
     if report.delivery.lossesOpen > 0 {
       lines.append(

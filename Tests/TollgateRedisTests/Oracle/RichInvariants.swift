@@ -6,6 +6,22 @@ import TollgateCore
 
 @testable import TollgateRedis
 
+extension EvaluatorState {
+  /// A deeper subject in which nothing is counted any more goes when what it held ends, which the
+  /// evaluator does not know: a counter that is not there counts nothing.
+  func mayBeGone(_ key: CounterKey) -> Bool {
+    key.subject.depth > 1 && offsets[key]?.units ?? 0 == 0
+      && counters[key] == CounterValue(start: WallTime(milliseconds: 0))
+  }
+
+  /// What should be in Redis of a subject and is not among what is `stored`. Counter by counter: once
+  /// it is gone, the next thing counted there brings the subject back without its other counters.
+  func lost(of subject: Subject, stored: Set<CounterKey>) -> [CounterKey] {
+    counters.keys.filter { $0.subject == subject && !stored.contains($0) && !mayBeGone($0) }
+      .sorted()
+  }
+}
+
 extension RichRound {
   struct Usage {
     var limit: Name
@@ -96,12 +112,7 @@ extension RichRound {
       let offset = evaluator.state.offsets[key].flatMap {
         $0.start == counter.start ? $0.units : nil
       }
-      // A deeper subject in which nothing is counted any more is gone.
-      if key.subject.depth > 1, stored[key] == nil, counter == CounterValue(start: counter.start),
-        counter.start == Window.lifetime.period(containing: now).start
-      {
-        continue
-      }
+      if stored[key] == nil, evaluator.state.mayBeGone(key) { continue }
       guard let cell = stored[key], cell.start == counter.start, cell.settled == counter.settled,
         cell.held == counter.held, cell.forgiven == offset ?? 0,
         cell.previousStart == counter.previousStart,

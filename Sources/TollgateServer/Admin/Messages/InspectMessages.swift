@@ -153,6 +153,8 @@ package struct ExplainReply: Hashable, Sendable, Codable {
   /// What is charged to what before any limit is looked at.
   package var prices: [Price]
   package var steps: [Step]
+  /// Who holds something of what the steps are about in stock.
+  package var leases: [LeaseReport]?
   /// Things beside the limits that matter: a rebuild that is due, versions that differ.
   package var notes: [String]
 }
