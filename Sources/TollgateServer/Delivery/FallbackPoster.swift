@@ -20,6 +20,8 @@ struct FallbackPoster: Sendable {
   /// waits for it.
   static let parallelMax = 256
   static let roundMilliseconds: Int64 = 20
+  /// While nothing waits.
+  static let idleMilliseconds: Int64 = 250
   static let deadline = TimeAmount.seconds(5)
 
   func run() async {
@@ -31,7 +33,9 @@ struct FallbackPoster: Sendable {
         queue.compactIfLarge()
         metrics.note(queue.status)
         // What waits is owed, not awaited: a round is soon enough.
-        try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
+        let rest = queue.count > 0 ? Self.roundMilliseconds : Self.idleMilliseconds
+        try? await Task.sleep(
+          for: .milliseconds(rest), tolerance: .milliseconds(queue.count > 0 ? 0 : rest / 2))
       }
     }
   }

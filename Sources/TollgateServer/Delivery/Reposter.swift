@@ -27,6 +27,8 @@ struct Reposter: Sendable {
   let logger: Logger
 
   static let roundMilliseconds: Int64 = 100
+  /// While no late delta is known; the beat counts them.
+  static let idleMilliseconds: Int64 = 400
   /// Ids in one question to the ledger, which takes 1,000.
   static let batchMax = 500
   /// Calls under way at once.
@@ -56,7 +58,8 @@ struct Reposter: Sendable {
         }
         await drainConfig()
       }
-      try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
+      let rest = metrics.lateDeltas.current > 0 ? Self.roundMilliseconds : Self.idleMilliseconds
+      try? await Task.sleep(for: .milliseconds(rest), tolerance: .milliseconds(rest / 4))
     }
   }
 

@@ -32,10 +32,14 @@ struct Shipper: Sendable {
 
   /// After a batch that was far from full: what comes meanwhile goes out together. One transaction
   /// of the ledger and three calls of Redis for each delta would cost more than the decisions.
-  static let lingerMilliseconds: Int64 = 25
+  static let lingerMilliseconds: Int64 = 100
   /// An ownership not renewed for this long is free to take.
   static let ownershipMilliseconds: Int64 = 5_000
   static let renewMilliseconds: Int64 = 1_500
+  /// How often who does not own a bucket looks at how far it was delivered: while deltas are
+  /// retained here, and else. Thousands of sidecars look at each.
+  static let awaitMilliseconds: Int64 = 400
+  static let standbyMilliseconds: Int64 = 3_000
 
   /// One task per bucket, control included, until cancelled.
   func run() async {
@@ -66,7 +70,10 @@ struct Shipper: Sendable {
         limits: Self.limits(entriesMax: configuration.outbox.batchEntriesMax)))
     while !Task.isCancelled {
       let rest = await round(bucket, &progress)
-      if rest > 0 { try? await Task.sleep(for: .milliseconds(rest)) }
+      guard rest > 0 else { continue }
+      // Long rests may end together with others': one waking of the process for all of them.
+      try? await Task.sleep(
+        for: .milliseconds(rest), tolerance: .milliseconds(rest >= 250 ? rest / 2 : 0))
     }
     if progress.owned {
       _ = try? await store.own(bucket: bucket, owner: configuration.sidecarID, milliseconds: 0)
@@ -91,15 +98,19 @@ struct Shipper: Sendable {
         if case let acked = meta.acknowledged, progress.machine.learned(cursor: acked) {
           await healer.acknowledged(bucket: bucket, epoch: epoch, sequence: acked)
         }
-        return 400
+        return metrics.retainedDeltas.current > 0
+          ? Self.awaitMilliseconds : Self.standbyMilliseconds
       }
       if let cursor = watch.resend(bucket: bucket, epoch: epoch) {
         progress.machine.took(cursor: cursor)
       }
       let after = progress.machine.cursor
-      let entries = try await store.outbox(
-        bucket: bucket, epoch: epoch, after: after,
-        limit: configuration.outbox.batchEntriesMax)
+      let entries =
+        meta.position.sequence == after
+        ? []
+        : try await store.outbox(
+          bucket: bucket, epoch: epoch, after: after,
+          limit: configuration.outbox.batchEntriesMax)
       // A full page says nothing of what lies behind it.
       let last =
         entries.count < configuration.outbox.batchEntriesMax

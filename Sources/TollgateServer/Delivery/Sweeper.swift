@@ -19,14 +19,41 @@ struct Sweeper: Sendable {
   func run() async {
     var reports: [Int: SweepCall.Report] = [:]
     while !Task.isCancelled {
-      for bucket in 0..<buckets.buckets {
-        guard !Task.isCancelled, let epoch = await healer.epoch(of: bucket) else { continue }
-        // A refusal (fence, Redis away) is met again by the next round.
-        reports[bucket] = try? await store.sweep(
-          bucket: bucket, epoch: epoch, limits: configuration.storeLimits, after: reports[bucket])
-        await expire(bucket, epoch)
+      // Several buckets at a time: their calls share the way to Redis, and the process wakes once
+      // for many of them.
+      for first in stride(from: 0, to: buckets.buckets, by: Self.bucketsAtOnce) {
+        let group = first..<min(first + Self.bucketsAtOnce, buckets.buckets)
+        let found = await round(group, after: reports)
+        for bucket in group { reports[bucket] = found[bucket] }
       }
-      try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
+      try? await Task.sleep(
+        for: .milliseconds(Self.roundMilliseconds),
+        tolerance: .milliseconds(Self.roundMilliseconds / 8))
+    }
+  }
+
+  static let bucketsAtOnce = 16
+
+  private func round(
+    _ some: Range<Int>, after reports: [Int: SweepCall.Report]
+  ) async -> [Int: SweepCall.Report] {
+    await withTaskGroup(of: (Int, SweepCall.Report?).self) { group in
+      for bucket in some {
+        group.addTask {
+          guard !Task.isCancelled, let epoch = await healer.epoch(of: bucket) else {
+            return (bucket, nil)
+          }
+          // A refusal (fence, Redis away) is met again by the next round.
+          let report = try? await store.sweep(
+            bucket: bucket, epoch: epoch, limits: configuration.storeLimits,
+            after: reports[bucket])
+          await expire(bucket, epoch)
+          return (bucket, report)
+        }
+      }
+      var found: [Int: SweepCall.Report] = [:]
+      for await (bucket, report) in group { found[bucket] = report }
+      return found
     }
   }
 
