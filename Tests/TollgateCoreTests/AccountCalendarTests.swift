@@ -4,8 +4,9 @@
 import Foundation
 import Testing
 import TollgateCore
+import TollgateTesting
 
-@Suite struct AccountCalendarTests {
+@Suite(.blocking) struct AccountCalendarTests {
   private func anchored(_ span: Window.Span) -> Window { Window(span, .anchored) }
 
   private static func zone(_ name: String) throws -> ZoneRules {

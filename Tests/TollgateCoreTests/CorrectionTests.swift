@@ -147,7 +147,7 @@ struct Refunding {
   }
 }
 
-@Suite struct CorrectionTests {
+@Suite(.blocking) struct CorrectionTests {
   @Test func aPlainFeatureGivesBackWhatIsAskedAndThenWhatIsLeft() throws {
     var work = Refunding(try Burnt(plain: 10).recorded)
     #expect(try work.refund(("spend", 4))?.shares.map(\.amount) == [-4])

@@ -4,7 +4,7 @@ import Testing
 import TollgateCore
 import TollgateTesting
 
-struct EvaluatorEffectTests {
+@Suite(.blocking) struct EvaluatorEffectTests {
   private func bench() throws -> Bench {
     try Bench(
       catalog(

@@ -5,7 +5,7 @@ import Testing
 import TollgateCore
 import TollgateTesting
 
-struct OperationTests {
+@Suite(.blocking) struct OperationTests {
   @Test func anIDCarriesItsTimeInItsFirst48Bits() {
     var random = SeededRandom(seed: 1)
     let time = WallTime(milliseconds: 1_795_237_200_123)

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-struct WindowTests {
+@Suite(.blocking) struct WindowTests {
   @Test func everyPeriodAgreesWithTheIndependentTable() throws {
     let windows = try PeriodTable.windows.split(separator: " ").map {
       try #require(Window(word: String($0)))

@@ -149,7 +149,7 @@ final class TestSidecar {
   }
 }
 
-@Suite(.serialized) struct LedgerServerTests {
+@Suite(.serialized, .blocking) struct LedgerServerTests {
   @Test func deliversOverUnixSocketAndTCP() async throws {
     let ledger = try await RunningLedger.start()
     let sidecar = try ledger.sidecar("one")

@@ -10,7 +10,7 @@ import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite(.serialized) struct LedgerSocketTests {
+@Suite(.serialized, .blocking) struct LedgerSocketTests {
   @Test func theSocketOfALivingLedgerIsNotTaken() async throws {
     let ledger = try await RunningLedger.start()
     let other = try TemporaryDirectory("tg-ledger")
@@ -85,7 +85,12 @@ import TollgateWire
   }
 
   @Test func aLinkThatAnswersStays() async throws {
-    let ledger = try await RunningLedger.start(silence: quick)
+    // Long enough for a machine that is busy; five pings are longer.
+    var silence = LedgerSilence()
+    silence.helloMilliseconds = 800
+    silence.pingMilliseconds = 800
+    silence.closeMilliseconds = 3_000
+    let ledger = try await RunningLedger.start(silence: silence)
     let alive = try ledger.sidecar("one")
     for _ in 0..<5 {
       let frame = try alive.receive()

@@ -4,11 +4,12 @@
 import Foundation
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct MonthTests {
+@Suite(.blocking) struct MonthTests {
   static let hour: Int64 = 3_600_000
   static let day: Int64 = 24 * hour
 

@@ -65,13 +65,15 @@ enum Audit {
   }
 
   /// Loads each account under the current epoch, so that there are counters to compare.
-  static func touch(_ stack: Stack, _ subjects: [String], feature: String = "calls") throws {
+  static func touch(
+    _ stack: Stack, _ subjects: [String], feature: String = "calls", sidecar: Int = 0
+  ) throws {
     let name = try Name(feature)
     for path in Set(subjects) {
       let subject = try Subject(path)
       try eventually(within: .seconds(20), every: .milliseconds(50), "\(path) is loaded") {
         guard
-          let connection = try? WireConnection(stack.endpoint(0), token: Stack.checkToken),
+          let connection = try? WireConnection(stack.endpoint(sidecar), token: Stack.checkToken),
           let answer = try? connection.operate(
             [
               OperationRecord(
@@ -106,20 +108,23 @@ enum Audit {
   static func check(
     _ stack: Stack, _ tally: LoadTally, subjects: [String], lossesAllowed: Bool = false,
     ahead: [String: Int64] = [:], touching feature: String = "calls",
-    within limit: Duration = .seconds(40), location: SourceLocation = #_sourceLocation
+    sidecar: Int = 0, within limit: Duration = .seconds(40),
+    location: SourceLocation = #_sourceLocation
   ) throws {
     var tally = tally
     for violation in tally.violations.prefix(10) {
       Issue.record(Comment(rawValue: violation), sourceLocation: location)
     }
-    try touch(stack, subjects, feature: feature)
+    try touch(stack, subjects, feature: feature, sidecar: sidecar)
     var last: Reconciliation?
     let settled = Result {
       try eventually(within: limit, every: .milliseconds(200), "everything is delivered") {
-        guard let found = try reconcile(stack) else { return false }
+        guard let found = try reconcile(stack, sidecar: sidecar) else { return false }
         last = found
         // A bucket that was given a new epoch since is loaded again by its next request.
-        if !found.skipped.isEmpty { try touch(stack, subjects, feature: feature) }
+        if !found.skipped.isEmpty {
+          try touch(stack, subjects, feature: feature, sidecar: sidecar)
+        }
         let expected = ahead.values.reduce(0, +)
         return found.difference == expected && found.undelivered == 0 && found.skipped.isEmpty
       }

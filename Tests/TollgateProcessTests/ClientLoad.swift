@@ -150,7 +150,7 @@ final class ClientLoad: Sendable {
     let end = ContinuousClock.now.advanced(by: options.patience)
     while ContinuousClock.now < end {
       switch await ask(request) {
-      case .success(let decision) where decision.source == .redis:
+      case .success(let decision) where decision.source == .redis || decision.source == .lease:
         let word = decision.isAllowed ? "allowed" : "denied"
         note { $0.resolved[decision.replayed ? "\(word) before" : word, default: 0] += 1 }
         return decided(request, decision)

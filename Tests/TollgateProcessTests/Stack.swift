@@ -268,7 +268,12 @@ final class Stack: Sendable {
     _ arguments: [String], sidecar index: Int = 0, token: String = adminToken
   ) throws -> CommandResult {
     let child = try start(arguments, sidecar: index, token: token)
-    let status = try child.wait(within: .seconds(30))
+    let status: TollgateTesting.ExitStatus
+    do {
+      status = try child.wait(within: .seconds(30))
+    } catch {
+      throw StackFailure(description: "\(arguments): \(error)\n\(logs)")
+    }
     return CommandResult(
       status: status, output: child.standardOutput, errors: child.standardError)
   }
