@@ -74,7 +74,9 @@ extension LiveTests {
         "quiet beside a flood: \(reasons), p50 \(took[took.count / 2]), "
           + "p99 \(took[took.count * 99 / 100]), max \(took[took.count - 1]), "
           + "overloaded \(overloaded), breaker trips \(trips ?? -1)")
-      #expect(took[took.count * 99 / 100] < .milliseconds(300))
+      if trips != 0 { print(stack.logs) }
+      // The deadline, and as long again for a machine that is busy with the test itself.
+      #expect(took[took.count * 99 / 100] < .milliseconds(500))
       #expect((reasons["ALLOWED"] ?? 0) * 10 >= took.count * 9, "\(reasons)")
       #expect(overloaded > Double(Self.floods * Self.records))
       #expect(trips == 0)

@@ -370,7 +370,9 @@ final class Enforcer {
 
   func monotonicNow() -> MonotonicTime { monotonic(.now()) }
 
-  private func startTicking() {
+  /// Time is watched while a deadline runs or Redis owes an answer: whoever sends for no request
+  /// begins it, or the loop's own stalls would be taken for a slow store.
+  func startTicking() {
     guard !ticking else { return }
     ticking = true
     stalls.turned(monotonicNow())
@@ -436,6 +438,7 @@ final class Enforcer {
       case .allowed(let ticket) = breaker.admit(now: monotonicNow())
     else { return }
     let sentAt = NIODeadline.now()
+    startTicking()
     connection.send(
       { RESPWriter.write(["PING"], to: &$0) },
       completion: { [self] result in
@@ -470,7 +473,7 @@ final class Enforcer {
     let late = wheel.advance(to: now)
     for request in late { deadlinePassed(request) }
     forgetAnswered(late.count)
-    if wheel.count > 0 { return scheduleTick() }
+    if wheel.count > 0 || oldest != nil { return scheduleTick() }
     ticking = false
     stalls.rests()
   }

@@ -160,7 +160,9 @@ final class SessionInbox: Sendable {
       return !state.isScheduled
     }
     events.removeAll(keepingCapacity: true)
-    if schedules { unit.onLoop { context in context.local.work(on: self) } }
+    if schedules {
+      unit.onLoop { context in context.breather.run { context.local.work(on: self) } }
+    }
   }
 
   /// On the NIO loop. `into` is empty.

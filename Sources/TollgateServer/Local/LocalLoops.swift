@@ -10,7 +10,7 @@ import TollgateCore
 
 final class LocalLoops: Sendable {
   private let inboxes: [LoopInbox]
-  private let eventLoops: [any EventLoop]
+  private let sessions: [SessionUnit]
 
   /// - Parameter fastPath: makes the fast path of the loop of that number, on its thread.
   static func start(
@@ -42,7 +42,7 @@ final class LocalLoops: Sendable {
     var inboxes: [LoopInbox] = []
     for _ in 0..<count { inboxes.append(try LoopInbox()) }
     let homes = sessions.map { SessionInbox($0) }
-    let loops = LocalLoops(inboxes, sessions.map(\.eventLoop))
+    let loops = LocalLoops(inboxes, sessions)
     for (index, inbox) in inboxes.enumerated() {
       let peers = index == 0 ? inboxes : []
       let own = index == 0 ? listeners : []
@@ -55,9 +55,9 @@ final class LocalLoops: Sendable {
     return loops
   }
 
-  private init(_ inboxes: [LoopInbox], _ eventLoops: [any EventLoop]) {
+  private init(_ inboxes: [LoopInbox], _ sessions: [SessionUnit]) {
     self.inboxes = inboxes
-    self.eventLoops = eventLoops
+    self.sessions = sessions
   }
 
   /// Makes the loop on a thread of its own, and lets it run.
@@ -94,7 +94,11 @@ final class LocalLoops: Sendable {
     for inbox in inboxes {
       await withCheckedContinuation { done in inbox.put(.stop(done: { done.resume() })) }
     }
-    for eventLoop in eventLoops { try? await eventLoop.submit {}.get() }
+    for session in sessions {
+      await withCheckedContinuation { done in
+        session.onLoop { context in context.breather.run { done.resume() } }
+      }
+    }
   }
 
   // MARK: - Listening

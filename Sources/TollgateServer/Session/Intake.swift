@@ -91,6 +91,7 @@ final class Intake {
 
   private let enforcer: Enforcer
   private let eventLoop: any EventLoop
+  private let breather: Breather
   private var line: Deque<IntakeQueue> = []
   private var wheel = DeadlineWheel<IntakeFrame>(now: .now())
   private var isTicking = false
@@ -100,8 +101,9 @@ final class Intake {
   /// Records that wait.
   private(set) var count = 0
 
-  init(enforcer: Enforcer) {
+  init(enforcer: Enforcer, breather: Breather) {
     self.enforcer = enforcer
+    self.breather = breather
     eventLoop = enforcer.eventLoop
   }
 
@@ -156,7 +158,7 @@ final class Intake {
   private func schedule() {
     guard !isScheduled else { return }
     isScheduled = true
-    eventLoop.assumeIsolated().execute { self.turn() }
+    eventLoop.assumeIsolated().execute { self.breather.run { self.turn() } }
   }
 
   private func turn() {

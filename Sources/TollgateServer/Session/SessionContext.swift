@@ -40,6 +40,8 @@ final class SessionContext {
   let buckets: BucketMap
   let flusher: LoopFlusher
   let intake: Intake
+  /// For what other threads hand over.
+  let breather: Breather
   let admin: AdminDesk
   let logger: Logger
   /// Conversations whose sockets are on local loops.
@@ -60,7 +62,8 @@ final class SessionContext {
     self.admin = admin
     self.logger = logger
     flusher = LoopFlusher(eventLoop: enforcer.eventLoop)
-    let intake = Intake(enforcer: enforcer)
+    breather = Breather(eventLoop: enforcer.eventLoop)
+    let intake = Intake(enforcer: enforcer, breather: breather)
     self.intake = intake
     enforcer.onRoom = { [weak intake] in intake?.roomCame() }
   }
