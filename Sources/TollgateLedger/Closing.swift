@@ -41,11 +41,14 @@ struct Closings {
   init(_ db: Database, now: WallTime) throws {
     self.db = db
     self.now = now
-    months = try Row.fetchAll(db, sql: "SELECT period_start, period_end, time FROM closed_periods")
+    let months = try db.cachedStatement(
+      sql: "SELECT period_start, period_end, time FROM closed_periods")
+    self.months = try Row.fetchAll(months)
       .map { ClosedMonth(period: Self.period($0), time: WallTime(milliseconds: $0[2])) }
     everybody = try Self.through(db, account: "")
-    let anyOwn = "SELECT EXISTS (SELECT 1 FROM closings WHERE account > '')"
-    hasOwn = try Bool.fetchOne(db, sql: anyOwn) ?? false
+    let anyOwn = try db.cachedStatement(
+      sql: "SELECT EXISTS (SELECT 1 FROM closings WHERE account > '')")
+    hasOwn = try Bool.fetchOne(anyOwn) ?? false
   }
 
   private static func period(_ row: Row) -> Period {

@@ -1,7 +1,8 @@
 // Group commit. One fsync costs as much as thousands of inserts, so the writer takes everything
 // that is waiting, puts it into one transaction and answers each part by itself. While a
-// transaction is being synchronised the next group gathers behind it: the group size follows the
-// load, and a lone batch waits for nobody.
+// transaction is being synchronised the next group gathers behind it, and a small group also
+// waits until `pace` after the last one: the group size follows the load, and a lone batch waits
+// for nobody.
 //
 // Threading: `submit` may be called from anywhere and never blocks; completions run on the
 // writer's own queue and must not block it. Bounded: jobs and deltas that wait are counted, and
@@ -20,6 +21,12 @@ package final class LedgerWriter: Sendable {
   package static let waitingJobsMax = 10_000
   /// Deltas in one transaction, so that no answer waits for an unbounded one.
   package static let transactionDeltasMax = 20_000
+  /// Between the beginnings of two transactions, unless the later has much to do, or recovers a
+  /// bucket that nobody counts in meanwhile: many sidecars with a few deltas each cost as many
+  /// transactions as there is time for, otherwise.
+  package static let paceNanoseconds: UInt64 = 20_000_000
+  /// A group of so many deltas waits for no others.
+  package static let fullDeltas = 1000
 
   package struct Figures: Hashable, Sendable {
     package var transactions = 0
@@ -34,6 +41,11 @@ package final class LedgerWriter: Sendable {
   private enum Job: Sendable {
     case batch(DeltaBatch, @Sendable (Result<BatchOutcome, LedgerError>) -> Void)
     case recovery(RecoveryRequest, @Sendable (Result<RecoveryOutcome, LedgerError>) -> Void)
+
+    var isRecovery: Bool {
+      if case .recovery = self { return true }
+      return false
+    }
 
     var weight: Int {
       switch self {
@@ -58,8 +70,11 @@ package final class LedgerWriter: Sendable {
   private struct State {
     var waiting: [Job] = []
     var waitingDeltas = 0
+    var waitingRecoveries = 0
     var isRunning = false
     var isClosed = false
+    /// When the last group was taken (uptime).
+    var tookAt: UInt64 = 0
     var figures = Figures()
     var idle: [CheckedContinuation<Void, Never>] = []
   }
@@ -117,14 +132,13 @@ package final class LedgerWriter: Sendable {
     enum Step { case start, wait, refuse(LedgerError) }
     let step = state.withLockedValue { state -> Step in
       if state.isClosed { return .refuse(.draining) }
-      var isRecovery = false
-      if case .recovery = job { isRecovery = true }
       let isFull =
         state.waiting.count >= Self.waitingJobsMax
-        || (!isRecovery && state.waitingDeltas + job.weight > Self.waitingDeltasMax)
+        || (!job.isRecovery && state.waitingDeltas + job.weight > Self.waitingDeltasMax)
       if isFull { return .refuse(.overloaded) }
       state.waiting.append(job)
       state.waitingDeltas += job.weight
+      if job.isRecovery { state.waitingRecoveries += 1 }
       if state.isRunning { return .wait }
       state.isRunning = true
       return .start
@@ -136,20 +150,40 @@ package final class LedgerWriter: Sendable {
     }
   }
 
+  private enum Next {
+    case group([Job])
+    /// Nothing waits; these waited for that.
+    case none([CheckedContinuation<Void, Never>])
+    /// What waits may wait until then for more.
+    case later(UInt64)
+  }
+
   private func run() {
-    while let group = nextGroup() {
-      commit(group)
+    while true {
+      switch nextGroup() {
+      case .group(let group): commit(group)
+      case .none(let idle):
+        for continuation in idle { continuation.resume() }
+        return
+      case .later(let time):
+        return queue.asyncAfter(deadline: DispatchTime(uptimeNanoseconds: time)) { self.run() }
+      }
     }
   }
 
-  private func nextGroup() -> [Job]? {
-    let (group, idle) = state.withLockedValue {
-      state -> ([Job]?, [CheckedContinuation<Void, Never>]) in
+  private func nextGroup() -> Next {
+    state.withLockedValue { state in
       guard !state.waiting.isEmpty else {
         state.isRunning = false
         defer { state.idle = [] }
-        return (nil, state.idle)
+        return .none(state.idle)
       }
+      let now = DispatchTime.now().uptimeNanoseconds
+      let due = state.tookAt + Self.paceNanoseconds
+      let isPatient =
+        state.waitingDeltas < Self.fullDeltas && state.waitingRecoveries == 0 && !state.isClosed
+      if now < due, isPatient { return .later(due) }
+      state.tookAt = now
       var count = 0
       var weight = 0
       for job in state.waiting {
@@ -160,10 +194,9 @@ package final class LedgerWriter: Sendable {
       let group = Array(state.waiting[..<count])
       state.waiting.removeFirst(count)
       state.waitingDeltas -= weight
-      return (group, [])
+      for job in group where job.isRecovery { state.waitingRecoveries -= 1 }
+      return .group(group)
     }
-    for continuation in idle { continuation.resume() }
-    return group
   }
 
   private func commit(_ group: [Job]) {

@@ -85,16 +85,17 @@ struct Sums {
 
   mutating func series(_ key: SeriesKey, end: Int64, billedEnd: Int64) throws -> Series {
     if let found = series[key] { return found }
+    // Not a parameter: SQLite compares what is bound with the partial index of adjustments, and
+    // prepares the statement anew for each.
     let select = try db.cachedStatement(
       sql: """
         SELECT id, actual, charged, absorbed, deltas FROM series
-        WHERE account = ? AND feature = ? AND period_start = ? AND adjustment = ?
-          AND billed_start = ?
+        WHERE account = ? AND feature = ? AND period_start = ?
+          AND adjustment = \(key.adjustment ? 1 : 0) AND billed_start = ?
         """)
     let found: Series
     if let row = try Row.fetchOne(
-      select,
-      arguments: [key.account, key.feature, key.start, key.adjustment ? 1 : 0, key.billed])
+      select, arguments: [key.account, key.feature, key.start, key.billed])
     {
       found = Series(
         id: row[0], actual: row[1], charged: row[2], absorbed: row[3], deltas: row[4])

@@ -101,6 +101,25 @@ import TollgateWire
     await #expect(throws: LedgerError.draining) { try await writer.apply(late) }
   }
 
+  @Test func smallBatchesOneAfterAnotherShareTransactions() async throws {
+    let rounds = 20
+    let batches = try (0..<8).map { bucket in
+      try (0..<rounds).map { try batch(UInt32(bucket), first: Int64($0 + 1), count: 1) }
+    }
+    let writer = writer
+    let took = try await ContinuousClock().measure {
+      try await withThrowingTaskGroup(of: Void.self) { group in
+        for stream in batches {
+          group.addTask { for batch in stream { _ = try await writer.apply(batch) } }
+        }
+        try await group.waitForAll()
+      }
+    }
+    #expect(try books.count() == 8 * rounds)
+    let paces = Int(took / .nanoseconds(Int64(LedgerWriter.paceNanoseconds)))
+    #expect(writer.figures.transactions <= paces + 2)
+  }
+
   @Test func throughputSurvivesSynchronousCommits() async throws {
     let each = 250
     let rounds = 20
