@@ -102,7 +102,7 @@ extension Micro {
       let next = unsafe records.next(), let raw = unsafe RawRecord(next, shape: shape)
     else { return false }
     var amounts = (raw.amounts[0], raw.amounts[1], raw.amounts[2], raw.amounts[3])
-    let key = unsafe UnsafeRawBufferPointer(rebasing: shape[0..<raw.shapeBytes])
+    let key = unsafe raw.shape(next, shape)
     table.expect(bucket: 3, raw.id)
     return unsafe withUnsafeBytes(of: &amounts) { bytes in
       let outcome = unsafe table.spend(

@@ -55,7 +55,7 @@ import TollgateTesting
       NIOLoopBound(Breather(eventLoop: loop), eventLoop: loop)
     }.get()
     loop.execute { Self.feed(bound, while: goesOn) }
-    Thread.sleep(forTimeInterval: 0.05)
+    try await Task.sleep(for: .milliseconds(50))
     #expect(unsafe write(ends[1], "x", 1) == 1)
     // From without: a timer of the loop's own would be served whatever becomes of its sockets.
     let guardian = Thread {
@@ -66,8 +66,8 @@ import TollgateTesting
     guardian.start()
     await #expect(throws: Never.self) { try await read.futureResult.get() }
     goesOn.clear()
-    close(ends[1])
     try await channel.close()
+    close(ends[1])
     try await group.shutdownGracefully()
   }
 

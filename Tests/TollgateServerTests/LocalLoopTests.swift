@@ -77,8 +77,9 @@ import TollgateWire
   @Test func nothingIsAnsweredBeforeTheHello() async throws {
     try await with { rig in
       let client = try LocalClient(rig.endpoint)
-      try client.send(try LocalClient.consumeFrame(correlation: 2))
-      try client.send(try LocalClient.consumeFrame(correlation: 3))
+      var both = try LocalClient.consumeFrame(correlation: 2)
+      both.writeImmutableBuffer(try LocalClient.consumeFrame(correlation: 3))
+      try client.send(both)
       let error = try ErrorReply.decode(try client.next(.error))
       #expect(error.code == .helloRequired)
       #expect(client.isEnded())

@@ -10,10 +10,11 @@ struct RawRecordTests {
   /// What `RawRecord` reads; nil: it is for the other path.
   private func read(_ bytes: [UInt8]) -> (RawRecord, shape: [UInt8])? {
     var shape = [UInt8](repeating: 0xAA, count: RawRecord.shapeBytesMax)
-    let raw = unsafe shape.withUnsafeMutableBytes { shape in
-      unsafe bytes.withUnsafeBytes { unsafe RawRecord($0, shape: shape) }
+    return unsafe shape.withUnsafeMutableBytes { shape in
+      unsafe bytes.withUnsafeBytes { bytes in
+        unsafe RawRecord(bytes, shape: shape).map { unsafe ($0, Array($0.shape(bytes, shape))) }
+      }
     }
-    return raw.map { ($0, Array(shape.prefix($0.shapeBytes))) }
   }
 
   private func encoded(_ record: OperationRecord) -> [UInt8] {

@@ -1,11 +1,12 @@
-// The records of a stripe: trivial, of fixed size, named by index. Field order keeps what `spend`
-// touches together.
+// The records of a stripe: trivial, of fixed size, named by index. What `spend` touches of each
+// stands first and fits one line of the cache, where the slab begins it: a spend of one item on one
+// counter waits for a handful of lines, and that is most of what it costs.
 
 import TollgateCore
 
 struct LeaseAccount: BitwiseCopyable {
-  /// Low bits of the chain of free ones; not otherwise used.
-  var reserved: UInt32 = 0
+  /// Overwritten by the chain of free ones.
+  var name: UInt32 = 0
   var generation: UInt32 = 0
   var epochGeneration: UInt32 = 0
   var flags: UInt8 = 0
@@ -20,7 +21,6 @@ struct LeaseAccount: BitwiseCopyable {
   var accountVersion: Int64 = 0
   var dueAt: Int64 = 0
   var bucket: UInt32 = 0
-  var name: UInt32 = 0
   var portions: UInt32 = 0
   var portionCount: UInt32 = 0
   var entryCount: UInt32 = 0
@@ -54,25 +54,25 @@ struct LeasePortion: BitwiseCopyable {
   var open: Int64 = 0
   /// Where `room` falls below, more is asked for.
   var low: Int64 = 0
-  var start: Int64 = 0
-  var end: Int64 = 0
   /// Of the cell, as last heard, our own batch in flight not counted; held by others.
   var settled: Int64 = 0
   var held: Int64 = 0
+  /// In the batch that is under way.
+  var inFlight: Int64 = 0
+  /// Used since `foldedAt`, refused ones included; `rate`: units per second before that.
+  var used: Int64 = 0
 
   /// Held for us in Redis, as last heard.
   var left: Int64 = 0
-  /// In the batch that is under way.
-  var inFlight: Int64 = 0
   /// The least target of the exchange that is under way; −1: none.
   var targetInFlight: Int64 = -1
   var target: Int64 = 0
-  /// Used since `foldedAt`, refused ones included; units per second before that.
-  var used: Int64 = 0
   var rate: Int64 = 0
   var foldedAt: Int64 = 0
   var usedAt: Int64 = 0
   var restUntil: Int64 = .min
+  var start: Int64 = 0
+  var end: Int64 = 0
   var hash: UInt64 = 0
   var name: UInt32 = 0
   var limits: UInt32 = 0
@@ -125,24 +125,25 @@ struct LeaseReference: BitwiseCopyable {
 struct LeaseItem: BitwiseCopyable {
   /// Spent, and in no batch.
   var open: Int64 = 0
+  /// −1: no limit is shown.
+  var amount: Int64 = -1
+  var shown: UInt32 = 0
+  var reserved: UInt32 = 0
   /// In the batch under way; negative: a refund.
   var inFlight: Int64 = 0
   /// Taken back after it was settled: later spends absorb it, or it becomes a refund. Kept apart
   /// from `open`, because what was settled lends nothing to a portion before Redis knows.
   var credit: Int64 = 0
-  /// −1: no limit is shown.
-  var amount: Int64 = -1
-  var shown: UInt32 = 0
-  var reserved: UInt32 = 0
 }
 
 struct LeaseEntry: BitwiseCopyable {
   var account: UInt32 = 0
   var generation: UInt32 = 0
-  var hash: UInt64 = 0
   var key: UInt32 = 0
   var items: UInt32 = 0
   var references: UInt32 = 0
+  /// Of the only reference of the only item; 0: there are more, or none.
+  var portion: UInt32 = 0
   var template: UInt32 = 0
   var itemCount: UInt8 = 0
   /// Those that judge stand first.
@@ -150,19 +151,24 @@ struct LeaseEntry: BitwiseCopyable {
   var judgedCount: UInt8 = 0
   var flags: UInt8 = 0
   var denial: UInt32 = 0
+  var operations: UInt32 = 0
+  /// It is what it is, and each of its periods runs, within these (wall ms).
+  var validFrom: Int64 = 0
   var validUntil: Int64 = 0
   var usedAt: Int64 = 0
 
+  var hash: UInt64 = 0
   /// Slots before are not its own.
   var born: UInt64 = 0
   /// Its slots before are settled; those before `sent` are in a batch.
   var through: UInt64 = 0
   var sent: UInt64 = 0
-  var operations: UInt32 = 0
-  var operationsInFlight: UInt32 = 0
-  var dirtySince: Int64 = 0
   /// Of its definition in the log; 0: none.
-  var logged: UInt64 = 0
+  var logged: UInt64 = 0 {
+    didSet { set(Self.isLogged, logged != 0) }
+  }
+  var dirtySince: Int64 = 0
+  var operationsInFlight: UInt32 = 0
   var definition: UInt32 = 0
   var dirtyNext: UInt32 = 0
 
@@ -173,6 +179,8 @@ struct LeaseEntry: BitwiseCopyable {
   static let isStaleAllowed: UInt8 = 8
   /// Not to be found by its key any more: another took its place.
   static let isRetired: UInt8 = 16
+  /// Its definition stands in the log.
+  static let isLogged: UInt8 = 32
 
   func has(_ flag: UInt8) -> Bool { flags & flag != 0 }
   mutating func set(_ flag: UInt8, _ on: Bool) { flags = on ? flags | flag : flags & ~flag }

@@ -87,7 +87,6 @@ package struct LeaseSlot: BitwiseCopyable {
   /// Lines of eight words: id bits 32 │ low half of a position, seven times; the newest position
   /// that was put into a later line instead.
   private let lines: UnsafeMutablePointer<UInt64>
-  private let pages: ZeroedPages
   private let linesMask: Int
   /// Where the next slot goes. From 1, so that 0 means none.
   private(set) var head: UInt64
@@ -99,14 +98,16 @@ package struct LeaseSlot: BitwiseCopyable {
   /// Ids minted until then may have been forgotten (ms).
   private(set) var horizon: Int64
 
-  init(_ region: StripeRegion) {
+  /// Bytes of the index of so many slots: four of seven places are taken when the ring is full.
+  static func indexBytes(slots: Int) -> Int { max(4, slots / 4) * lineBytes }
+
+  /// - Parameter index: `indexBytes` zeros, for as long as this lives.
+  init(_ region: StripeRegion, index: UnsafeMutableRawPointer) {
     self.region = region
     mask = UInt64(region.slots - 1)
-    // Four of seven places are taken when the ring is full.
-    let count = max(4, region.slots / 4)
+    let count = Self.indexBytes(slots: region.slots) / Self.lineBytes
     linesMask = count - 1
-    pages = ZeroedPages(bytes: count * Self.lineBytes)
-    unsafe lines = pages.base.bindMemory(to: UInt64.self, capacity: count * 8)
+    unsafe lines = index.bindMemory(to: UInt64.self, capacity: count * 8)
     head = max(1, region.word(.head))
     tail = max(1, region.word(.tail))
     horizon = Int64(truncatingIfNeeded: region.word(.horizon))

@@ -55,8 +55,8 @@ extension LeaseStripe {
     else { return nil }
     // So much unsettled would soon leave no room for more, in the ring or in what may be lost.
     let isPressed =
-      unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots)) / 4
-      || unsettledUnits > unsettledUnitsMax / 4
+      unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots)) / 2
+      || unsettledUnits > unsettledUnitsMax / 2
     var by =
       isSpare || isPressed
       ? now : now &- max(0, configuration.settleNanoseconds &- configuration.tickNanoseconds)
@@ -75,7 +75,7 @@ extension LeaseStripe {
       looked += 1
       if !isUrgent, isYoung(account, by: by) { continue }
       take(account, isUrgent: isUrgent, into: &pending, now: now)
-      if !pending.accounts.isEmpty { by = max(by, now &- configuration.settleNanoseconds / 2) }
+      if !pending.accounts.isEmpty { by = max(by, now &- configuration.settleNanoseconds / 4 * 3) }
     }
     guard !pending.accounts.isEmpty else { return nil }
     let number = nextExchange

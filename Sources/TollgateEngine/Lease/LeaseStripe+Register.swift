@@ -68,7 +68,8 @@ extension LeaseStripe {
       return .full
     }
     entries[entry].generation = accounts[account].generation
-    entries[entry].validUntil = r.validUntil
+    entries[entry].validFrom = r.portions.map(\.start).max() ?? 0
+    entries[entry].validUntil = min(r.validUntil, r.portions.map(\.end).min() ?? .max)
     entries[entry].usedAt = max(entries[entry].usedAt, r.now)
     entries[entry].set(LeaseEntry.isStaleAllowed, r.isStaleAllowed)
     dropDenial(entry)
@@ -202,6 +203,7 @@ extension LeaseStripe {
     entry.itemCount = UInt8(count)
     entry.referenceCount = UInt8(wanted.count)
     entry.judgedCount = UInt8(wanted.count { portions[$0.portion].isJudged })
+    if wanted.count == 1, count == 1 { entry.portion = wanted[0].portion }
     entry.born = ring.head
     entry.through = ring.head
     entry.sent = ring.head

@@ -44,43 +44,24 @@ extension LeaseStripe {
     _ entry: UInt32, _ request: borrowing LeaseRequest,
     into out: UnsafeMutableRawBufferPointer
   ) -> LeaseOutcome {
-    let e = entries[entry]
-    let account = e.account
+    let e = unsafe entries.at(entry).pointee
     let now = request.now
-    guard e.generation == accounts[account].generation,
-      accounts[account].epochGeneration == generation, request.wall < e.validUntil
-    else { return .miss(.outdated) }
-    let confirmed = accounts[account].confirmedAt
-    guard
-      now &- confirmed <= configuration.freshNanoseconds
-        || (now <= freshUntil && confirmed >= unbrokenSince)
-        || e.has(LeaseEntry.isStaleAllowed)
-    else { return .miss(.notFresh) }
-    let itemCount = Int(e.itemCount)
-    guard unsafe request.amounts.count == itemCount,
-      unsafe bytes.bytes(e.template).count <= out.count
-    else { return .miss(.shape) }
-    if e.denial != 0, let bytes = unsafe deny(entry, e, request, into: out) {
+    if let miss = unusable(e, request, out.count) { return .miss(miss) }
+    if e.denial != 0, isDenied(e, request, out.count) {
       if request.kind == .consume { noteDenied(entry, e, request) }
-      return .denied(bytes: bytes)
+      return .denied(
+        bytes: unsafe write(denials[e.denial], request, into: out, replayed: false))
     }
+    let itemCount = Int(e.itemCount)
     let judged = Int(e.judgedCount)
-    if judged > 0, now >= accounts[account].localEnd {
+    if judged > 0, now >= accounts[e.account].localEnd {
       // Prolonged, acquired, or taken up again; the first one to find it so asks.
       ask(entry, request)
       return .miss(.ended)
     }
-    for index in 0..<judged {
-      let reference = references[e.references &+ UInt32(truncatingIfNeeded: index)]
-      let amount = unsafe request.amounts[Int(reference.item)]
-      let portion = reference.portion
-      guard request.wall < portions[portion].end, request.wall >= portions[portion].start else {
-        return .miss(.outdated)
-      }
-      if amount > portions[portion].room {
-        ask(entry, request)
-        return .miss(.noRoom)
-      }
+    guard hasRoom(e, request) else {
+      ask(entry, request)
+      return .miss(.noRoom)
     }
     guard request.kind == .consume else {
       return .allowed(bytes: unsafe answer(e, request, into: out, replayed: false))
@@ -93,42 +74,100 @@ extension LeaseStripe {
     }
     guard unsettledOperations < unsettledOperationsMax, sum <= unsettledUnitsMax &- unsettledUnits
     else { return .miss(.exposed) }
-    guard makeRoom(LeaseRing.length(items: itemCount), keeping: ring.slots / 8) else {
-      return .miss(.ringFull)
-    }
-    if e.logged == 0, !define(entry) { return .miss(.logFull) }
+    let span = LeaseRing.length(items: itemCount)
+    guard makeRoom(span, keeping: ring.slots / 8) else { return .miss(.ringFull) }
+    if !e.has(LeaseEntry.isLogged), !define(entry) { return .miss(.logFull) }
 
     // Nothing fails from here on.
     let first = LeaseSlot(
       high: request.high, low: request.low, amount: unsafe request.amounts[0],
-      tag: UInt16(truncatingIfNeeded: e.hash), entry: entry, kind: .operation, items: itemCount)
-    let span = LeaseRing.length(items: itemCount)
+      tag: UInt16(truncatingIfNeeded: request.hash), entry: entry, kind: .operation,
+      items: itemCount)
     if span > 1 { unsafe putMore(request.amounts, entry: entry, sign: 1) }
     ring.append(first, span: span, linked: true)
     for index in 0..<itemCount {
-      items[e.items &+ UInt32(truncatingIfNeeded: index)].open &+= unsafe request.amounts[index]
+      let item = unsafe items.at(e.items &+ UInt32(truncatingIfNeeded: index))
+      unsafe item.pointee.open &+= request.amounts[index]
     }
     var isLow = false
     for index in 0..<judged {
-      let reference = references[e.references &+ UInt32(truncatingIfNeeded: index)]
+      let reference = reference(index, of: e)
       let amount = unsafe request.amounts[Int(reference.item)]
-      let room = portions[reference.portion].room &- amount
-      portions[reference.portion].room = room
-      portions[reference.portion].open &+= amount
-      portions[reference.portion].used &+= amount
-      if room < portions[reference.portion].low { isLow = true }
+      let portion = unsafe portions.at(reference.portion)
+      let room = unsafe portion.pointee.room &- amount
+      unsafe portion.pointee.room = room
+      unsafe portion.pointee.open &+= amount
+      unsafe portion.pointee.used &+= amount
+      if unsafe room < portion.pointee.low { isLow = true }
     }
     for index in judged..<Int(e.referenceCount) {
-      let reference = references[e.references &+ UInt32(truncatingIfNeeded: index)]
-      portions[reference.portion].open &+= unsafe request.amounts[Int(reference.item)]
+      let reference = reference(index, of: e)
+      unsafe portions.at(reference.portion).pointee.open &+= request.amounts[Int(reference.item)]
     }
-    entries[entry].operations &+= 1
-    entries[entry].usedAt = now
+    unsafe entries.at(entry).pointee.operations &+= 1
+    unsafe entries.at(entry).pointee.usedAt = now
     unsettledUnits &+= sum
     unsettledOperations &+= 1
     if !e.has(LeaseEntry.isDirty) { soil(entry, now: now) }
     if isLow { refill(entry, now: now) }
     return .allowed(bytes: unsafe answer(e, request, into: out, replayed: false))
+  }
+
+  /// Why nothing can be said from memory, whatever is held.
+  @inline(__always)
+  private func unusable(
+    _ e: LeaseEntry, _ request: borrowing LeaseRequest, _ space: Int
+  ) -> LeaseMiss? {
+    let account = unsafe accounts.at(e.account)
+    guard unsafe e.generation == account.pointee.generation,
+      unsafe account.pointee.epochGeneration == generation,
+      request.wall < e.validUntil, request.wall >= e.validFrom
+    else { return .outdated }
+    let confirmed = unsafe account.pointee.confirmedAt
+    let now = request.now
+    guard
+      now &- confirmed <= configuration.freshNanoseconds
+        || (now <= freshUntil && confirmed >= unbrokenSince)
+        || e.has(LeaseEntry.isStaleAllowed)
+    else { return .notFresh }
+    guard unsafe request.amounts.count == Int(e.itemCount),
+      unsafe bytes.bytes(e.template).count <= space
+    else { return .shape }
+    return nil
+  }
+
+  @inline(__always)
+  private func hasRoom(_ e: LeaseEntry, _ request: borrowing LeaseRequest) -> Bool {
+    for index in 0..<Int(e.judgedCount) {
+      let reference = reference(index, of: e)
+      let amount = unsafe request.amounts[Int(reference.item)]
+      if unsafe amount > portions.at(reference.portion).pointee.room { return false }
+    }
+    return true
+  }
+
+  /// Whether an operation of a new id would be answered now, for all that can be told without
+  /// counting. Nothing changes.
+  func wouldAnswer(_ request: borrowing LeaseRequest, space: Int) -> Bool {
+    let entry = unsafe findEntry(request.hash, request.key)
+    guard entry != 0 else { return false }
+    let e = unsafe entries.at(entry).pointee
+    guard unusable(e, request, space) == nil else { return false }
+    if e.denial != 0, isDenied(e, request, space) { return true }
+    let time = Int64(request.high >> 16)
+    let now = request.now
+    let wall = request.wall
+    guard e.judgedCount == 0 || now < accounts[e.account].localEnd,
+      hasRoom(e, request), ring.find(request.high, request.low) == 0
+    else { return false }
+    return time > ring.horizon && time <= wall &+ configuration.skewMilliseconds
+  }
+
+  @inline(__always)
+  private func reference(_ index: Int, of e: LeaseEntry) -> LeaseReference {
+    e.portion != 0
+      ? LeaseReference(portion: e.portion, item: 0)
+      : references[e.references &+ UInt32(truncatingIfNeeded: index)]
   }
 
   /// The slots behind an operation's first.
@@ -162,10 +201,10 @@ extension LeaseStripe {
         guard patch.item < e.itemCount else { break }
         let state = items[e.items &+ UInt32(patch.item)]
         guard state.shown != 0 else { break }
-        let portion = state.shown
+        let portion = unsafe portions.at(state.shown)
         let settled =
-          portions[portion].settled &+ portions[portion].inFlight &+ portions[portion].open
-        let held = portions[portion].held
+          unsafe portion.pointee.settled &+ portion.pointee.inFlight &+ portion.pointee.open
+        let held = unsafe portion.pointee.held
         switch patch.field {
         case .settled: writer.put(settled, patch)
         case .held: writer.put(held, patch)
@@ -176,18 +215,16 @@ extension LeaseStripe {
     return writer.count
   }
 
-  /// A denial that still holds; nil: it does not, or not for this amount.
-  private func deny(
-    _ entry: UInt32, _ e: LeaseEntry, _ request: borrowing LeaseRequest,
-    into out: UnsafeMutableRawBufferPointer
-  ) -> Int? {
+  /// The entry's denial still holds, and for this amount.
+  private func isDenied(
+    _ e: LeaseEntry, _ request: borrowing LeaseRequest, _ space: Int
+  ) -> Bool {
     let denial = denials[e.denial]
     guard denial.generation == accounts[e.account].generation, request.now < denial.until,
       request.wall < denial.reset, unsafe request.amounts.count == 1,
-      unsafe request.amounts[0] >= denial.amount,
-      unsafe bytes.bytes(denial.template).count <= out.count
-    else { return nil }
-    return unsafe write(denial, request, into: out, replayed: false)
+      unsafe request.amounts[0] >= denial.amount
+    else { return false }
+    return unsafe bytes.bytes(denial.template).count <= space
   }
 
   /// A retry of it is denied, too, even where what was asked for is there by then.
@@ -201,7 +238,7 @@ extension LeaseStripe {
     ring.append(
       LeaseSlot(
         high: request.high, low: request.low, amount: amount,
-        tag: UInt16(truncatingIfNeeded: e.hash), entry: entry, kind: .denied, items: 1),
+        tag: UInt16(truncatingIfNeeded: request.hash), entry: entry, kind: .denied, items: 1),
       span: 1, linked: true)
   }
 
@@ -297,9 +334,17 @@ extension LeaseStripe {
   @inline(__always)
   mutating func makeRoom(_ count: Int, keeping reserve: UInt64) -> Bool {
     let most = ring.slots &- reserve &- UInt64(truncatingIfNeeded: count)
-    while ring.count > most {
+    guard ring.count > most else { return true }
+    return forget(most)
+  }
+
+  /// Some more than needed where the ring is long, so that the next ones need not look.
+  @inline(never)
+  private mutating func forget(_ most: UInt64) -> Bool {
+    let ahead = min(32, ring.slots / 1024)
+    while ring.count &+ ahead > most {
       let slot = ring.slot(ring.tail)
-      if isUnsettled(slot, at: ring.tail) { return false }
+      if isUnsettled(slot, at: ring.tail) { return ring.count <= most }
       ring.forget(slot)
     }
     return true

@@ -64,10 +64,12 @@ struct LeaseStripe: ~Copyable {
   static let wheelSlots = 64
   static let wheelNanoseconds: Int64 = 62_500_000
 
-  /// - Parameter lessee: of what is leased from now on.
+  /// - Parameters:
+  ///   - lessee: of what is leased from now on.
+  ///   - index: for the ring's; see there.
   init(
     _ configuration: LeaseConfiguration, region: StripeRegion, stripes: Int, buckets: Int,
-    lessee: UInt64, horizon: Int64
+    lessee: UInt64, horizon: Int64, index: UnsafeMutableRawPointer
   ) {
     self.configuration = configuration
     self.stripes = stripes
@@ -83,7 +85,7 @@ struct LeaseStripe: ~Copyable {
     references = Slab(max: entriesMax * 8)
     denials = Slab(max: entriesMax)
     bytes = ByteStore(bytesMax: max(1 << 20, configuration.bytesMax / stripes))
-    ring = LeaseRing(region)
+    unsafe ring = LeaseRing(region, index: index)
     log = LeaseLog(region)
     lineCount = (buckets + stripes - 1) / stripes
     lines = Slab(max: lineCount)
@@ -199,11 +201,7 @@ struct LeaseStripe: ~Copyable {
   func findEntry(_ hash: UInt64, _ key: UnsafeRawBufferPointer) -> UInt32 {
     var cursor = keyIndex.first(hash)
     while cursor.index != 0 {
-      if unsafe entries[cursor.index].hash == hash
-        && bytes.equals(entries[cursor.index].key, key)
-      {
-        return cursor.index
-      }
+      if unsafe bytes.equals(entries[cursor.index].key, key) { return cursor.index }
       keyIndex.next(&cursor)
     }
     return 0

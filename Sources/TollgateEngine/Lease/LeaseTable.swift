@@ -14,6 +14,8 @@ package import TollgateCore
   private let stripes: UnsafeMutablePointer<UnsafeMutablePointer<LeaseStripe>>
   /// Of each stripe's ring: the same as long as the table is there, so read without the lock.
   private let reaches: UnsafeMutablePointer<LeaseRing.Reach>
+  /// Of all stripes' rings, side by side.
+  private let indexes: ZeroedPages
   private let count: Int
   /// Stripes are a power of two.
   private let mask: Int
@@ -29,6 +31,8 @@ package import TollgateCore
     self.buckets = buckets
     count = region.geometry.stripes
     mask = count - 1
+    let indexBytes = LeaseRing.indexBytes(slots: region.geometry.slots)
+    indexes = ZeroedPages(bytes: count * indexBytes)
     unsafe locks = .allocate(capacity: count)
     unsafe stripes = .allocate(capacity: count)
     unsafe reaches = .allocate(capacity: count)
@@ -38,7 +42,7 @@ package import TollgateCore
       unsafe stripe.initialize(
         to: LeaseStripe(
           configuration, region: region.stripe(index), stripes: count, buckets: buckets,
-          lessee: region.lessee, horizon: horizon))
+          lessee: region.lessee, horizon: horizon, index: indexes.base + index * indexBytes))
       unsafe stripes[index] = stripe
       unsafe (reaches + index).initialize(to: stripe.pointee.ring.reach)
     }
@@ -85,6 +89,16 @@ package import TollgateCore
     let outcome = unsafe stripes[index].pointee.spend(request, into: out)
     unsafe locks[index].unlock()
     return outcome
+  }
+
+  /// Whether `spend` would answer, for all that can be told without counting: so that a frame of
+  /// several is not begun that cannot be ended. Any thread.
+  package func wouldAnswer(_ request: borrowing LeaseRequest, space: Int) -> Bool {
+    let index = request.bucket & mask
+    unsafe locks[index].lock()
+    let would = unsafe stripes[index].pointee.wouldAnswer(request, space: space)
+    unsafe locks[index].unlock()
+    return would
   }
 
   /// Takes an operation back. The request's kind is not looked at.

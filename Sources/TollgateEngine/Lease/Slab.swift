@@ -13,8 +13,14 @@
   static var runMax: Int { 16 }
   private static var shift: UInt32 { 9 }
   private static var chunk: Int { 1 << Int(shift) }
+  /// What is longer than a line of the cache begins with one.
+  private static var line: Int { 64 }
+  private static var stride: Int {
+    let stride = MemoryLayout<Element>.stride
+    return stride < line ? stride : (stride + line - 1) / line * line
+  }
 
-  private let chunks: UnsafeMutablePointer<UnsafeMutablePointer<Element>>
+  private let chunks: UnsafeMutablePointer<UnsafeMutableRawPointer>
   private let chunksMax: Int
   private var chunkCount = 0
   /// Indexes below are backed by memory and were given out at least once.
@@ -41,8 +47,14 @@
   @inline(__always)
   private func address(_ index: UInt32) -> UnsafeMutablePointer<Element> {
     precondition(index < count && index != 0)
-    return unsafe chunks[Int(index >> Self.shift)] + Int(index & UInt32(Self.chunk - 1))
+    let place = Int(index & UInt32(Self.chunk - 1))
+    return unsafe (chunks[Int(index >> Self.shift)] + place &* Self.stride)
+      .assumingMemoryBound(to: Element.self)
   }
+
+  /// For several accesses to one element: good until the slab goes.
+  @inline(__always)
+  func at(_ index: UInt32) -> UnsafeMutablePointer<Element> { unsafe address(index) }
 
   /// Whether it was ever given out.
   @inline(__always)
@@ -69,7 +81,9 @@
       if rest < length {
         guard chunkCount < chunksMax else { return 0 }
         if chunkCount > 0 { count = UInt32(chunkCount * Self.chunk) }
-        unsafe chunks[chunkCount] = .allocate(capacity: Self.chunk)
+        let chunk = UnsafeMutableRawPointer.allocate(
+          byteCount: Self.chunk * Self.stride, alignment: Self.line)
+        unsafe chunks[chunkCount] = chunk
         chunkCount += 1
       }
       index = count

@@ -6,6 +6,9 @@
 // which asks the table again record by record (`Enforcer+Leases`), so what was found here is found
 // there. A frame of several records is therefore asked about first and spent then; where another
 // thread comes in between, the records already spent are known there by their ids.
+//
+// What an operation touches is seldom in a cache, so it is named early: all records of a frame are
+// read before the first is looked for, and the next frame before this one is answered.
 
 import Synchronization
 import TollgateCore
@@ -17,10 +20,22 @@ import TollgateWire
 @safe final class LeaseFastPath: FastPath {
   private let hub: LeaseHub
   private let metrics: Metrics
-  private let shape: UnsafeMutableRawPointer
-  private let amounts: UnsafeMutableBufferPointer<Int64>
+  /// Of each record that is being looked at, where its shape does not lie in the frame.
+  private let shapes: UnsafeMutableRawPointer
+  private let records: UnsafeMutablePointer<ReadRecord>
+  /// Where the record of this frame lies; that of the next may lie in the other of the first two.
+  private var place = 0
+  private var isAhead = false
   /// Answers since the last turn.
   private var counts = Counts()
+
+  // Safe: `key` lies in the frame or in `shapes`, and is used before the frame is gone.
+  @safe private struct ReadRecord {
+    var raw: RawRecord
+    var key: UnsafeRawBufferPointer
+    var hash: UInt64
+    var bucket: Int
+  }
 
   private struct Counts {
     var allowed = 0
@@ -37,41 +52,59 @@ import TollgateWire
   init(_ hub: LeaseHub, metrics: Metrics) {
     self.hub = hub
     self.metrics = metrics
-    unsafe shape = .allocate(byteCount: RawRecord.shapeBytesMax, alignment: 16)
-    unsafe amounts = .allocate(capacity: RawRecord.itemsMax)
-    unsafe amounts.initialize(repeating: 0)
+    unsafe shapes = .allocate(
+      byteCount: RawRecord.shapeBytesMax * Self.recordsMax, alignment: 16)
+    unsafe records = .allocate(capacity: Self.recordsMax)
   }
 
   deinit {
-    unsafe shape.deallocate()
-    unsafe amounts.deallocate()
+    unsafe shapes.deallocate()
+    unsafe records.deallocate()
   }
 
   package func answer(_ frame: borrowing FastFrame, into out: OutBytes) -> Bool {
-    guard hub.isWatched.load(ordering: .relaxed) == 0,
-      var records = unsafe RawRecords(frame.payload, max: Self.recordsMax)
-    else { return false }
-    let count = records.left
+    let wasRead = frame.wasNext && isAhead
+    isAhead = false
+    var count = 1
+    if wasRead {
+      place ^= 1
+    } else {
+      guard var each = unsafe RawRecords(frame.payload, max: Self.recordsMax) else { return false }
+      count = each.left
+      if count > 1 { place = 0 }
+      var index = place
+      while let record = unsafe each.next() {
+        guard unsafe read(record, into: index) else { return false }
+        index += 1
+      }
+    }
+    if count == 1, let next = unsafe frame.next, let record = unsafe RawRecords.only(next) {
+      isAhead = unsafe read(record, into: place ^ 1)
+    }
+    guard hub.isWatched.load(ordering: .relaxed) == 0 else { return false }
     let kind: LeaseKind = frame.opcode == .check ? .check : .consume
     let wall = hub.wall(at: frame.now)
+    if count > 1, kind == .consume {
+      for index in 0..<count {
+        let would = with(index, kind, frame.now, wall) {
+          hub.table.wouldAnswer($0, space: Self.answerBytesMax)
+        }
+        guard would else { return false }
+      }
+    }
     let head = FrameHeader.bytes + 4
     let room = unsafe out.reserve(head + count * Self.answerBytesMax)
     var counts = counts
-    if count > 1, kind == .consume {
-      var asked = records
-      while let record = unsafe asked.next() {
-        guard unsafe spend(record, .check, frame.now, wall, into: room, &counts) > 0 else {
-          return false
-        }
-      }
-      counts = self.counts
-    }
     var written = head
-    while let record = unsafe records.next() {
+    for index in place..<place + count {
       let bytes = unsafe spend(
-        record, kind, frame.now, wall,
+        index, kind, frame.now, wall,
         into: UnsafeMutableRawBufferPointer(rebasing: room[written...]), &counts)
-      guard bytes > 0 else { return false }
+      guard bytes > 0 else {
+        // What was spent is known by its id where the frame goes now.
+        if index > place { hub.spent() }
+        return false
+      }
       written += bytes
     }
     self.counts = counts
@@ -86,25 +119,46 @@ import TollgateWire
     return true
   }
 
+  /// False: it is for the other path.
+  @inline(__always)
+  private func read(_ record: UnsafeRawBufferPointer, into place: Int) -> Bool {
+    let shape = unsafe UnsafeMutableRawBufferPointer(
+      start: shapes + place &* RawRecord.shapeBytesMax, count: RawRecord.shapeBytesMax)
+    guard let raw = unsafe RawRecord(record, shape: shape) else { return false }
+    let key = unsafe raw.shape(record, shape)
+    let bucket = unsafe hub.bucket(ofShape: key)
+    hub.table.expect(bucket: bucket, raw.id)
+    unsafe (records + place).initialize(
+      to: ReadRecord(raw: raw, key: key, hash: LeaseHash.of(key), bucket: bucket))
+    return true
+  }
+
+  @inline(__always)
+  private func with<T>(
+    _ index: Int, _ kind: LeaseKind, _ now: Int64, _ wall: Int64,
+    _ body: (borrowing LeaseRequest) -> T
+  ) -> T {
+    let record = unsafe records + index
+    let id = unsafe record.pointee.raw.id
+    let count = unsafe record.pointee.raw.items
+    return unsafe withUnsafeBytes(of: &record.pointee.raw.amounts) { amounts in
+      unsafe body(
+        LeaseRequest(
+          bucket: record.pointee.bucket, kind: kind, id: id, key: record.pointee.key,
+          hash: record.pointee.hash,
+          amounts: UnsafeBufferPointer(
+            start: amounts.baseAddress?.assumingMemoryBound(to: Int64.self), count: count),
+          now: now, wall: wall))
+    }
+  }
+
   /// Bytes of the answer; 0: leases do not answer this record.
   @inline(__always)
   private func spend(
-    _ record: UnsafeRawBufferPointer, _ kind: LeaseKind, _ now: Int64, _ wall: Int64,
+    _ index: Int, _ kind: LeaseKind, _ now: Int64, _ wall: Int64,
     into room: UnsafeMutableRawBufferPointer, _ counts: inout Counts
   ) -> Int {
-    let space = unsafe UnsafeMutableRawBufferPointer(start: shape, count: RawRecord.shapeBytesMax)
-    guard let raw = unsafe RawRecord(record, shape: space) else { return 0 }
-    let key = unsafe UnsafeRawBufferPointer(start: shape, count: raw.shapeBytes)
-    let bucket = unsafe hub.bucket(ofShape: key)
-    hub.table.expect(bucket: bucket, raw.id)
-    for item in 0..<raw.items { unsafe amounts[item] = raw.amounts[item] }
-    let outcome = unsafe hub.table.spend(
-      LeaseRequest(
-        bucket: bucket, kind: kind, id: raw.id, key: key,
-        hash: LeaseHash.of(key),
-        amounts: UnsafeBufferPointer(start: amounts.baseAddress, count: raw.items), now: now,
-        wall: wall),
-      into: room)
+    let outcome = with(index, kind, now, wall) { unsafe hub.table.spend($0, into: room) }
     switch outcome {
     case .allowed(let bytes):
       counts.allowed += 1

@@ -28,6 +28,7 @@ final class LeaseKeeper {
   /// Shapes by hash, with when they were asked for last (boot time): young and old.
   private var young: [UInt64: Int64] = [:]
   private var old: [UInt64: Int64] = [:]
+  private var memory = LeaseTranslation.Memory()
   private var scratch = [UInt8](repeating: 0, count: LeaseFastPath.answerBytesMax)
 
   /// Asked for again within this time, a shape is leased.
@@ -241,7 +242,7 @@ final class LeaseKeeper {
       call = try LeaseTranslation.call(
         exchange, keys: enforcer.keys, bucket: bucket, fence: path.fence,
         ttlMilliseconds: enforcer.configuration.leases.ttlMilliseconds,
-        outboxEntriesMax: enforcer.storeLimits.outboxEntriesMax)
+        outboxEntriesMax: enforcer.storeLimits.outboxEntriesMax, memory: &memory)
     } catch {
       enforcer.logger.critical(
         "what was let through from leases cannot be read", metadata: ["part": "\(error.what)"])
@@ -251,6 +252,7 @@ final class LeaseKeeper {
     let sentAt = NIODeadline.now()
     enforcer.metrics.leases.exchanges.add()
     enforcer.begun(bucket)
+    enforcer.startTicking()
     path.connection.send(
       { call.write(into: &$0) },
       completion: { [self] result in

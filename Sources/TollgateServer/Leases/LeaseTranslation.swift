@@ -1,6 +1,7 @@
 // An exchange as the lease table describes it, as the call that Redis gets; and the answer back.
 // Both sides name the same things by other words: the engine keeps bytes, the store knows subjects,
-// features and periods.
+// features and periods. Hot subjects are named again with every settle, so what was read once is
+// remembered: reading costs ten times what looking it up does.
 
 import TollgateCore
 import TollgateEngine
@@ -14,26 +15,89 @@ enum LeaseTranslation {
     let what: String
   }
 
+  /// What was read before, of one loop. Each table is emptied where it would grow beyond `max`.
+  struct Memory {
+    fileprivate struct Delta: Hashable {
+      var key: [UInt8]
+      var definition: [UInt8]
+      var item: Int
+    }
+
+    static let max = 8192
+
+    fileprivate var subjects: [[UInt8]: Subject] = [:]
+    fileprivate var portions: [LeasePortionKey: LeasePortion] = [:]
+    /// nil: it is not metered.
+    fileprivate var bodies: [Delta: [UInt8]?] = [:]
+
+    fileprivate mutating func subject(_ name: [UInt8]) throws(Unreadable) -> Subject {
+      if let found = subjects[name] { return found }
+      guard let subject = try? Subject(String(decoding: name, as: UTF8.self)) else {
+        throw Unreadable(what: "an account")
+      }
+      if subjects.count >= Self.max { subjects = [:] }
+      subjects[name] = subject
+      return subject
+    }
+
+    fileprivate mutating func portion(
+      _ portion: LeaseExchange.Portion
+    ) throws(Unreadable) -> LeasePortion {
+      var found: LeasePortion
+      if let known = portions[portion.key] {
+        found = known
+      } else {
+        found = try LeaseTranslation.portion(portion.key)
+        if portions.count >= Self.max { portions = [:] }
+        portions[portion.key] = found
+      }
+      found.settle = portion.settle
+      found.target = portion.target < 0 ? nil : portion.target
+      return found
+    }
+
+    fileprivate mutating func body(
+      _ delta: LeaseExchange.Delta, at time: WallTime
+    ) throws(Unreadable) -> [UInt8]? {
+      let name = Delta(key: delta.key, definition: delta.definition, item: delta.item)
+      if let known = bodies[name] { return known }
+      let (body, isLasting) = try LeaseTranslation.body(delta, at: time)
+      guard isLasting else { return body }
+      if bodies.count >= Self.max { bodies = [:] }
+      bodies[name] = .some(body)
+      return body
+    }
+  }
+
   static func call(
     _ exchange: LeaseExchange, keys: KeySpace, bucket: Int, fence: Fence, ttlMilliseconds: Int64,
-    outboxEntriesMax: Int64
+    outboxEntriesMax: Int64, memory: inout Memory
   ) throws(Unreadable) -> LeaseCall {
     var accounts: [TollgateRedis.LeaseAccount] = []
     accounts.reserveCapacity(exchange.accounts.count)
+    // Those of an account lie side by side, in the order of the accounts.
+    var rest = exchange.deltas[...]
     for (place, account) in exchange.accounts.enumerated() {
-      guard let subject = try? Subject(String(decoding: account.name, as: UTF8.self)) else {
-        throw Unreadable(what: "an account")
-      }
+      let subject = try memory.subject(account.name)
       var portions: [LeasePortion] = []
       portions.reserveCapacity(account.portions.count)
-      for place in order(account) { portions.append(try portion(account.portions[place])) }
+      for place in order(account) {
+        portions.append(try memory.portion(account.portions[place]))
+      }
+      var deltas: [LeaseDelta] = []
+      while let delta = rest.first, delta.account == place {
+        if let body = try memory.body(delta, at: exchange.id.time) {
+          deltas.append(LeaseDelta(amount: delta.amount, body: body))
+        }
+        rest.removeFirst()
+      }
       accounts.append(
         TollgateRedis.LeaseAccount(
           account: subject, globalVersion: account.globalVersion,
           accountVersion: account.accountVersion, ordinal: Int64(clamping: account.ordinal),
-          isWhole: account.isWhole, portions: portions,
-          deltas: try deltas(of: place, exchange)))
+          isWhole: account.isWhole, portions: portions, deltas: deltas))
     }
+    guard rest.isEmpty else { throw Unreadable(what: "whose deltas these are") }
     guard let lessee = exchange.accounts.first?.lessee else { throw Unreadable(what: "nothing") }
     return LeaseCall(
       keySpace: keys, bucket: bucket, fence: fence, lessee: LesseeID(lessee),
@@ -48,13 +112,12 @@ enum LeaseTranslation {
     }
   }
 
-  private static func portion(
-    _ portion: LeaseExchange.Portion
-  ) throws(Unreadable) -> LeasePortion {
-    guard let counter = LeaseCounter(bytes: portion.key.name),
-      let rules = LeaseRule.rules(portion.key.limits)
-    else { throw Unreadable(what: "a counter") }
-    let target = portion.target < 0 ? nil : portion.target
+  /// With nothing to settle, and no target.
+  private static func portion(_ key: LeasePortionKey) throws(Unreadable) -> LeasePortion {
+    guard let counter = LeaseCounter(bytes: key.name), let rules = LeaseRule.rules(key.limits)
+    else {
+      throw Unreadable(what: "a counter")
+    }
     switch counter.place {
     case .rate(let limit):
       guard case .rate(let interval, let tolerance)? = rules.first else {
@@ -63,18 +126,15 @@ enum LeaseTranslation {
       return LeasePortion(
         subject: counter.subject, feature: counter.feature,
         source: .rate(
-          limit: limit, intervalMicroseconds: interval, toleranceMicroseconds: tolerance),
-        settle: portion.settle, target: target)
+          limit: limit, intervalMicroseconds: interval, toleranceMicroseconds: tolerance))
     case .window(let window):
-      guard portion.key.start < portion.key.end else { throw Unreadable(what: "a period") }
+      guard key.start < key.end else { throw Unreadable(what: "a period") }
       return LeasePortion(
         subject: counter.subject, feature: counter.feature,
         source: .cell(
           window: window,
           period: Period(
-            start: WallTime(milliseconds: portion.key.start),
-            end: WallTime(milliseconds: portion.key.end))),
-        settle: portion.settle, target: target,
+            start: WallTime(milliseconds: key.start), end: WallTime(milliseconds: key.end))),
         bounds: rules.compactMap { rule in
           switch rule {
           case .quota(let amount): .quota(amount: amount)
@@ -86,30 +146,23 @@ enum LeaseTranslation {
     }
   }
 
-  private static func deltas(
-    of account: Int, _ exchange: LeaseExchange
-  ) throws(Unreadable) -> [LeaseDelta] {
-    var deltas: [LeaseDelta] = []
-    for delta in exchange.deltas where delta.account == account {
-      guard let record = try? OperationRecord(shape: delta.key),
-        let definition = LeaseDefinition(bytes: delta.definition),
-        record.items.indices.contains(delta.item), definition.items.indices.contains(delta.item)
-      else { throw Unreadable(what: "a shape") }
-      let item = definition.items[delta.item]
-      // What is not metered is counted, and nobody bills it.
-      guard item.isMetered else { continue }
-      let billing = item.cells.first { $0.level == 1 && $0.window == .month }
-      deltas.append(
-        LeaseDelta(
-          amount: delta.amount,
-          body: UsageBody(
-            subject: record.subject, feature: record.items[delta.item].feature,
-            period: billing?.period ?? Window.month.period(containing: exchange.id.time),
-            cells: item.cells, catalogVersion: definition.catalogVersion, source: .lease,
-            attributes: record.attributes
-          ).encode()))
-    }
-    return deltas
+  /// What the ledger gets of a delta; nil: it is counted, and nobody bills it. `isLasting`: it is
+  /// the same whenever it is asked for.
+  private static func body(
+    _ delta: LeaseExchange.Delta, at time: WallTime
+  ) throws(Unreadable) -> ([UInt8]?, isLasting: Bool) {
+    guard let record = try? OperationRecord(shape: delta.key),
+      let definition = LeaseDefinition(bytes: delta.definition),
+      record.items.indices.contains(delta.item), definition.items.indices.contains(delta.item)
+    else { throw Unreadable(what: "a shape") }
+    let item = definition.items[delta.item]
+    guard item.isMetered else { return (nil, true) }
+    let billing = item.cells.first { $0.level == 1 && $0.window == .month }
+    let body = UsageBody(
+      subject: record.subject, feature: record.items[delta.item].feature,
+      period: billing?.period ?? Window.month.period(containing: time), cells: item.cells,
+      catalogVersion: definition.catalogVersion, source: .lease, attributes: record.attributes)
+    return (body.encode(), billing != nil)
   }
 
   /// In the order of the exchange's accounts and portions.

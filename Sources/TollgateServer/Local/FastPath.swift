@@ -23,10 +23,15 @@ package import TollgateWire
   package let now: Int64
   /// Unchecked: counts, lengths and names in it may be anything. Good until `answer` returns.
   package let payload: UnsafeRawBufferPointer
+  /// It was `next` of the frame that was asked for just before this one, and lies where it lay.
+  package let wasNext: Bool
+  /// That of the frame that is asked for next, if it is: what it needs may be looked for already.
+  package let next: UnsafeRawBufferPointer?
 
   package init(
     opcode: Opcode, correlation: UInt64, deadlineMilliseconds: UInt32,
-    features: ProtocolFeatures, now: Int64, payload: UnsafeRawBufferPointer
+    features: ProtocolFeatures, now: Int64, payload: UnsafeRawBufferPointer, wasNext: Bool = false,
+    next: UnsafeRawBufferPointer? = nil
   ) {
     self.opcode = opcode
     self.correlation = correlation
@@ -34,6 +39,8 @@ package import TollgateWire
     self.features = features
     self.now = now
     unsafe self.payload = payload
+    self.wasNext = wasNext
+    unsafe self.next = next
   }
 }
 

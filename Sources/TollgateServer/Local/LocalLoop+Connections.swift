@@ -111,6 +111,8 @@ extension LocalLoop {
     let before = output.count
     let now = connection.isFast ? LocalSystem.bootNanoseconds() : 0
     var at = 0
+    // Where the frame begins that the fast path was told of; `end`: none.
+    var expected = end
     // What goes to the conversation: runs of frames, copied once.
     var run = 0..<0
     var forwarded: ByteBuffer?
@@ -146,9 +148,14 @@ extension LocalLoop {
         connection.passing = frame.bytes
         continue
       }
-      if connection.isFast, answer(frame, at: at, now: now, connection) {
-        at += frame.bytes
-        continue
+      if connection.isFast {
+        let next = next(at + frame.bytes, connection)
+        let wasNext = at == expected
+        expected = next.isEmpty ? end : at + frame.bytes
+        if answer(frame, at: at, now: now, wasNext: wasNext, next: next, connection) {
+          at += frame.bytes
+          continue
+        }
       }
       noteFront(frame, connection)
       forward(at..<at + frame.bytes)
@@ -164,10 +171,23 @@ extension LocalLoop {
     if !connection.isGone { watch(connection) }
   }
 
+  /// The payload of the frame that begins there, if it is all there and of a kind that the fast
+  /// path is asked for.
+  @inline(__always)
+  private func next(_ index: Int, _ connection: LocalConnection) -> Range<Int> {
+    guard input.end - index > FrameHeader.bytes,
+      let frame = input.frame(at: index, frameBytesMax: connection.frameBytesMax),
+      frame.bytes <= input.end - index,
+      frame.opcode == Opcode.consume.rawValue || frame.opcode == Opcode.check.rawValue
+    else { return 0..<0 }
+    return index + FrameHeader.bytes..<index + frame.bytes
+  }
+
   /// Whether the fast path took the frame.
   @inline(__always)
   private func answer(
-    _ frame: FrontFrame, at index: Int, now: Int64, _ connection: LocalConnection
+    _ frame: FrontFrame, at index: Int, now: Int64, wasNext: Bool, next: Range<Int>,
+    _ connection: LocalConnection
   ) -> Bool {
     let opcode: Opcode
     switch frame.opcode {
@@ -178,7 +198,8 @@ extension LocalLoop {
     let asked = unsafe FastFrame(
       opcode: opcode, correlation: frame.correlation,
       deadlineMilliseconds: frame.deadlineMilliseconds, features: connection.features, now: now,
-      payload: input.bytes(index + FrameHeader.bytes..<index + frame.bytes))
+      payload: input.bytes(index + FrameHeader.bytes..<index + frame.bytes), wasNext: wasNext,
+      next: next.isEmpty ? nil : input.bytes(next))
     guard let fast, fast.answer(asked, into: output) else { return false }
     answered += 1
     return true

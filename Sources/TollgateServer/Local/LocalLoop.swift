@@ -37,7 +37,7 @@ final class LocalLoop {
   /// the fast path answers, goes to the conversation as it comes.
   static let wholeBytesMax = WireLimits.dataFrameBytesMax
   /// More answers than this do not wait for the end of the turn.
-  static let outputBytesMax = 128 * 1024
+  static let outputBytesMax = 8 * 1024
   /// Connections accepted in one turn.
   static let acceptsMax = 64
   /// How long no connection is accepted when there are no descriptors left.

@@ -40,6 +40,17 @@ package import TollgateCore
     left = count
   }
 
+  /// The record of a batch that has just one; nil: it has not.
+  @inlinable
+  package static func only(_ payload: UnsafeRawBufferPointer) -> UnsafeRawBufferPointer? {
+    guard payload.count >= 6,
+      unsafe UInt32(littleEndian: payload.loadUnaligned(as: UInt32.self)) == 1,
+      unsafe Int(UInt16(littleEndian: payload.loadUnaligned(fromByteOffset: 4, as: UInt16.self)))
+        == payload.count - 6
+    else { return nil }
+    return unsafe UnsafeRawBufferPointer(rebasing: payload[6...])
+  }
+
   /// The bytes of the next record; nil after the last.
   @inlinable
   package mutating func next() -> UnsafeRawBufferPointer? {
@@ -61,11 +72,27 @@ package struct RawRecord {
 
   package var id: OperationID
   package var shapeBytes: Int
+  /// The shape lies in the record as it is, from `shapeStart` on: nothing was written.
+  package var isInPlace = false
   package var items: Int
   /// Those of the items, and zeros.
   package var amounts: InlineArray<4, Int64>
 
-  /// Reads a record whose fields are all known here, and writes its shape; nil: it is for the other
+  @usableFromInline static var shapeStart: Int { 16 }
+
+  /// The shape, where `init` found or wrote it: the same two memories.
+  @inlinable
+  package func shape(
+    _ bytes: UnsafeRawBufferPointer, _ shape: UnsafeMutableRawBufferPointer
+  ) -> UnsafeRawBufferPointer {
+    isInPlace
+      ? unsafe UnsafeRawBufferPointer(
+        rebasing: bytes[Self.shapeStart..<Self.shapeStart + shapeBytes])
+      : unsafe UnsafeRawBufferPointer(rebasing: shape[0..<shapeBytes])
+  }
+
+  /// Reads a record whose fields are all known here, and writes its shape, unless that lies in the
+  /// record as it is (one item, nothing behind it); nil: it is for the other
   /// path. `shape` has `shapeBytesMax` bytes.
   @inlinable
   package init?(_ bytes: UnsafeRawBufferPointer, shape: UnsafeMutableRawBufferPointer) {
@@ -82,9 +109,23 @@ package struct RawRecord {
     guard items >= 1, items <= Self.itemsMax else { return nil }
     offset += 1
     amounts = InlineArray(repeating: 0)
-    var written = offset - 16
+    if items == 1, offset < bytes.count {
+      let end = unsafe offset + 1 + Int(bytes[offset])
+      if end + 8 == bytes.count {
+        let amount = unsafe Int64(
+          littleEndian: bytes.loadUnaligned(fromByteOffset: end, as: Int64.self))
+        shapeBytes = end - Self.shapeStart
+        guard amount >= 0, amount <= Quantity.maximum, shapeBytes <= Self.shapeBytesMax else {
+          return nil
+        }
+        amounts[0] = amount
+        isInPlace = true
+        return
+      }
+    }
+    var written = offset - Self.shapeStart
     guard written <= Self.shapeBytesMax else { return nil }
-    unsafe shape.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[16..<offset]))
+    unsafe shape.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[Self.shapeStart..<offset]))
     for item in 0..<items {
       guard offset < bytes.count else { return nil }
       let name = unsafe 1 + Int(bytes[offset])
@@ -150,12 +191,13 @@ extension OperationRecord {
     var buffer = ByteBuffer()
     encodeRecord(into: &buffer)
     var shape = [UInt8](repeating: 0, count: RawRecord.shapeBytesMax)
-    let count = unsafe shape.withUnsafeMutableBytes { shape in
+    return unsafe shape.withUnsafeMutableBytes { shape in
       unsafe buffer.withUnsafeReadableBytes { bytes in
-        unsafe RawRecord(bytes, shape: shape)?.shapeBytes
+        unsafe RawRecord(bytes, shape: shape).map { raw in
+          unsafe Array(raw.shape(bytes, shape))
+        }
       }
     }
-    return count.map { Array(shape.prefix($0)) }
   }
 }
 

@@ -1,5 +1,6 @@
 // One sidecar's lease table with a clock of the test's own, and words to write transcripts with.
 
+import Testing
 import TollgateCore
 import TollgateTesting
 
@@ -108,7 +109,24 @@ struct Shape {
   func spend(
     _ shape: Shape, _ amounts: [Int64], id: OperationID? = nil, kind: LeaseKind = .consume
   ) -> LeaseOutcome {
-    request(shape, amounts, id ?? mint(), kind) { unsafe table.spend($0, into: out) }
+    let id = id ?? mint()
+    let would = request(shape, amounts, id, kind) {
+      unsafe table.wouldAnswer($0, space: out.count)
+    }
+    let outcome = request(shape, amounts, id, kind) { unsafe table.spend($0, into: out) }
+    if kind == .consume { #expect(would == isAnswer(outcome) ?? would, "\(outcome)") }
+    return outcome
+  }
+
+  /// Whether it is what `wouldAnswer` foresees; nil: it need not foresee that.
+  private func isAnswer(_ outcome: LeaseOutcome) -> Bool? {
+    switch outcome {
+    case .allowed: true
+    // Of an id that is known, or of none.
+    case .denied, .replayed, .known, .knownDenied, .mismatch, .cancelled, .tooOld: nil
+    case .miss(.exposed), .miss(.ringFull), .miss(.logFull), .miss(.marked): nil
+    case .miss: false
+    }
   }
 
   func cancel(_ shape: Shape, _ amount: Int64, id: OperationID) -> LeaseCancel {
