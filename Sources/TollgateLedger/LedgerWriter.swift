@@ -22,8 +22,8 @@ package final class LedgerWriter: Sendable {
   /// Deltas in one transaction, so that no answer waits for an unbounded one.
   package static let transactionDeltasMax = 20_000
   /// Between the beginnings of two transactions, unless the later has much to do, or recovers a
-  /// bucket that nobody counts in meanwhile: many sidecars with a few deltas each cost as many
-  /// transactions as there is time for, otherwise.
+  /// bucket: many sidecars with a few deltas each cost as many transactions as there is time for,
+  /// otherwise. What comes while a small group waits goes with it.
   package static let paceNanoseconds: UInt64 = 20_000_000
   /// A group of so many deltas waits for no others.
   package static let fullDeltas = 1000

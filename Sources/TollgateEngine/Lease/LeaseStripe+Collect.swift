@@ -55,7 +55,7 @@ extension LeaseStripe {
     else { return nil }
     // So much unsettled would soon leave no room for more, in the ring or in what may be lost.
     let isPressed =
-      unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots)) / 2
+      unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots / 2)) / 2
       || unsettledUnits > unsettledUnitsMax / 2
     var by =
       isSpare || isPressed
@@ -70,8 +70,15 @@ extension LeaseStripe {
       pending.deltaCount < configuration.deltasMax,
       pending.portionCount < configuration.portionsPerExchangeMax
     {
+      let next = nextDue(line, by: by)
+      guard next != 0 else { break }
+      // A call is one lessee's: what an earlier incarnation left is settled in calls of its own.
+      if let first = pending.accounts.first?.account,
+        accounts[first].lessee != accounts[next].lessee
+      {
+        break
+      }
       let (account, isUrgent) = popDue(line, by: by)
-      guard account != 0 else { break }
       looked += 1
       if !isUrgent, isYoung(account, by: by) { continue }
       take(account, isUrgent: isUrgent, into: &pending, now: now)

@@ -59,7 +59,7 @@ extension LeaseStripe {
       ask(entry, request)
       return .miss(.ended)
     }
-    guard hasRoom(e, request) else {
+    guard hasRoom(e, request, beside: 0) else {
       ask(entry, request)
       return .miss(.noRoom)
     }
@@ -137,18 +137,22 @@ extension LeaseStripe {
   }
 
   @inline(__always)
-  private func hasRoom(_ e: LeaseEntry, _ request: borrowing LeaseRequest) -> Bool {
+  private func hasRoom(
+    _ e: LeaseEntry, _ request: borrowing LeaseRequest, beside others: Int64
+  ) -> Bool {
     for index in 0..<Int(e.judgedCount) {
       let reference = reference(index, of: e)
-      let amount = unsafe request.amounts[Int(reference.item)]
+      let amount = unsafe request.amounts[Int(reference.item)] &+ others
       if unsafe amount > portions.at(reference.portion).pointee.room { return false }
     }
     return true
   }
 
   /// Whether an operation of a new id would be answered now, for all that can be told without
-  /// counting. Nothing changes.
-  func wouldAnswer(_ request: borrowing LeaseRequest, space: Int) -> Bool {
+  /// counting, after so many units were taken of the same. Nothing changes.
+  func wouldAnswer(
+    _ request: borrowing LeaseRequest, space: Int, after others: Int64
+  ) -> Bool {
     let entry = unsafe findEntry(request.hash, request.key)
     guard entry != 0 else { return false }
     let e = unsafe entries.at(entry).pointee
@@ -158,7 +162,7 @@ extension LeaseStripe {
     let now = request.now
     let wall = request.wall
     guard e.judgedCount == 0 || now < accounts[e.account].localEnd,
-      hasRoom(e, request), ring.find(request.high, request.low) == 0
+      hasRoom(e, request, beside: others), ring.find(request.high, request.low) == 0
     else { return false }
     return time > ring.horizon && time <= wall &+ configuration.skewMilliseconds
   }

@@ -136,6 +136,14 @@ struct LeaseStripe: ~Copyable {
     lines[line].urgentLast = account
   }
 
+  /// Which account `popDue` would take; 0: none.
+  func nextDue(_ line: UInt32, by: Int64) -> UInt32 {
+    let urgent = lines[line].urgentFirst
+    if urgent != 0 { return urgent }
+    let first = lines[line].first
+    return first != 0 && accounts[first].dueAt <= by ? first : 0
+  }
+
   /// The next account that wants to be exchanged at once, or else that was due by then; 0: none.
   mutating func popDue(_ line: UInt32, by: Int64) -> (account: UInt32, isUrgent: Bool) {
     let urgent = lines[line].urgentFirst

@@ -93,10 +93,13 @@ package import TollgateCore
 
   /// Whether `spend` would answer, for all that can be told without counting: so that a frame of
   /// several is not begun that cannot be ended. Any thread.
-  package func wouldAnswer(_ request: borrowing LeaseRequest, space: Int) -> Bool {
+  /// - Parameter others: units that are spent before it and may be of the same.
+  package func wouldAnswer(
+    _ request: borrowing LeaseRequest, space: Int, after others: Int64 = 0
+  ) -> Bool {
     let index = request.bucket & mask
     unsafe locks[index].lock()
-    let would = unsafe stripes[index].pointee.wouldAnswer(request, space: space)
+    let would = unsafe stripes[index].pointee.wouldAnswer(request, space: space, after: others)
     unsafe locks[index].unlock()
     return would
   }

@@ -1,6 +1,6 @@
 // Memory that is zero and takes no room before it is written to: an index made for a busy hour
-// costs an idle pod nothing. It asks for large pages: whoever looks at random places of it would
-// else wait for the page tables as often as for the memory.
+// costs nothing before its first use. It asks for large pages: whoever looks at random places of it
+// would else wait for the page tables as often as for the memory.
 
 #if canImport(Glibc)
   internal import Glibc

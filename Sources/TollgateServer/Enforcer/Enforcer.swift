@@ -105,7 +105,8 @@ final class Enforcer {
   /// What a call to Redis takes, nanoseconds: of late ones more than of early ones.
   var callTime: Int64 = 0
   /// When Redis last answered a call of this loop.
-  var answeredAt = NIODeadline.uptimeNanoseconds(0)
+  var answeredAt = NIODeadline.uptimeNanoseconds(0) { didSet { onReply?() } }
+  var onReply: (() -> Void)?
   var quiescing: [Int: [() -> Void]] = [:]
   private var breakerWasOpen = false
   var encoder = UsageBodyCache()

@@ -4,8 +4,9 @@
 //
 // All records of a frame or none: a frame that leases do not answer whole goes to its conversation,
 // which asks the table again record by record (`Enforcer+Leases`), so what was found here is found
-// there. A frame of several records is therefore asked about first and spent then; where another
-// thread comes in between, the records already spent are known there by their ids.
+// there. A frame of several records is therefore asked about first, each beside what those before
+// it take, and spent then; where another thread comes in between, or a bound is reached, what was
+// spent already is known there by its ids.
 //
 // What an operation touches is seldom in a cache, so it is named early: all records of a frame are
 // read before the first is looked for, and the next frame before this one is answered.
@@ -86,8 +87,9 @@ import TollgateWire
     let wall = hub.wall(at: frame.now)
     if count > 1, kind == .consume {
       for index in 0..<count {
+        let before = units(before: index)
         let would = with(index, kind, frame.now, wall) {
-          hub.table.wouldAnswer($0, space: Self.answerBytesMax)
+          hub.table.wouldAnswer($0, space: Self.answerBytesMax, after: before)
         }
         guard would else { return false }
       }
@@ -117,6 +119,19 @@ import TollgateWire
       as: UInt32.self)
     out.commit(written)
     return true
+  }
+
+  /// What the records before it take, of its bucket: of its own account at least.
+  @inline(__always)
+  private func units(before index: Int) -> Int64 {
+    let bucket = unsafe records[index].bucket
+    var sum: Int64 = 0
+    for other in 0..<index where unsafe records[other].bucket == bucket {
+      for item in 0..<(unsafe records[other].raw.items) {
+        unsafe sum &+= records[other].raw.amounts[item]
+      }
+    }
+    return sum
   }
 
   /// False: it is for the other path.

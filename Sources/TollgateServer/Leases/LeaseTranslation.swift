@@ -75,8 +75,16 @@ enum LeaseTranslation {
   ) throws(Unreadable) -> LeaseCall {
     var accounts: [TollgateRedis.LeaseAccount] = []
     accounts.reserveCapacity(exchange.accounts.count)
-    // Those of an account lie side by side, in the order of the accounts.
+    // Those of an account lie side by side, in the order of the accounts; else they are put so.
+    let isOrdered = zip(exchange.deltas, exchange.deltas.dropFirst())
+      .allSatisfy { $0.account <= $1.account }
     var rest = exchange.deltas[...]
+    if !isOrdered {
+      rest =
+        exchange.accounts.indices.flatMap { place in
+          exchange.deltas.filter { $0.account == place }
+        }[...]
+    }
     for (place, account) in exchange.accounts.enumerated() {
       let subject = try memory.subject(account.name)
       var portions: [LeasePortion] = []

@@ -12,13 +12,10 @@ final class Breather {
   /// Work between two looks at the sockets.
   static let breath = TimeAmount.milliseconds(2)
   /// Long enough not to be due when the turn asks for more to do.
-  static let pause = TimeAmount.microseconds(50)
-  /// After so long without work the loop has surely come round.
-  private static let rested = TimeAmount.milliseconds(1)
+  static let pause = TimeAmount.microseconds(200)
 
   private let eventLoop: any EventLoop
   private var worked = TimeAmount.nanoseconds(0)
-  private var endedAt = NIODeadline.uptimeNanoseconds(0)
   private var isResting = false
   private var waiting: [() -> Void] = []
 
@@ -27,18 +24,22 @@ final class Breather {
   /// Now, or after a look at the sockets; always in order. On the loop.
   func run(_ work: @escaping () -> Void) {
     if isResting { return waiting.append(work) }
-    let now = NIODeadline.now()
-    if now - endedAt > Self.rested { worked = .nanoseconds(0) }
     guard worked < Self.breath else {
       isResting = true
       waiting.append(work)
-      eventLoop.assumeIsolated().scheduleTask(in: Self.pause) { self.resume() }
+      // Behind what this turn still has to do, which may take longer than the pause.
+      eventLoop.assumeIsolated().execute {
+        self.eventLoop.assumeIsolated().scheduleTask(in: Self.pause) { self.resume() }
+      }
       return
     }
+    let now = NIODeadline.now()
     work()
-    endedAt = .now()
-    worked = worked + (endedAt - now)
+    worked = worked + (.now() - now)
   }
+
+  /// Something was read from a socket: the loop has come round.
+  func cameRound() { worked = .nanoseconds(0) }
 
   private func resume() {
     let ready = waiting

@@ -62,7 +62,9 @@ final class SessionContext {
     self.admin = admin
     self.logger = logger
     flusher = LoopFlusher(eventLoop: enforcer.eventLoop)
-    breather = Breather(eventLoop: enforcer.eventLoop)
+    let breather = Breather(eventLoop: enforcer.eventLoop)
+    self.breather = breather
+    enforcer.onReply = { [weak breather] in breather?.cameRound() }
     let intake = Intake(enforcer: enforcer, breather: breather)
     self.intake = intake
     enforcer.onRoom = { [weak intake] in intake?.roomCame() }

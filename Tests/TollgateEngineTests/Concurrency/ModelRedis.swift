@@ -79,6 +79,7 @@ final class ModelRedis {
 
   func exchange(_ exchange: LeaseExchange) -> [LeaseReply] {
     exchanges += 1
+    precondition(Set(exchange.accounts.map(\.lessee)).count <= 1, "a call is one lessee's")
     let isDone =
       !exchange.deltas.isEmpty && !batches.insert(exchange.id).inserted
       && fault != .batchesAreNotDeduplicated

@@ -34,6 +34,21 @@ struct LeaseJournalTests {
     #expect(next.table.finishedPredecessors.isEmpty)
   }
 
+  /// Each call names one lessee: what both have of a counter would else be booked on one.
+  @Test func anIncarnationAndItsPredecessorNeverShareACall() throws {
+    let scene = LeaseScene(memory).begin(redis)
+    scene.spend(.simple(), 3)
+    let next = again(scene)
+    #expect(next.register(amount: 1_000, demand: 10) == .ready)
+    var lessees: [Set<UInt64>] = []
+    while let exchange = next.collect() {
+      lessees.append(Set(exchange.accounts.map(\.lessee)))
+      next.table.replied(exchange.token, redis.exchange(exchange), now: next.monotonic)
+    }
+    #expect(lessees.allSatisfy { $0.count == 1 } && lessees.reduce([]) { $0.union($1) } == [1, 2])
+    #expect(redis.settled["acme"] == 3)
+  }
+
   @Test func aBatchInDoubtGoesOutAgainUnderItsId() throws {
     let scene = LeaseScene(memory).begin(redis)
     scene.spend(.simple(), 3)
