@@ -20,9 +20,8 @@ CALL = 30            # estimated: an exchange itself: fence, memory of calls, pa
 SHIP = 6             # estimated: an entry of the outbox read, acknowledged and trimmed
 COMMAND = 4          # estimated: a small command by itself, as an idle sidecar sends them
 IDLE_COMMANDS = 107  # measured: a second and sidecar without traffic, those inside scripts too
-# Microseconds of the reference ledger's CPU for one delta. Measured under row a, by its deltas; the
-# audit's questions at the end are in it.
-LEDGER = 220
+# Microseconds of the reference ledger's CPU for one delta. Measured under row d, by its deltas.
+LEDGER = 80
 # The lease engine's (LeaseConfiguration, LeasePace, LeaseKeeper).
 DEMAND, IDLE, EVICT = 1.0, 1.0, 60.0
 TICK, SETTLE, COVER, LEAST = 0.01, 0.5, 2.0, 16
