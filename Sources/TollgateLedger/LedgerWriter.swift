@@ -1,8 +1,8 @@
 // Group commit. One fsync costs as much as thousands of inserts, so the writer takes everything
 // that is waiting, puts it into one transaction and answers each part by itself. While a
 // transaction is being synchronised the next group gathers behind it, and a small group also
-// waits until `pace` after the last one: the group size follows the load, and a lone batch waits
-// for nobody.
+// waits until `pace` after the last one: the group size follows the load, and a batch that comes
+// later than that waits for nobody.
 //
 // Threading: `submit` may be called from anywhere and never blocks; completions run on the
 // writer's own queue and must not block it. Bounded: jobs and deltas that wait are counted, and

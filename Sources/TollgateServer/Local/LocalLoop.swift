@@ -8,7 +8,8 @@
 //
 // One turn reads each ready connection once, so that none can hold the others up; what the fast
 // path answered leaves when all were read, in one write for each: a peer that is woken by the first
-// answer finds the others there, too, and both sides make fewer turns. Nothing is kept of an idle
+// answer finds the others there, too, and both sides make fewer turns. Where that is much, some of
+// it leaves earlier, so that the peer works on it while others are read. Nothing is kept of an idle
 // connection but its place: what is read goes into one buffer for all, and only half a frame, or
 // bytes that the peer does not take, are kept beside it.
 //
@@ -37,6 +38,7 @@ final class LocalLoop {
   /// the fast path answers, goes to the conversation as it comes.
   static let wholeBytesMax = WireLimits.dataFrameBytesMax
   /// More answers than this do not wait for the end of the turn.
+  /// More answers than this do not wait for the end of the turn: some eighty.
   static let outputBytesMax = 8 * 1024
   /// Connections accepted in one turn.
   static let acceptsMax = 64
