@@ -32,7 +32,7 @@ func withScene(
   configure(&configuration)
   let client = TollgateClient(configuration: configuration)
   client.start()
-  if waits { try await client.waitUntilReady(within: .seconds(10)) }
+  if waits { try await client.waitUntilReady(within: .seconds(60)) }
   do {
     try await body(Scene(directory: directory, sidecars: sidecars, client: client))
   } catch {

@@ -81,11 +81,12 @@ import TollgateTesting
       return try busy(with: calls, rig)
     }
     _ = try (cost("chat"), cost("tokens"))
-    var ratios: [Double] = []
-    for _ in 0..<5 { ratios.append(try cost("tokens") / cost("chat")) }
-    ratios.sort()
-    print("decide, 8 limits against 1: \(ratios)")
-    #expect(ratios[2] <= 2)
+    // What runs beside only ever adds to a round: the least of each is what it costs.
+    let rounds = try (0..<7).map { _ in (try cost("chat"), try cost("tokens")) }
+    let ratios = rounds.map { $0.1 / $0.0 }.sorted()
+    let least = (rounds.map(\.1).min() ?? .infinity) / (rounds.map(\.0).min() ?? 0)
+    print("decide, 8 limits against 1: \(least), by rounds \(ratios)")
+    #expect(least <= 2)
   }
 
   @Test func whatPricesGrantsAndHoldsCostIsMeasured() throws {
