@@ -31,6 +31,7 @@ final class Sidecar: Sendable {
   /// nil: there is no ledger.
   let watch: LedgerWatch?
   let lag = LagBoard()
+  private let owned = OwnedBuckets()
   let leases: LeaseHub
   private let subscription: LeaseSubscription
   let fallback: FallbackQueue
@@ -230,8 +231,8 @@ final class Sidecar: Sendable {
           LiveBackend(sidecar: self), clock: { SystemClock.wallTime() }, logger: logger)
         let shipper = Shipper(
           configuration: configuration, store: store, ledger: ledger, healer: healer,
-          metrics: metrics, logger: logger, buckets: buckets, lag: lag, watch: watch,
-          thresholds: thresholds)
+          metrics: metrics, logger: logger, buckets: buckets, lag: lag, owned: owned,
+          watch: watch, thresholds: thresholds)
         group.addTask { await shipper.run() }
         group.addTask { await thresholds.run() }
         if let reposter = healer.reposter { group.addTask { await reposter.run() } }
@@ -250,7 +251,8 @@ final class Sidecar: Sendable {
       group.addTask { await self.beats() }
       group.addTask { await self.watchLosses() }
       let sweeper = Sweeper(
-        configuration: configuration, store: store, healer: healer, buckets: buckets)
+        configuration: configuration, store: store, healer: healer, buckets: buckets,
+        owned: owned)
       group.addTask { await sweeper.run() }
       group.addTask { await self.openBuckets() }
       let predecessors = LeasePredecessors(
@@ -265,7 +267,7 @@ final class Sidecar: Sendable {
   static let beatMilliseconds: Int64 = 100
   /// Between beats while nobody asks for anything and nothing is owed: each beat is a question to
   /// Redis and a turn of every loop, ten times a second in every pod.
-  static let quietBeatMilliseconds: Int64 = 400
+  static let quietBeatMilliseconds: Int64 = 1_000
 
   private func beats() async {
     var frames: Int64 = -1
@@ -285,9 +287,11 @@ final class Sidecar: Sendable {
         }
       }
       await refreshGauges()
-      try? await Task.sleep(
-        for: .milliseconds(isQuiet ? Self.quietBeatMilliseconds : Self.beatMilliseconds),
-        tolerance: .milliseconds(isQuiet ? Self.quietBeatMilliseconds / 4 : 0))
+      if isQuiet {
+        try? await Task.sleep(until: Nap.end(after: Self.quietBeatMilliseconds))
+      } else {
+        try? await Task.sleep(for: .milliseconds(Self.beatMilliseconds))
+      }
     }
   }
 
@@ -321,6 +325,8 @@ final class Sidecar: Sendable {
     }
   }
 
+  static let gaugesPatience = TimeAmount.milliseconds(100)
+
   private func refreshGauges() async {
     let now = store.wallTime()
     let total = lag.total(now: now)
@@ -346,9 +352,11 @@ final class Sidecar: Sendable {
     metrics.leases.accounts.set(Int64(leased.accounts))
     metrics.leases.shapes.set(Int64(leased.entries))
     metrics.leases.recovering.set(Int64(leased.recovering))
+    if ledger != nil { retained += Int64(await healer.retainedConfigCount) }
     metrics.retainedDeltas.set(retained)
     late += await healer.lateConfig.values.reduce(0) { $0 + Int64($1.count) }
     metrics.lateDeltas.set(late)
+    metrics.note(fallback.status)
     metrics.meteringLagMilliseconds.set(oldest.map { max(0, now - $0) } ?? 0)
   }
 
@@ -378,7 +386,12 @@ final class Sidecar: Sendable {
     return try await Listener.bound("http", "\(host):\(port)") {
       try await HealthServer.start(
         host: host, port: port, group: MultiThreadedEventLoopGroup.singleton,
-        report: { board.report() }, metrics: { [metrics] in metrics.exposition() })
+        report: { board.report() },
+        metrics: {
+          // As they are now; where a loop stands still, as they were.
+          _ = await Bounded.ended(by: .now() + Self.gaugesPatience) { await self.refreshGauges() }
+          return self.metrics.exposition()
+        })
     }
   }
 

@@ -220,9 +220,10 @@ extension LiveTests {
       _ = try caller.consume("acme/m", ("calls", 1))
       stack.ledger?.kill()
       for _ in 0..<25 { #expect(try caller.consume("acme/m", ("calls", 2)).isAllowed) }
-      try eventually("the outage and what waits are seen") {
+      // What waits is looked up when it is asked for.
+      #expect((stack.metric("tollgate_retained_deltas", sidecar: 0) ?? 0) >= 25)
+      try eventually("the outage and its age are seen") {
         stack.metric("tollgate_ledger_up", sidecar: 0) == 0
-          && (stack.metric("tollgate_retained_deltas", sidecar: 0) ?? 0) >= 25
           && (stack.metric("tollgate_metering_lag_milliseconds", sidecar: 0) ?? 0) > 0
       }
       // A ledger's outage unreadies nobody: the sidecar answers, and says that it is degraded.

@@ -26,7 +26,6 @@ extension LiveTests {
     }
 
     private func delivered(_ stack: Stack) throws {
-      stack.awaitGauges()
       try eventually(within: .seconds(20), "nothing is retained") {
         (0..<stack.options.sidecars).allSatisfy {
           stack.metric("tollgate_retained_deltas", sidecar: $0) == 0

@@ -171,7 +171,6 @@ extension LiveTests {
         try stack.cli(["catalog", "show"], sidecar: sidecar).output
       }
       try apply("501", sidecar: 0)
-      stack.awaitGauges()
       try eventually(within: .seconds(10), "everything is delivered") {
         try Audit.reconcile(stack)?.undelivered == 0
           && stack.metric("tollgate_retained_deltas", sidecar: 0) == 0

@@ -96,7 +96,6 @@ struct ReservationScene: Sendable {
       try eventually(within: .seconds(20), every: .milliseconds(100), "the outboxes are empty") {
         try Audit.reconcile(stack)?.undelivered == 0
       }
-      stack.awaitGauges()
       try eventually(within: .seconds(20), "nothing is retained") {
         (0..<stack.options.sidecars).allSatisfy {
           stack.sidecar($0)?.isRunning != true

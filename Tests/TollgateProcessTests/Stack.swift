@@ -340,10 +340,6 @@ final class Stack: Sendable {
     return nil
   }
 
-  /// A quiet sidecar looks at its own figures twice a second: what they say of something that has
-  /// just happened counts only from then on.
-  func awaitGauges() { Thread.sleep(forTimeInterval: 0.7) }
-
   /// The end of every log, for a failure to quote.
   var logs: String {
     var text = ""

@@ -57,12 +57,15 @@ extension LeaseStripe {
     let isPressed =
       unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots / 2)) / 2
       || unsettledUnits > unsettledUnitsMax / 2
-    var by =
+    let due =
       isSpare || isPressed
       ? now : now &- max(0, configuration.settleNanoseconds &- configuration.tickNanoseconds)
-    guard lines[line].urgentFirst != 0 || accounts[lines[line].first].dueAt <= by else {
-      return nil
-    }
+    let isDue = lines[line].first != 0 && accounts[lines[line].first].dueAt <= due
+    guard isDue || lines[line].urgentFirst != 0 else { return nil }
+    // Accounts that are settled together are due together from then on: a call for many of them,
+    // and each as seldom as may be. Who only wants units brings none of those that are young.
+    let along = isDue ? now : now &- configuration.settleNanoseconds / 4 * 3
+    var by = due
     var pending = PendingExchange(id: id(), bucket: bucket)
     // Whoever is passed over is looked at again when what keeps it is over.
     var looked = 0
@@ -82,7 +85,8 @@ extension LeaseStripe {
       looked += 1
       if !isUrgent, isYoung(account, by: by) { continue }
       take(account, isUrgent: isUrgent, into: &pending, now: now)
-      if !pending.accounts.isEmpty { by = max(by, now &- configuration.settleNanoseconds / 4 * 3) }
+      guard !pending.accounts.isEmpty else { continue }
+      by = pending.accounts.count < configuration.accountsAlongMax ? max(due, along) : due
     }
     guard !pending.accounts.isEmpty else { return nil }
     let number = nextExchange

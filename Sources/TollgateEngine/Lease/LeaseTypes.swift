@@ -257,6 +257,8 @@ package struct LeaseConfiguration: Sendable {
   /// Per exchange: at most the 120 that a batch id has room for, and what one call may touch.
   package var deltasMax = 100
   package var accountsPerExchangeMax = 100
+  /// What is not due goes along up to so many accounts: as much as keeps Redis for a millisecond.
+  package var accountsAlongMax = 32
   package var portionsPerExchangeMax = 200
 
   package init() {}

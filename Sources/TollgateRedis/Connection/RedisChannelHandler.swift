@@ -53,6 +53,8 @@ package final class RedisChannelHandler: ChannelInboundHandler {
   private var sweepAt = Int64.max
   private var sweepTask: Scheduled<Void>?
   private var refreshTask: Scheduled<Void>?
+  /// When who answers was last asked for.
+  private var refreshedAt: Int64 = 0
 
   package init(
     eventLoop: any EventLoop, limits: RedisConnectionLimits, credentials: RedisCredentials?,
@@ -89,6 +91,7 @@ package final class RedisChannelHandler: ChannelInboundHandler {
       return
     }
     scheduleFlush()
+    if tickTime &- refreshedAt >= limits.refreshInterval { refresh(tickTime) }
     write(&outbound)
     let deadline = Int64(clamping: deadline.uptimeNanoseconds)
     machine.commandWritten(
@@ -189,6 +192,7 @@ package final class RedisChannelHandler: ChannelInboundHandler {
       scheduleFlush()
       writeIdentification()
     case .becameReady(let identity):
+      refreshedAt = Self.now()
       scheduleRefresh()
       onEvent(.ready(identity))
     case .identityChanged(let identity):
@@ -292,21 +296,30 @@ package final class RedisChannelHandler: ChannelInboundHandler {
     }
   }
 
+  /// Goes before the command that is next, so that its answer is known before that one's.
+  private func refresh(_ now: Int64) {
+    let deadline = now &+ limits.refreshInterval
+    guard machine.refreshDue(deadline: deadline, now: now) else { return }
+    refreshedAt = now
+    RESPWriter.write(["INFO", "replication"], to: &outbound)
+    armSweep(deadline)
+  }
+
+  /// Where nothing is sent that it could go before.
   private func scheduleRefresh() {
     refreshTask = eventLoop.assumeIsolated().scheduleTask(
-      in: .nanoseconds(limits.refreshInterval)
+      in: .nanoseconds(limits.refreshInterval * Self.idleRefreshes)
     ) {
       guard !self.isFinished else { return }
-      let now = Self.now()
-      let deadline = now &+ self.limits.refreshInterval
-      if self.machine.refreshDue(deadline: deadline, now: now) {
+      if Self.now() &- self.refreshedAt >= self.limits.refreshInterval {
         self.scheduleFlush()
-        RESPWriter.write(["INFO", "replication"], to: &self.outbound)
+        self.refresh(self.tickTime)
       }
-      self.armSweep(deadline)
       self.scheduleRefresh()
     }
   }
+
+  private static let idleRefreshes: Int64 = 3
 
   /// Bytes; a tick's commands usually fit.
   private static let outboundCapacity = 4096

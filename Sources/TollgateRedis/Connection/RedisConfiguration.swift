@@ -43,7 +43,8 @@ package struct RedisConnectionLimits: Hashable, Sendable {
   /// How long the oldest command may stay unanswered before the connection is dropped. Longer
   /// than any command deadline: those report a slow Redis, this one a dead peer.
   package var stallMax: Int64 = 15_000_000_000
-  /// How often INFO replication is polled.
+  /// How often INFO replication is polled: before the command that is next, or, where none is sent,
+  /// a third as often.
   package var refreshInterval: Int64 = 1_000_000_000
   package var replies = RESPLimits()
 

@@ -22,11 +22,12 @@ package final class RedisSubscription: Sendable {
   package let eventLoop: any EventLoop
   private let core: NIOLoopBoundBox<Core>
 
-  /// Makes an idle subscription; from any thread. `beat`: how often it is made sure that nothing
-  /// was missed.
+  /// Makes an idle subscription; from any thread. `beat`: after what time it is made sure again
+  /// that nothing was missed; asked each time.
   package init(
-    _ configuration: RedisLinkConfiguration, channels: [String], beat: TimeAmount,
-    on eventLoop: any EventLoop, seed: UInt64, logger: Logger,
+    _ configuration: RedisLinkConfiguration, channels: [String],
+    beat: @escaping @Sendable () -> TimeAmount, on eventLoop: any EventLoop, seed: UInt64,
+    logger: Logger,
     onEvent: @escaping @Sendable (RedisSubscriptionEvent) -> Void
   ) {
     self.eventLoop = eventLoop
@@ -59,7 +60,7 @@ extension RedisSubscription {
   private final class Core {
     private let configuration: RedisLinkConfiguration
     private let channels: [String]
-    private let beat: TimeAmount
+    private let beat: @Sendable () -> TimeAmount
     private let eventLoop: any EventLoop
     private let logger: Logger
     private let onEvent: @Sendable (RedisSubscriptionEvent) -> Void
@@ -67,8 +68,9 @@ extension RedisSubscription {
     private var current: SubscriptionHandler?
 
     init(
-      _ configuration: RedisLinkConfiguration, channels: [String], beat: TimeAmount,
-      on eventLoop: any EventLoop, seed: UInt64, logger: Logger,
+      _ configuration: RedisLinkConfiguration, channels: [String],
+      beat: @escaping @Sendable () -> TimeAmount, on eventLoop: any EventLoop, seed: UInt64,
+      logger: Logger,
       onEvent: @escaping @Sendable (RedisSubscriptionEvent) -> Void
     ) {
       self.configuration = configuration
@@ -132,7 +134,7 @@ private final class SubscriptionHandler: ChannelInboundHandler {
   private let eventLoop: any EventLoop
   private let credentials: RedisCredentials?
   private let channels: [String]
-  private let beat: TimeAmount
+  private let beat: @Sendable () -> TimeAmount
   private let onEvent: (RedisSubscriptionEvent) -> Void
   private let reader: RESPReader
   private var machine: SubscriptionMachine
@@ -142,7 +144,8 @@ private final class SubscriptionHandler: ChannelInboundHandler {
 
   init(
     eventLoop: any EventLoop, credentials: RedisCredentials?, limits: RESPLimits,
-    channels: [String], beat: TimeAmount, onEvent: @escaping (RedisSubscriptionEvent) -> Void
+    channels: [String], beat: @escaping @Sendable () -> TimeAmount,
+    onEvent: @escaping (RedisSubscriptionEvent) -> Void
   ) {
     self.eventLoop = eventLoop
     self.credentials = credentials
@@ -194,7 +197,7 @@ private final class SubscriptionHandler: ChannelInboundHandler {
   }
 
   private func scheduleBeat() {
-    beats = eventLoop.assumeIsolated().scheduleTask(in: beat) {
+    beats = eventLoop.assumeIsolated().scheduleTask(in: beat()) {
       guard !self.isClosed else { return }
       self.perform(self.machine.beat(now: Self.now()))
       if !self.isClosed { self.scheduleBeat() }

@@ -21,7 +21,7 @@ struct FallbackPoster: Sendable {
   static let parallelMax = 256
   static let roundMilliseconds: Int64 = 20
   /// While nothing waits.
-  static let idleMilliseconds: Int64 = 250
+  static let idleMilliseconds: Int64 = 1_000
   static let deadline = TimeAmount.seconds(5)
 
   func run() async {
@@ -33,9 +33,11 @@ struct FallbackPoster: Sendable {
         queue.compactIfLarge()
         metrics.note(queue.status)
         // What waits is owed, not awaited: a round is soon enough.
-        let rest = queue.count > 0 ? Self.roundMilliseconds : Self.idleMilliseconds
-        try? await Task.sleep(
-          for: .milliseconds(rest), tolerance: .milliseconds(queue.count > 0 ? 0 : rest / 2))
+        if queue.count > 0 {
+          try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
+        } else {
+          try? await Task.sleep(until: Nap.end(after: Self.idleMilliseconds))
+        }
       }
     }
   }

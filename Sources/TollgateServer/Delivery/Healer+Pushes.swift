@@ -159,6 +159,9 @@ extension Healer {
     }
   }
 
+  /// Config deltas that the ledger has not been seen to have.
+  var retainedConfigCount: Int { retainedConfig.values.reduce(0) { $0 + $1.count } }
+
   /// Config deltas of epochs that are over and that the ledger has not been seen to have.
   var lateConfig: [Int: [OutboxEntry]] {
     retainedConfig.compactMapValues { $0.isEmpty ? nil : $0 }.reduce(into: [:]) { late, held in

@@ -28,7 +28,7 @@ struct Reposter: Sendable {
 
   static let roundMilliseconds: Int64 = 100
   /// While no late delta is known; the beat counts them.
-  static let idleMilliseconds: Int64 = 400
+  static let idleMilliseconds: Int64 = 1_000
   /// Ids in one question to the ledger, which takes 1,000.
   static let batchMax = 500
   /// Calls under way at once.
@@ -58,8 +58,11 @@ struct Reposter: Sendable {
         }
         await drainConfig()
       }
-      let rest = metrics.lateDeltas.current > 0 ? Self.roundMilliseconds : Self.idleMilliseconds
-      try? await Task.sleep(for: .milliseconds(rest), tolerance: .milliseconds(rest / 4))
+      if metrics.lateDeltas.current > 0 {
+        try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
+      } else {
+        try? await Task.sleep(until: Nap.end(after: Self.idleMilliseconds))
+      }
     }
   }
 

@@ -27,6 +27,7 @@ struct Shipper: Sendable {
   let logger: Logger
   let buckets: BucketMap
   let lag: LagBoard
+  let owned: OwnedBuckets
   let watch: LedgerWatch
   let thresholds: ThresholdWatch<LiveBackend>
 
@@ -36,8 +37,8 @@ struct Shipper: Sendable {
   /// An ownership not renewed for this long is free to take.
   static let ownershipMilliseconds: Int64 = 5_000
   static let renewMilliseconds: Int64 = 1_500
-  /// How often who does not own a bucket looks at how far it was delivered: while deltas are
-  /// retained here, and else. Thousands of sidecars look at each.
+  /// How often who does not own a bucket looks at how far it was delivered: while that is not all
+  /// that was seen here, and else. Thousands of sidecars look at each.
   static let awaitMilliseconds: Int64 = 400
   static let standbyMilliseconds: Int64 = 3_000
 
@@ -57,8 +58,16 @@ struct Shipper: Sendable {
       bytesMax: WireLimits.frameBytesMax - frameReserveBytes, entryBytes: 96)
   }
 
+  /// Where there was nothing to do, rests from here on end as soon as this sidecar sees the bucket
+  /// written to.
+  static let longMilliseconds: Int64 = 250
+
   private struct Progress {
     var machine: ShipperMachine
+    /// The bucket's sequence when it was last looked at.
+    var known: Int64 = 0
+    /// Nothing of it waits to be delivered, as far as is known here.
+    var isQuiet = false
     var ownedUntil = NIODeadline.uptimeNanoseconds(0)
     var owned = false
     var measureAt = NIODeadline.uptimeNanoseconds(0)
@@ -71,9 +80,13 @@ struct Shipper: Sendable {
     while !Task.isCancelled {
       let rest = await round(bucket, &progress)
       guard rest > 0 else { continue }
-      // Long rests may end together with others': one waking of the process for all of them.
-      try? await Task.sleep(
-        for: .milliseconds(rest), tolerance: .milliseconds(rest >= 250 ? rest / 2 : 0))
+      guard progress.isQuiet, rest >= Self.longMilliseconds else {
+        try? await Task.sleep(for: .milliseconds(rest))
+        continue
+      }
+      await store.seen.rest(
+        bucket: bucket, epoch: progress.machine.epoch,
+        beyond: max(progress.machine.cursor, progress.known), until: Nap.end(after: rest))
     }
     if progress.owned {
       _ = try? await store.own(bucket: bucket, owner: configuration.sidecarID, milliseconds: 0)
@@ -82,6 +95,7 @@ struct Shipper: Sendable {
 
   /// Ships what is there; answers how long to rest before the next round, in milliseconds.
   private func round(_ bucket: Int, _ progress: inout Progress) async -> Int64 {
+    progress.isQuiet = false
     guard let epoch = await healer.epoch(of: bucket) else { return 100 }
     progress.machine.entered(epoch: epoch)
     guard ledger.isUp else {
@@ -92,14 +106,17 @@ struct Shipper: Sendable {
       guard let meta = try await standing(bucket, epoch, progress.machine.cursor) else {
         return Self.lingerMilliseconds
       }
+      progress.known = meta.position.sequence
       guard try await own(bucket, epoch: epoch, &progress) else {
         lag.set(bucket: bucket, entries: 0, oldest: nil)
         // Somebody else ships it; what they delivered lets our retained copies go.
-        if case let acked = meta.acknowledged, progress.machine.learned(cursor: acked) {
+        let acked = meta.acknowledged
+        if progress.machine.learned(cursor: acked) {
           await healer.acknowledged(bucket: bucket, epoch: epoch, sequence: acked)
         }
-        return metrics.retainedDeltas.current > 0
-          ? Self.awaitMilliseconds : Self.standbyMilliseconds
+        let seen = store.seen.seen(bucket: bucket, epoch: epoch).position.sequence
+        progress.isQuiet = seen <= acked
+        return progress.isQuiet ? Self.standbyMilliseconds : Self.awaitMilliseconds
       }
       if let cursor = watch.resend(bucket: bucket, epoch: epoch) {
         progress.machine.took(cursor: cursor)
@@ -119,7 +136,9 @@ struct Shipper: Sendable {
         bucket: bucket, entries: last.map { max(0, $0 - after) } ?? 0, oldest: entries.first?.time)
       await thresholds.saw(entries)
       switch progress.machine.entriesRead(entries) {
-      case .rest(let milliseconds): return milliseconds
+      case .rest(let milliseconds):
+        progress.isQuiet = true
+        return milliseconds
       case .send(let previous, let batch):
         do {
           let reply = try await ledger.request(
@@ -216,10 +235,16 @@ struct Shipper: Sendable {
       }
       progress.machine.took(cursor: meta.acknowledged)
     }
-    if owned != progress.owned { metrics.bucketsOwned.add(owned ? 1 : -1) }
-    progress.owned = owned
+    note(owned, bucket, &progress)
     progress.ownedUntil = now + .milliseconds(Self.renewMilliseconds)
     return owned
+  }
+
+  private func note(_ isOwned: Bool, _ bucket: Int, _ progress: inout Progress) {
+    guard isOwned != progress.owned else { return }
+    progress.owned = isOwned
+    owned.set(bucket, isOwned)
+    metrics.bucketsOwned.add(isOwned ? 1 : -1)
   }
 
   private func received(
@@ -233,8 +258,7 @@ struct Shipper: Sendable {
       for entry in duplicates {
         guard await takeBack(entry, bucket, epoch) else {
           // Whoever takes the bucket next, this shipper too, starts at the noted acknowledgement.
-          if progress.owned { metrics.bucketsOwned.add(-1) }
-          progress.owned = false
+          note(false, bucket, &progress)
           return Self.lingerMilliseconds
         }
       }

@@ -1,8 +1,8 @@
 // Keeps operation records within their window and their bytes, and ends reservations and leases
 // whose time has come where nobody touches their account: looks at each open bucket every few
-// seconds. Every sidecar does it, with or without a ledger, because a bucket nobody ships must not
-// fill up either; a sweep that finds nothing to drop costs one small script call, and a few small
-// reads.
+// seconds. A sweep that finds nothing to drop costs one small script call and a few small reads,
+// so it is whoever ships a bucket who does it. The others do it, too, but seldom, because a bucket
+// that nobody ships must not fill up either; and where there is no ledger everybody does.
 
 import TollgateCore
 import TollgateRedis
@@ -12,30 +12,38 @@ struct Sweeper: Sendable {
   let store: ColdStore
   let healer: Healer
   let buckets: BucketMap
+  let owned: OwnedBuckets
 
   /// Far below the length of a slice (two minutes), so that a ceiling is noticed in time.
   static let roundMilliseconds: Int64 = 2_000
+  /// Who does not ship a bucket sweeps it in one of so many rounds.
+  static let standbyRounds = 15
 
   func run() async {
     var reports: [Int: SweepCall.Report] = [:]
+    // Where it begins differs between sidecars, as their rounds do.
+    var number = Int.random(in: 0..<Self.standbyRounds)
     while !Task.isCancelled {
+      number += 1
+      let isEverybodys = configuration.ledger == nil || number % Self.standbyRounds == 0
       // Several buckets at a time: their calls share the way to Redis, and the process wakes once
       // for many of them.
       for first in stride(from: 0, to: buckets.buckets, by: Self.bucketsAtOnce) {
-        let group = first..<min(first + Self.bucketsAtOnce, buckets.buckets)
+        let group = (first..<min(first + Self.bucketsAtOnce, buckets.buckets)).filter {
+          isEverybodys || owned.contains($0)
+        }
+        guard !group.isEmpty else { continue }
         let found = await round(group, after: reports)
         for bucket in group { reports[bucket] = found[bucket] }
       }
-      try? await Task.sleep(
-        for: .milliseconds(Self.roundMilliseconds),
-        tolerance: .milliseconds(Self.roundMilliseconds / 8))
+      try? await Task.sleep(until: Nap.end(after: Self.roundMilliseconds))
     }
   }
 
   static let bucketsAtOnce = 16
 
   private func round(
-    _ some: Range<Int>, after reports: [Int: SweepCall.Report]
+    _ some: [Int], after reports: [Int: SweepCall.Report]
   ) async -> [Int: SweepCall.Report] {
     await withTaskGroup(of: (Int, SweepCall.Report?).self) { group in
       for bucket in some {

@@ -36,7 +36,8 @@ enum HealthServer {
   static func start(
     host: String, port: Int, group: any EventLoopGroup,
     silence: TimeAmount = silence,
-    report: @escaping @Sendable () -> ReadinessReport, metrics: @escaping @Sendable () -> String
+    report: @escaping @Sendable () -> ReadinessReport,
+    metrics: @escaping @Sendable () async -> String
   ) async throws -> any Channel {
     let count = Count()
     return try await ServerBootstrap(group: group)
@@ -65,11 +66,13 @@ private final class HealthHandler: ChannelInboundHandler {
   typealias OutboundOut = HTTPServerResponsePart
 
   private let report: @Sendable () -> ReadinessReport
-  private let metrics: @Sendable () -> String
+  private let metrics: @Sendable () async -> String
   private var head: HTTPRequestHead?
 
-  init(report: @escaping @Sendable () -> ReadinessReport, metrics: @escaping @Sendable () -> String)
-  {
+  init(
+    report: @escaping @Sendable () -> ReadinessReport,
+    metrics: @escaping @Sendable () async -> String
+  ) {
     self.report = report
     self.metrics = metrics
   }
@@ -94,7 +97,6 @@ private final class HealthHandler: ChannelInboundHandler {
 
   private func respond(to head: HTTPRequestHead, context: ChannelHandlerContext) {
     var status = HTTPResponseStatus.ok
-    var type = "text/plain; charset=utf-8"
     var body = ""
     let path = head.uri.prefix { $0 != "?" }
     if head.method != .GET && head.method != .HEAD {
@@ -108,13 +110,27 @@ private final class HealthHandler: ChannelInboundHandler {
         status = report.ready ? .ok : .serviceUnavailable
         body = (report.ready ? "ready\n" : "not ready\n") + report.lines.map { $0 + "\n" }.joined()
       case "/metrics":
-        type = "text/plain; version=0.0.4; charset=utf-8"
-        body = metrics()
+        let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
+        context.eventLoop.makeFutureWithTask { [metrics] in await metrics() }
+          .whenSuccess { text in
+            let (handler, context) = bound.value
+            handler.answer(
+              head, text, type: "text/plain; version=0.0.4; charset=utf-8", context: context)
+          }
+        return
       default:
         status = .notFound
         body = "paths: /healthz /readyz /metrics\n"
       }
     }
+    answer(head, body, status: status, context: context)
+  }
+
+  private func answer(
+    _ head: HTTPRequestHead, _ body: String, status: HTTPResponseStatus = .ok,
+    type: String = "text/plain; charset=utf-8", context: ChannelHandlerContext
+  ) {
+    guard context.channel.isActive else { return }
     let buffer = context.channel.allocator.buffer(string: body)
     var headers = HTTPHeaders([
       ("content-type", type), ("content-length", String(buffer.readableBytes)),

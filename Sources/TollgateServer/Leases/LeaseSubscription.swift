@@ -12,8 +12,10 @@ import TollgateRedis
 final class LeaseSubscription: Sendable {
   private let subscription: RedisSubscription
 
-  /// How often it is made sure that nothing was missed; well within `freshNanoseconds`.
+  /// How often it is made sure that nothing was missed; well within `freshNanoseconds`, also where
+  /// nothing is leased: what is leased next was confirmed just then, and the next beat finds it.
   static let beat = TimeAmount.milliseconds(250)
+  static let quietBeat = TimeAmount.milliseconds(750)
 
   init(
     _ redis: RedisLinkConfiguration, keys: KeySpace, hub: LeaseHub, loops: [LoopUnit],
@@ -22,7 +24,8 @@ final class LeaseSubscription: Sendable {
     let changes = keys.changesChannel
     let recalls = keys.recallChannel(LesseeID(hub.lessee))
     subscription = RedisSubscription(
-      redis, channels: [changes, recalls], beat: Self.beat, on: eventLoop,
+      redis, channels: [changes, recalls],
+      beat: { hub.table.load == .none ? Self.quietBeat : Self.beat }, on: eventLoop,
       seed: UInt64.random(in: .min ... .max), logger: logger
     ) { event in
       switch event {

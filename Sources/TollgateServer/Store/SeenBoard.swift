@@ -6,6 +6,9 @@
 // A value once seen stays true: Redis answers one call after another, and its sequence and its time
 // only grow, so a call that leaves later never names more than it will find. One lock for each
 // bucket, held for a comparison.
+//
+// Whoever waits for a bucket to be written to rests here (`rest`), and is roused by the first who
+// sees more of it.
 
 import NIOConcurrencyHelpers
 import TollgateCore
@@ -20,6 +23,7 @@ final class SeenBoard: Sendable {
 
   private final class Slot: Sendable {
     let seen = NIOLockedValueBox(Seen())
+    let nap = Nap()
   }
 
   private let slots: [Slot]
@@ -30,15 +34,27 @@ final class SeenBoard: Sendable {
   }
 
   func saw(bucket: Int, epoch: Int64, sequence: Int64, time: WallTime? = nil) {
-    slots[bucket].seen.withLockedValue { seen in
-      guard epoch >= seen.position.epoch else { return }
+    let isNews = slots[bucket].seen.withLockedValue { seen in
+      guard epoch >= seen.position.epoch else { return false }
+      let isNews = StreamPosition(epoch: epoch, sequence: sequence) > seen.position
       if epoch > seen.position.epoch {
         seen = Seen(position: StreamPosition(epoch: epoch, sequence: sequence))
       } else if sequence > seen.position.sequence {
         seen.position.sequence = sequence
       }
       if let time, time > seen.time { seen.time = time }
+      return isNews
     }
+    if isNews { slots[bucket].nap.wake() }
+  }
+
+  /// Rests until then, or until somebody sees more of the bucket than `sequence`: not at all, where
+  /// somebody has. One caller for each bucket.
+  func rest(
+    bucket: Int, epoch: Int64, beyond sequence: Int64, until end: ContinuousClock.Instant
+  ) async {
+    let known = StreamPosition(epoch: epoch, sequence: sequence)
+    await slots[bucket].nap.rest(until: end) { self[bucket].position <= known }
   }
 
   subscript(bucket: Int) -> Seen { slots[bucket].seen.withLockedValue { $0 } }

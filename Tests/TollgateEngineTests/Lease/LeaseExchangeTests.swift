@@ -40,7 +40,8 @@ struct LeaseExchangeTests {
     #expect(scene.collect(isSpare: false)?.deltas.map(\.amount) == [7])
   }
 
-  @Test func whatWaitsGoesWithACallThatIsMadeAnyway() {
+  /// Accounts of a bucket that are used all the time are settled together, each as seldom as may be.
+  @Test func whatIsYoungGoesWithWhatIsDue() {
     let scene = LeaseScene().begin(redis)
     let other = Shape.simple("other")
     redis.amounts["other"] = 1_000
@@ -49,10 +50,45 @@ struct LeaseExchangeTests {
     scene.pass(260)
     scene.spend(other, 1)
     scene.pass(240)
-    #expect(scene.collect(isSpare: false)?.deltas.map(\.amount) == [3])
+    #expect(scene.collect(isSpare: false)?.deltas.map(\.amount) == [3, 1])
     scene.spend(.simple(), 2)
     scene.pass(251)
     #expect(scene.collect(isSpare: false) == nil)
+  }
+
+  @Test func aRefillBringsWhatIsNearlyDueAndNothingYounger() throws {
+    for (age, amounts) in [(384, [61]), (385, [61, 2])] as [(Int64, [Int64])] {
+      let redis = ModelRedis()
+      redis.amounts["acme"] = 10_000
+      let scene = LeaseScene().begin(redis, demand: 10)
+      let other = Shape.simple("other")
+      redis.amounts["other"] = 1_000
+      scene.begin(redis, other)
+      scene.spend(other, 2)
+      scene.pass(age)
+      for _ in 0..<61 { scene.spend(.simple(), 1) }
+      let refill = try #require(scene.collect(isSpare: false))
+      #expect(refill.deltas.map(\.amount) == amounts)
+    }
+  }
+
+  @Test func whatIsNotDueIsTakenAlongAsFarAsOneCallMayBearIt() throws {
+    let scene = LeaseScene()
+    let most = LeaseConfiguration().accountsAlongMax
+    let shapes = (0..<most + 10).map { Shape.simple("a\($0)") }
+    for (number, shape) in shapes.enumerated() {
+      redis.amounts["a\(number)"] = 1_000
+      scene.begin(redis, shape)
+    }
+    scene.spend(shapes[0], 1)
+    scene.pass(100)
+    for shape in shapes.dropFirst() { scene.spend(shape, 1) }
+    scene.pass(400)
+    #expect(scene.collect(isSpare: false)?.deltas.count == most)
+    #expect(scene.collect(isSpare: false) == nil)
+    // All that is due goes, however many.
+    scene.pass(100)
+    #expect(scene.collect(isSpare: false)?.deltas.count == 10)
   }
 
   @Test func aLineIsNotHeldUpByOneThatWasSettledMeanwhile() throws {

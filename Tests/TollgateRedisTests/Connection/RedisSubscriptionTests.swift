@@ -34,7 +34,7 @@ import TollgateTesting
   private func subscription(_ server: RedisServerProcess, _ told: Told) -> RedisSubscription {
     let subscription = RedisSubscription(
       RedisLinkConfiguration(endpoint: .unix(path: server.socketPath)), channels: ["a", "b"],
-      beat: .milliseconds(50), on: loop, seed: 1, logger: logger
+      beat: { .milliseconds(50) }, on: loop, seed: 1, logger: logger
     ) { told.add($0) }
     subscription.start()
     return subscription
