@@ -47,6 +47,7 @@ let package = Package(
   ],
   targets: [
     .systemLibrary(name: "CEpoll"),
+    .systemLibrary(name: "CMalloc"),
     .systemLibrary(name: "CPrefetch"),
     .systemLibrary(name: "CHiredis", providers: [.apt(["libhiredis-dev"])]),
     .target(name: "TollgateCore", swiftSettings: settings),
@@ -71,7 +72,7 @@ let package = Package(
       name: "TollgateServer",
       dependencies: [
         "TollgateCore", "TollgateWire", "TollgateRedis", "TollgateEngine", "TollgateLedger",
-        "CEpoll", nioCore, nioPosix, nioHTTP1, nioLocks, logging, collections, yams,
+        "CEpoll", "CMalloc", nioCore, nioPosix, nioHTTP1, nioLocks, logging, collections, yams,
       ],
       swiftSettings: settings),
     .target(

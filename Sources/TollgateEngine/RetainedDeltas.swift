@@ -101,6 +101,8 @@ package struct RetainedDeltas: Sendable {
       found.held.removeFirst()
     }
     count -= before - found.held.count
+    // After a burst its memory goes with it.
+    if found.held.isEmpty { found.held = [] }
   }
 
   /// What the ledger asks for when a bucket's epoch is closed.

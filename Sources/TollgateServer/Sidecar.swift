@@ -7,6 +7,7 @@
 // outboxes handed over ─▶ links close. Everything within the grace time, whatever of Redis and the
 // ledger is frozen: what does not end by then is cut off (`DrainPlan`).
 
+import CMalloc
 import Logging
 import NIOConcurrencyHelpers
 import NIOCore
@@ -271,12 +272,16 @@ final class Sidecar: Sendable {
 
   private func beats() async {
     var frames: Int64 = -1
+    var quietBeats = 0
     while !Task.isCancelled {
       let before = metrics.frames.current
       let isQuiet =
         before == frames && metrics.retainedDeltas.current == 0
         && metrics.breakerOpen.current == 0
       frames = before
+      quietBeats = isQuiet ? quietBeats + 1 : 0
+      // What the start or a burst needed goes back to the system, once nobody would wait for it.
+      if quietBeats == 2 { malloc_trim(0) }
       await healer.beat()
       await healer.reopen()
       for unit in sessions { unit.onLoop { $0.timePassed() } }

@@ -26,7 +26,7 @@ import TollgateTesting
         "TollgateEngine", "GRDB", "Logging",
       ]),
       "TollgateServer": wire.union(redis).union(nio).union(system).union(collections).union([
-        "TollgateEngine", "TollgateLedger", "CEpoll", "NIOHTTP1", "Logging", "Yams",
+        "TollgateEngine", "TollgateLedger", "CEpoll", "CMalloc", "NIOHTTP1", "Logging", "Yams",
       ]),
       "TollgateClient": wire.union(nio).union(system).union(collections),
       "tollgate": wire.union(redis).union(nio).union(system).union([

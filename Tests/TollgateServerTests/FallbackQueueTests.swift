@@ -291,7 +291,7 @@ struct FallbackQueueTests {
   @Test func whatOneLoopHeardOfAnAccountAnotherKnows() throws {
     let queue = FallbackQueue(limits: .init(), journal: nil, accountsMax: 10)
     #expect(queue.configuration(of: "acme") == nil)
-    queue.learned("acme", AccountConfig(version: 3))
+    queue.learned("acme", KeptAccount(AccountConfig(version: 3)))
     #expect(queue.configuration(of: "acme")?.version == 3)
     queue.learned("acme", nil)
     #expect(queue.configuration(of: "acme") == nil)

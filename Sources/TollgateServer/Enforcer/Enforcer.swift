@@ -340,8 +340,7 @@ final class Enforcer {
       // A header that nobody ever set has no text: an account without a plan of its own.
       if var config = AccountConfig(stored: text ?? "") {
         config.version = accountVersion
-        accounts[request.account] = config
-        fallback.learned(request.account, config)
+        accountChanged(request.account, config)
       } else {
         logger.error("account configuration in the store cannot be read")
         return finish(request, .error(.internalError, "account configuration cannot be read"))
@@ -502,8 +501,9 @@ final class Enforcer {
   }
 
   func accountChanged(_ account: String, _ config: AccountConfig?) {
-    accounts[account] = config
-    fallback.learned(account, config)
+    let kept = config.map { accounts.box($0) }
+    accounts.keep(kept, of: account)
+    fallback.learned(account, kept)
   }
 
   func rebuildFinished(account: String) {

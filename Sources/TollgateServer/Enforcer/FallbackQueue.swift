@@ -447,8 +447,8 @@ final class FallbackQueue: Sendable {
 
   /// An account's configuration, as one of the loops heard it: in an outage each of them answers
   /// by what the sidecar knows, not by what it happened to hear itself.
-  func learned(_ account: String, _ config: AccountConfig?) {
-    withState { $0.accounts[account] = config }
+  func learned(_ account: String, _ kept: KeptAccount?) {
+    withState { $0.accounts.keep(kept, of: account) }
   }
 
   func configuration(of account: String) -> AccountConfig? {

@@ -31,7 +31,8 @@ struct PlanCache {
     let plan: Plan
   }
 
-  static let generationMax = 16_384
+  /// One takes about two kilobytes.
+  static let generationMax = 4_096
   private var young: [Key: Entry] = [:]
   private var old: [Key: Entry] = [:]
 

@@ -14,7 +14,7 @@ struct UsageBodyCache {
     var catalogVersion: Int64
   }
 
-  static let entriesMax = 20_000
+  static let entriesMax = 8_192
   private var bodies: [Key: [UInt8]] = [:]
 
   /// One body for each metered item, in the plan's order; empty for a check.

@@ -1,0 +1,2 @@
+// What glibc keeps of freed memory, which the Glibc module leaves out.
+#include <malloc.h>
