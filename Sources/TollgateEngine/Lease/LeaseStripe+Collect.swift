@@ -55,7 +55,7 @@ extension LeaseStripe {
     else { return nil }
     // So much unsettled would soon leave no room for more, in the ring or in what may be lost.
     let isPressed =
-      unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots / 2)) / 2
+      unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots / 2)) / 4 * 3
       || unsettledUnits > unsettledUnitsMax / 2
     let due =
       isSpare || isPressed

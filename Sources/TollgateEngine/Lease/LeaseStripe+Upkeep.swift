@@ -92,6 +92,7 @@ extension LeaseStripe {
     let turn = min(Int64(Self.wheelSlots - 1), max(1, wait / Self.wheelNanoseconds))
     let slot = Int((now / Self.wheelNanoseconds + turn) & Int64(Self.wheelSlots - 1))
     portions[portion].set(LeasePortion.isInWheel, true)
+    inWheel += 1
     portions[portion].wheelNext = wheel[slot]
     wheel[slot] = portion
   }
@@ -111,6 +112,7 @@ extension LeaseStripe {
         let portion = wheel[slot]
         wheel[slot] = portions[portion].wheelNext
         portions[portion].set(LeasePortion.isInWheel, false)
+        inWheel -= 1
         look(portion, now: now)
       }
       wheelAt += 1

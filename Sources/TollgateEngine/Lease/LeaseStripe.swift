@@ -48,6 +48,8 @@ struct LeaseStripe: ~Copyable {
 
   /// Portions by when they are looked at next: lists, one for each `wheelNanoseconds`.
   var wheel: [UInt32]
+  /// Portions in it: those that hold something, or asked for it.
+  var inWheel = 0
   var wheelAt: Int64 = 0
   var entryHand: UInt32 = 1
   var ghosts = 0

@@ -38,6 +38,8 @@ final class LeaseKeeper {
   static let exchangesPerTick = 16
   /// While there are leases, but nothing is used: only what is idle is given back then.
   static let restMilliseconds: Int64 = 500
+  /// While nothing is held: only what nobody has asked for in long is forgotten then.
+  static let idleMilliseconds: Int64 = 4_000
 
   init(_ hub: LeaseHub, enforcer: Enforcer, own: [Int]) {
     self.hub = hub
@@ -202,11 +204,12 @@ final class LeaseKeeper {
       isTicking = false
       return
     }
-    isResting = sent == 0 && load == .registered
+    isResting = sent == 0 && load < .unsettled
     let turn = generation
     let pause =
-      isResting
-      ? Self.restMilliseconds : enforcer.configuration.leases.tickMilliseconds
+      !isResting
+      ? enforcer.configuration.leases.tickMilliseconds
+      : load == .idle ? Self.idleMilliseconds : Self.restMilliseconds
     enforcer.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(pause)) {
       if self.generation == turn { self.tick() }
     }

@@ -25,7 +25,7 @@ final class LeaseSubscription: Sendable {
     let recalls = keys.recallChannel(LesseeID(hub.lessee))
     subscription = RedisSubscription(
       redis, channels: [changes, recalls],
-      beat: { hub.table.load == .none ? Self.quietBeat : Self.beat }, on: eventLoop,
+      beat: { hub.table.load <= .idle ? Self.quietBeat : Self.beat }, on: eventLoop,
       seed: UInt64.random(in: .min ... .max), logger: logger
     ) { event in
       switch event {

@@ -105,6 +105,20 @@ struct LeaseExchangeTests {
     #expect(scene.collect(isSpare: false)?.deltas.map(\.amount) == [5])
   }
 
+  @Test func whereNothingIsHeldThereIsLittleToDo() {
+    let scene = LeaseScene()
+    #expect(scene.table.load == .none)
+    scene.begin(redis)
+    #expect(scene.table.load == .registered)
+    scene.spend(.simple(), 1)
+    #expect(scene.table.load == .unsettled)
+    scene.run(5_000, redis)
+    #expect(redis.held("acme") == 0)
+    #expect(scene.table.load == .idle)
+    scene.run(70_000, redis)
+    #expect(scene.table.load == .none)
+  }
+
   @Test func whoAsksAgainAfterLongIsLeasedTheSecondTimeOnly() {
     let scene = LeaseScene().begin(redis)
     scene.spend(.simple(), 1)
@@ -120,7 +134,9 @@ struct LeaseExchangeTests {
     #expect(scene.collect() == nil)
     scene.pass(500)
     confirm()
+    #expect(scene.table.load == .idle)
     #expect(scene.spend(.simple(), 1) == .miss(.ended))
+    #expect(scene.table.load == .registered)
     #expect(scene.exchange(with: redis) == 1)
     #expect(scene.spend(.simple(), 1).isAllowed)
   }
