@@ -18,8 +18,8 @@ ATOMIC = 48          # measured: decide, 3 limits and a delta (ScriptsSpeedTests
 ACCOUNT = 16         # measured: an account of an exchange, with its delta (the same tests)
 CALL = 30            # estimated: an exchange itself: fence, memory of calls, parsing
 SHIP = 6             # estimated: an entry of the outbox read, acknowledged and trimmed
-COMMAND = 4          # estimated: a small command by itself, as an idle sidecar sends them
-IDLE_COMMANDS = 107  # measured: a second and sidecar without traffic, those inside scripts too
+COMMAND = 10         # measured: a small command by itself, as an idle sidecar sends them
+IDLE_COMMANDS = 29   # measured: a second and sidecar that neither is asked nor ships (16 buckets)
 # Microseconds of the reference ledger's CPU for one delta. Measured under row d, by its deltas.
 LEDGER = 80
 # The lease engine's (LeaseConfiguration, LeasePace, LeaseKeeper).

@@ -45,6 +45,9 @@ final class Sidecar: Sendable {
   private let sessions: [SessionUnit]
   private let links: [RedisLink]
   private let draining = NIOLockedValueBox(false)
+  /// Between two beats; ended by word of another global configuration.
+  private let beatNap = Nap()
+  private let globalChanges = NIOLockedValueBox(0)
   private let pushes: PushQueue
   private let failures: AsyncStream<StartFailure>
   private let fastPath: @Sendable (Int) -> (any FastPath)?
@@ -80,9 +83,14 @@ final class Sidecar: Sendable {
     loops = built.loops
     sessions = built.sessions
     links = built.links
+    let (beatNap, globalChanges) = (beatNap, globalChanges)
     subscription = LeaseSubscription(
       configuration.redis, keys: keys, hub: leases, loops: built.loops, on: group.next(),
-      logger: logger)
+      logger: logger
+    ) {
+      globalChanges.withLockedValue { $0 += 1 }
+      beatNap.wake()
+    }
     let coldLink = RedisLink(
       configuration.redis, on: group.next(), seed: UInt64.random(in: .min ... .max),
       logger: logger)
@@ -274,6 +282,7 @@ final class Sidecar: Sendable {
     var frames: Int64 = -1
     var quietBeats = 0
     while !Task.isCancelled {
+      let changes = globalChanges.withLockedValue { $0 }
       let before = metrics.frames.current
       let isQuiet =
         before == frames && metrics.retainedDeltas.current == 0
@@ -281,7 +290,7 @@ final class Sidecar: Sendable {
       frames = before
       quietBeats = isQuiet ? quietBeats + 1 : 0
       // What the start or a burst needed goes back to the system, once nobody would wait for it.
-      if quietBeats == 2 { malloc_trim(0) }
+      if quietBeats == 3 { malloc_trim(0) }
       await healer.beat()
       await healer.reopen()
       for unit in sessions { unit.onLoop { $0.timePassed() } }
@@ -293,7 +302,9 @@ final class Sidecar: Sendable {
       }
       await refreshGauges()
       if isQuiet {
-        try? await Task.sleep(until: Nap.end(after: Self.quietBeatMilliseconds))
+        await beatNap.rest(until: Nap.end(after: Self.quietBeatMilliseconds)) {
+          globalChanges.withLockedValue { $0 } == changes
+        }
       } else {
         try? await Task.sleep(for: .milliseconds(Self.beatMilliseconds))
       }
@@ -330,9 +341,9 @@ final class Sidecar: Sendable {
     }
   }
 
-  static let gaugesPatience = TimeAmount.milliseconds(100)
-
-  private func refreshGauges() async {
+  /// Answers what is retained, and how much of it is late.
+  @discardableResult
+  private func refreshGauges() async -> (retained: Int64, late: Int64) {
     let now = store.wallTime()
     let total = lag.total(now: now)
     metrics.outboxEntries.set(total.entries)
@@ -363,6 +374,7 @@ final class Sidecar: Sendable {
     metrics.lateDeltas.set(late)
     metrics.note(fallback.status)
     metrics.meteringLagMilliseconds.set(oldest.map { max(0, now - $0) } ?? 0)
+    return (retained, late)
   }
 
   // MARK: - Deployment
@@ -388,13 +400,14 @@ final class Sidecar: Sendable {
   private func startHTTP() async throws -> (any Channel)? {
     guard case .tcp(let host, let port)? = configuration.http else { return nil }
     let board = ReadinessBoard(sidecar: self)
+    let gauges = SharedRound { await self.refreshGauges() }
     return try await Listener.bound("http", "\(host):\(port)") {
       try await HealthServer.start(
         host: host, port: port, group: MultiThreadedEventLoopGroup.singleton,
         report: { board.report() },
         metrics: {
           // As they are now; where a loop stands still, as they were.
-          _ = await Bounded.ended(by: .now() + Self.gaugesPatience) { await self.refreshGauges() }
+          await gauges.done()
           return self.metrics.exposition()
         })
     }
@@ -441,8 +454,8 @@ final class Sidecar: Sendable {
     await returnLeases(until: end)
     // Hand over: what this sidecar let through should be in the ledger, if the ledger is there.
     while NIODeadline.now() < end, ledger?.isUp == true {
-      await refreshGauges()
-      if metrics.retainedDeltas.current == 0 { break }
+      if await refreshGauges().retained == 0 { break }
+      healer.lateNap.wake()
       try? await Task.sleep(for: .milliseconds(20))
     }
     // What lies in the outbox another sidecar delivers; late deltas lie nowhere but here, and which
@@ -451,11 +464,9 @@ final class Sidecar: Sendable {
       let limit = min(end, .now() + .seconds(1))
       await healer.followStore(until: limit)
     }
-    await refreshGauges()
-    if metrics.lateDeltas.current > 0 {
+    if await refreshGauges().late > 0 {
       await healer.reposter?.handOver(until: end)
-      await refreshGauges()
-      let left = metrics.lateDeltas.current
+      let left = await refreshGauges().late
       if left > 0 { logger.critical("late deltas are lost", metadata: ["count": "\(left)"]) }
     }
     if let path = configuration.listenUnix { Listener.removeSocket(path) }

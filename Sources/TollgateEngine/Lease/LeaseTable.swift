@@ -260,7 +260,7 @@ package import TollgateCore
   package enum Load: Sendable, Hashable, Comparable {
     /// Nothing is leased, and nothing is to be settled.
     case none
-    /// Shapes are known, and nothing is held for them or asked for.
+    /// Shapes are known, and nothing is held for them, asked for or taken back.
     case idle
     /// There are shapes that may be spent of.
     case registered
@@ -277,7 +277,9 @@ package import TollgateCore
           if stripe.unsettledOperations > 0 || !stripe.exchanges.isEmpty || stripe.ghosts > 0 {
             return .unsettled
           }
-          let isAsking = stripe.lines.indices.contains { stripe.lines[$0].urgentFirst != 0 }
+          let isAsking = stripe.lines.indices.contains {
+            stripe.lines[$0].first != 0 || stripe.lines[$0].urgentFirst != 0
+          }
           if stripe.inWheel > 0 || isAsking { return .registered }
           return stripe.entries.used > 0 || stripe.portions.used > 0 ? .idle : .none
         })

@@ -311,10 +311,13 @@ package final class RedisChannelHandler: ChannelInboundHandler {
       in: .nanoseconds(limits.refreshInterval * Self.idleRefreshes)
     ) {
       guard !self.isFinished else { return }
-      if Self.now() &- self.refreshedAt >= self.limits.refreshInterval {
+      let now = Self.now()
+      if now &- self.refreshedAt >= self.limits.refreshInterval {
         self.scheduleFlush()
         self.refresh(self.tickTime)
       }
+      // Also where the last one is not answered yet: this is what notices a peer that is gone.
+      self.armSweep(now &+ self.limits.refreshInterval)
       self.scheduleRefresh()
     }
   }

@@ -256,7 +256,7 @@ package enum Doctor {
       findings.append(
         Finding("catalog", .ok, "version \(health.configuration.catalogVersion) is in force"))
     }
-    if health.configuration.heartbeatAgeMilliseconds > 1000 {
+    if health.configuration.heartbeatAgeMilliseconds > heartbeatMilliseconds {
       findings.append(
         Finding(
           "config heartbeat", .warning,
@@ -265,6 +265,9 @@ package enum Doctor {
     }
     return findings
   }
+
+  /// Twice what a quiet sidecar rests between two.
+  private static let heartbeatMilliseconds: Int64 = 3_000
 
   private static func zones(_ facts: DoctorFacts) -> [Finding] {
     guard !facts.zoneFolder.isEmpty else { return [] }

@@ -36,7 +36,7 @@ struct FallbackPoster: Sendable {
         if queue.count > 0 {
           try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
         } else {
-          try? await Task.sleep(until: Nap.end(after: Self.idleMilliseconds))
+          await queue.nap.rest(until: Nap.end(after: Self.idleMilliseconds)) { queue.count == 0 }
         }
       }
     }

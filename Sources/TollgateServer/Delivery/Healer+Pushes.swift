@@ -152,6 +152,13 @@ extension Healer {
 
   func retainConfig(_ entry: OutboxEntry, bucket: Int, epoch: Int64) {
     store.seen.saw(bucket: bucket, epoch: epoch, sequence: entry.sequence)
+    // Appended by somebody else, and delivered before this was heard.
+    if let known = delivered[bucket],
+      known >= StreamPosition(epoch: epoch, sequence: entry.sequence),
+      known.epoch == epoch
+    {
+      return
+    }
     retainedConfig[bucket, default: []].append((epoch, entry))
     if let count = retainedConfig[bucket]?.count, count > Self.retainedConfigMax {
       retainedConfig[bucket]?.removeFirst(count - Self.retainedConfigMax)
@@ -190,6 +197,10 @@ extension Healer {
   func acknowledged(bucket: Int, epoch: Int64, sequence: Int64) {
     store.seen.saw(bucket: bucket, epoch: epoch, sequence: sequence)
     retainedConfig[bucket]?.removeAll { $0.epoch == epoch && $0.entry.sequence <= sequence }
+    let position = StreamPosition(epoch: epoch, sequence: sequence)
+    if position > delivered[bucket] ?? StreamPosition(epoch: 0, sequence: 0) {
+      delivered[bucket] = position
+    }
     guard bucket < buckets.control else { return }
     for loop in loops {
       loop.onLoop { $0.acknowledged(bucket: bucket, epoch: epoch, sequence: sequence) }

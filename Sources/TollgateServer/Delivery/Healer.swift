@@ -31,6 +31,10 @@ actor Healer {
   let buckets: BucketMap
   /// Config deltas this sidecar caused, until the ledger has them.
   var retainedConfig: [Int: [(epoch: Int64, entry: OutboxEntry)]] = [:]
+  /// How far the ledger was seen to have a bucket.
+  var delivered: [Int: StreamPosition] = [:]
+  /// Where the reposter rests while nothing is late.
+  nonisolated let lateNap = Nap()
   var recovering: Set<Int> = []
   var grants: [Int: EpochNotice] = [:]
   var grantWaiters: [Int: CheckedContinuation<EpochNotice?, Never>] = [:]
@@ -297,6 +301,8 @@ actor Healer {
     found[bucket] = nil
     store.seen.saw(bucket: bucket, epoch: epoch, sequence: position.sequence)
     if let notice = grants[bucket], notice.epoch <= epoch { grants[bucket] = nil }
+    // What was retained of an earlier epoch is late now.
+    defer { lateNap.wake() }
     guard bucket < buckets.control else { return true }
     for loop in loops { loop.onLoop { $0.bucketOpened(bucket, epoch: epoch) } }
     return true

@@ -61,7 +61,7 @@ struct Reposter: Sendable {
       if metrics.lateDeltas.current > 0 {
         try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
       } else {
-        try? await Task.sleep(until: Nap.end(after: Self.idleMilliseconds))
+        await healer.lateNap.rest(until: Nap.end(after: Self.idleMilliseconds))
       }
     }
   }

@@ -22,6 +22,8 @@ extension Enforcer {
   func keep(_ entries: [OutboxEntry], bucket: Int, epoch: Int64) {
     let dropped = retained.dropped
     for entry in entries { retained.add(entry, bucket: bucket, epoch: epoch) }
+    // Of an answer that was given before, too: whoever waits for the bucket to be written to.
+    if let last = entries.last { seen.saw(bucket: bucket, epoch: epoch, sequence: last.sequence) }
     metrics.retainedDropped.add(retained.dropped - dropped)
   }
 

@@ -153,6 +153,8 @@ final class FallbackQueue: Sendable {
   /// Entries and parked ones: asked before the lock is, on the path of every request.
   private let remembered = Atomic<Int>(0)
   let limits: Limits
+  /// Where whoever posts rests while nothing waits.
+  let nap = Nap()
 
   static let firstPause = TimeAmount.milliseconds(50)
   /// Of an entry, and of an account, of which the store could not be asked.
@@ -225,7 +227,8 @@ final class FallbackQueue: Sendable {
   func admit(
     _ operation: FallbackOperation, claims: [AllowanceBook.Claim], now: NIODeadline = .now()
   ) -> Admission {
-    withState { state in
+    defer { nap.wake() }
+    return withState { state in
       if let refusal = state.refused[operation.id] {
         let difference = refusal.operation.difference(from: operation)
         return .remembered(difference.map { .mismatch($0) } ?? .allowed)

@@ -100,7 +100,7 @@ final class LeaseKeeper {
 
   func cancelled(_ request: Request, _ shape: [UInt8]) -> Known {
     let outcome = asking(request, shape, hub.table.cancel)
-    wake()
+    stir()
     return switch outcome {
     case .cancelled: .cancelled
     case .already: .answer(.cancelled)
@@ -147,7 +147,7 @@ final class LeaseKeeper {
     else { return }
     // Full or outdated: it stays with Redis.
     _ = hub.table.register(registration)
-    wake()
+    stir()
   }
 
   /// Redis denied it, finally: the same is denied from memory for a while.
@@ -182,7 +182,13 @@ final class LeaseKeeper {
 
   // MARK: - Ticks
 
-  /// There may be something to exchange from now on.
+  /// There may be something to exchange from now on, of a bucket that may be another keeper's.
+  private func stir() {
+    hub.spent()
+    wake()
+  }
+
+  /// The same, of a bucket of its own.
   func wake() {
     // Again at once where it rests.
     guard !isTicking || isResting else { return }

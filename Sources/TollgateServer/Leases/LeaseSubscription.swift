@@ -19,7 +19,7 @@ final class LeaseSubscription: Sendable {
 
   init(
     _ redis: RedisLinkConfiguration, keys: KeySpace, hub: LeaseHub, loops: [LoopUnit],
-    on eventLoop: any EventLoop, logger: Logger
+    on eventLoop: any EventLoop, logger: Logger, onGlobalChange: @escaping @Sendable () -> Void
   ) {
     let changes = keys.changesChannel
     let recalls = keys.recallChannel(LesseeID(hub.lessee))
@@ -37,7 +37,8 @@ final class LeaseSubscription: Sendable {
         hub.table.heard(at: MonotonicTime(nanoseconds: LeaseHub.bootNanoseconds() - age))
       case .message(let channel, let payload):
         if channel == changes, payload == [UInt8(ascii: "*")] {
-          return hub.table.configChanged(now: LeaseHub.now)
+          hub.table.configChanged(now: LeaseHub.now)
+          return onGlobalChange()
         }
         let bucket = hub.buckets.bucket(ofAccount: String(decoding: payload, as: UTF8.self))
         if channel == changes {

@@ -265,6 +265,36 @@ private func until(_ what: String, _ condition: () async throws -> Bool) async t
     await link.stop()
   }
 
+  /// Neither what is sent without a deadline nor an idle connection waits for a peer that is gone
+  /// without a word.
+  @Test(arguments: [true, false])
+  func aPeerThatFallsSilentIsLeft(_ isAsked: Bool) async throws {
+    let server = try RedisServerProcess()
+    let events = Journal<RedisLinkEvent>()
+    let link = link(.unix(path: server.socketPath), events: events) {
+      $0.limits.refreshInterval = 50_000_000
+      $0.limits.stallMax = 500_000_000
+    }
+    _ = try await untilReady(link)
+    try server.pause()
+    let answers = Journal<Result<RESPReply, RedisFailure>>()
+    if isAsked {
+      try await onLoop {
+        link.send {
+          RESPWriter.write(["PING"], to: &$0)
+        } completion: {
+          answers.add($0)
+        }
+      }
+    }
+    try await until("it is left") { await link.currentIdentity() == nil }
+    if isAsked { try await until("it is told") { answers.count == 1 } }
+    #expect(answers.all.allSatisfy { if case .failure = $0 { true } else { false } })
+    server.resume()
+    _ = try await untilReady(link)
+    await link.stop()
+  }
+
   @Test func stopAnswersWhatIsPendingFirst() async throws {
     let server = try RedisServerProcess()
     let link = link(.unix(path: server.socketPath))
