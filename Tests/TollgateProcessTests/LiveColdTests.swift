@@ -108,6 +108,7 @@ extension LiveTests {
       }
       let took = ContinuousClock.now - began
       print("cold start of \(count): \(took), \(rounds) rounds, \(outcomes)")
+      if outcomes["ALLOWED redis"] != count { print(stack.logs) }
       #expect(left.isEmpty)
       #expect(outcomes["ALLOWED redis"] == count)
       let failed: Set = ["STORE_UNAVAILABLE policy", "ALLOWED_FAIL_OPEN policy"]

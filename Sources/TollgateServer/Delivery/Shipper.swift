@@ -61,6 +61,7 @@ struct Shipper: Sendable {
   /// Where there was nothing to do, rests from here on end as soon as this sidecar sees the bucket
   /// written to.
   static let longMilliseconds: Int64 = 250
+  static let rousedMilliseconds: Int64 = 200
 
   private struct Progress {
     var machine: ShipperMachine
@@ -87,6 +88,8 @@ struct Shipper: Sendable {
       await store.seen.rest(
         bucket: bucket, epoch: progress.machine.epoch,
         beyond: max(progress.machine.cursor, progress.known), until: Nap.end(after: rest))
+      // Who was roused has company: a burst is not shipped delta by delta.
+      try? await Task.sleep(for: .milliseconds(Self.rousedMilliseconds))
     }
     if progress.owned {
       _ = try? await store.own(bucket: bucket, owner: configuration.sidecarID, milliseconds: 0)
