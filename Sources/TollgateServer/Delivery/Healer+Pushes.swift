@@ -153,10 +153,7 @@ extension Healer {
   func retainConfig(_ entry: OutboxEntry, bucket: Int, epoch: Int64) {
     store.seen.saw(bucket: bucket, epoch: epoch, sequence: entry.sequence)
     // Appended by somebody else, and delivered before this was heard.
-    if let known = delivered[bucket],
-      known >= StreamPosition(epoch: epoch, sequence: entry.sequence),
-      known.epoch == epoch
-    {
+    if let known = delivered[bucket], known.epoch == epoch, entry.sequence <= known.sequence {
       return
     }
     retainedConfig[bucket, default: []].append((epoch, entry))

@@ -85,10 +85,12 @@ struct Shipper: Sendable {
         try? await Task.sleep(for: .milliseconds(rest))
         continue
       }
+      let end = Nap.end(after: rest)
       await store.seen.rest(
         bucket: bucket, epoch: progress.machine.epoch,
-        beyond: max(progress.machine.cursor, progress.known), until: Nap.end(after: rest))
-      // Who was roused has company: a burst is not shipped delta by delta.
+        beyond: max(progress.machine.cursor, progress.known), until: end)
+      guard ContinuousClock.now < end else { continue }
+      // Roused: more is to come, and a burst is not shipped delta by delta.
       try? await Task.sleep(for: .milliseconds(Self.rousedMilliseconds))
     }
     if progress.owned {

@@ -212,10 +212,8 @@ final class LeaseKeeper {
     }
     isResting = sent == 0 && load < .unsettled
     let turn = generation
-    let pause =
-      !isResting
-      ? enforcer.configuration.leases.tickMilliseconds
-      : load == .idle ? Self.idleMilliseconds : Self.restMilliseconds
+    let rest = load == .idle ? Self.idleMilliseconds : Self.restMilliseconds
+    let pause = isResting ? rest : enforcer.configuration.leases.tickMilliseconds
     enforcer.eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(pause)) {
       if self.generation == turn { self.tick() }
     }
