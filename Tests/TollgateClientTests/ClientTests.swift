@@ -12,7 +12,7 @@ private func open(_ feature: String, _ allowance: Int64) -> FeaturePolicy {
   FeaturePolicy(feature: name(feature), policy: .open(allowance: allowance))
 }
 
-@Suite struct ClientTests {
+@Suite(.blocking) struct ClientTests {
   @Test func checkAndConsumeAreAnswered() async throws {
     try await withScene { scene in
       #expect(try await scene.client.check(ada, [item("a")]).isAllowed)
@@ -306,7 +306,7 @@ private func open(_ feature: String, _ allowance: Int64) -> FeaturePolicy {
   }
 }
 
-@Suite struct FallbackTests {
+@Suite(.blocking) struct FallbackTests {
   @Test func aKilledSidecarsPolicyAppliesAndNothingIsLost() async throws {
     var manners = FakeSidecar.Manners()
     manners.policies = [open("a", 10)]

@@ -258,7 +258,7 @@ private struct World {
   }
 }
 
-@Suite struct RandomTranscripts {
+@Suite(.blocking) struct RandomTranscripts {
   @Test(arguments: [false, true])
   func everyCallEndsOnceAndIsChargedAsItsCallerWasTold(isScoped: Bool) {
     var random = SeededRandom.fromEnvironment("client machine")

@@ -33,7 +33,7 @@ struct Lines: LogHandler {
   }
 }
 
-@Suite struct UpkeepTests {
+@Suite(.blocking) struct UpkeepTests {
   let books: Books
 
   init() throws {

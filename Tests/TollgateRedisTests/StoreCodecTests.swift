@@ -8,7 +8,7 @@ import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct StoreCodecTests {
+@Suite(.blocking) struct StoreCodecTests {
   @Test func theSHA1IsRediss() throws {
     // FIPS 180-1's examples, and one that crosses a block in its padding.
     #expect(SHA1.hex(Array("abc".utf8)) == "a9993e364706816aba3e25717850c26c9cd0d89d")

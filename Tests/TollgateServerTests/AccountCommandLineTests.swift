@@ -7,15 +7,7 @@ import TollgateServer
 import TollgateTesting
 import TollgateWire
 
-@Suite(.serialized) struct AccountCommandLineTests {
-  private struct Run {
-    var code: Int32
-    var out: String
-    var error: String
-
-    var lines: [String] { out.split(separator: "\n").map(String.init) }
-  }
-
+@Suite(.serialized, .blocking) struct AccountCommandLineTests {
   private let directory: TemporaryDirectory
   private let fixture: AdminFixture
   private let sidecar: MiniSidecar
@@ -26,14 +18,8 @@ import TollgateWire
     sidecar = try await MiniSidecar(fixture, directory: directory)
   }
 
-  private func run(_ arguments: String...) async throws -> Run {
-    let process = try ChildProcess(
-      ChildProcess.tollgateBinary(), arguments,
-      environment: ["PATH": "/usr/bin:/bin", "USER": "ann", "TOLLGATE_UNIX": sidecar.path])
-    guard case .exited(let code) = try await process.waitAsync() else {
-      throw AdminFailure(.internalError, "tollgate \(arguments) did not end by itself")
-    }
-    return Run(code: code, out: process.standardOutput, error: process.standardError)
+  private func run(_ arguments: String...) async throws -> CommandRun {
+    try await CommandHarness.run(arguments, directory, ["TOLLGATE_UNIX": sidecar.path])
   }
 
   @Test(arguments: [

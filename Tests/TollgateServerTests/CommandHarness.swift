@@ -11,6 +11,8 @@ struct CommandRun {
   var code: Int32
   var out: String
   var error: String
+
+  var lines: [String] { out.split(separator: "\n").map(String.init) }
 }
 
 struct CommandHarness {

@@ -8,7 +8,7 @@ import TollgateServer
 import TollgateTesting
 import TollgateWire
 
-@Suite(.serialized) struct CommandLineTests {
+@Suite(.serialized, .blocking) struct CommandLineTests {
   // MARK: Exit codes
 
   @Test(arguments: [

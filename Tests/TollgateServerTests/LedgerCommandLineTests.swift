@@ -7,7 +7,7 @@ import TollgateCore
 import TollgateLedger
 import TollgateTesting
 
-@Suite(.serialized) struct LedgerCommandLineTests {
+@Suite(.serialized, .blocking) struct LedgerCommandLineTests {
   let directory: TemporaryDirectory
   let database: String
 

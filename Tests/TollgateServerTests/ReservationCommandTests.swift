@@ -42,7 +42,7 @@ private func decision(_ reason: Reason) -> Decision {
   Decision(reason: reason, source: .redis, time: time)
 }
 
-@Suite(.serialized) struct ReservationCommandTests {
+@Suite(.serialized, .blocking) struct ReservationCommandTests {
   private let hold = AdminFixture.id(7)
   private let id = AdminFixture.id(8)
 

@@ -7,7 +7,7 @@ import TollgateServer
 import TollgateTesting
 import TollgateWire
 
-@Suite(.serialized) struct SeeingCommandTests {
+@Suite(.serialized, .blocking) struct SeeingCommandTests {
   private struct Harness {
     let directory: TemporaryDirectory
     let fixture: AdminFixture
@@ -21,14 +21,8 @@ import TollgateWire
       }
     }
 
-    func run(_ arguments: String...) async throws -> (code: Int32, out: String, error: String) {
-      let process = try ChildProcess(
-        ChildProcess.tollgateBinary(), arguments,
-        environment: ["PATH": "/usr/bin:/bin", "USER": "ann", "TOLLGATE_UNIX": sidecar.path])
-      guard case .exited(let code) = try await process.waitAsync() else {
-        throw AdminFailure(.internalError, "tollgate \(arguments) did not end by itself")
-      }
-      return (code, process.standardOutput, process.standardError)
+    func run(_ arguments: String...) async throws -> CommandRun {
+      try await CommandHarness.run(arguments, directory, ["TOLLGATE_UNIX": sidecar.path])
     }
   }
 

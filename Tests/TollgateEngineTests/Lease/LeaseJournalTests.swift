@@ -6,7 +6,7 @@ import TollgateTesting
 
 @testable import TollgateEngine
 
-struct LeaseJournalTests {
+@Suite(.blocking) struct LeaseJournalTests {
   private let redis = ModelRedis()
   private let memory = LeaseMemory(LeaseScene.geometry())
 

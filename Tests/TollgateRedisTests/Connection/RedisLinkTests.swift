@@ -21,7 +21,7 @@ private func until(_ what: String, _ condition: () async throws -> Bool) async t
   try await eventually(what) { () async throws -> Bool in try await condition() }
 }
 
-@Suite(.serialized) struct RedisLinkTests {
+@Suite(.serialized, .blocking) struct RedisLinkTests {
   private let loop = MultiThreadedEventLoopGroup.singleton.next()
 
   private func link(

@@ -9,7 +9,7 @@ import Testing
 import TollgateRedis
 import TollgateTesting
 
-@Suite(.serialized) struct RedisSubscriptionTests {
+@Suite(.serialized, .blocking) struct RedisSubscriptionTests {
   private final class Told: Sendable {
     private let events = NIOLockedValueBox<[RedisSubscriptionEvent]>([])
     func add(_ event: RedisSubscriptionEvent) { events.withLockedValue { $0.append(event) } }
