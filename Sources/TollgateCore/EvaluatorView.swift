@@ -63,7 +63,15 @@ extension Evaluator {
       return arrival(limit) + cost
     }
 
+    /// What is left is told as a quantity: where more was taken back than was used, a limit of the
+    /// greatest amount leaves no more than that amount.
     func judge(_ limit: AppliedLimit) -> Judgement {
+      var judgement = found(limit)
+      judgement.remaining = min(judgement.remaining, Quantity.maximum)
+      return judgement
+    }
+
+    private func found(_ limit: AppliedLimit) -> Judgement {
       switch limit.rule {
       case .deny(let reason): return Judgement(reason: reason, remaining: 0)
       case .unlimited: return Judgement(reason: nil, remaining: Quantity.maximum)
@@ -89,7 +97,7 @@ extension Evaluator {
         var judgement = judge(
           measure.overage[limit.item], against: amount, used: used(index), at: index,
           .spendCapReached)
-        judgement.remaining += credit(limit.item)
+        judgement.remaining = min(judgement.remaining, Quantity.maximum) + credit(limit.item)
         return judgement
       case .rate(let cost, let tolerance, let interval):
         let arrival = arrival(limit)
@@ -139,7 +147,7 @@ extension Evaluator {
     /// What the grants of an item still have beyond what is owed.
     func credit(_ item: Int) -> Int64 {
       let left = (resolution.draws[item] ?? []).reduce(0) { $0 + self.left($1) }
-      return max(0, left - (owed[item] ?? 0))
+      return min(max(0, left - (owed[item] ?? 0)), Quantity.maximum)
     }
 
     /// When the first grant that is enough for this request by itself comes again.

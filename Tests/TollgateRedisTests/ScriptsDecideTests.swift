@@ -210,6 +210,41 @@ import TollgateTesting
     #expect(try rig.dump() == before)
   }
 
+  /// More was taken back of the period than was counted in it: what is left is told exactly, and as a
+  /// quantity, which a client would else not read.
+  @Test(arguments: [Int64(0), 1_000_001])
+  func whatIsLeftIsAQuantityWhereMoreWasTakenBackThanCounted(before: Int64) throws {
+    let free = Catalog.name("free")
+    let length: Int64 = 60_000
+    let window = before > 0 ? Window.seconds(length / 1000) : .month
+    var catalog = Catalog.example
+    catalog.plans[Catalog.name("pro")]?.entitlements[free] = [
+      Catalog.limit(
+        "free.most",
+        before > 0
+          ? .sliding(amount: Quantity.maximum, lengthMilliseconds: length)
+          : .quota(amount: Quantity.maximum, window: window))
+    ]
+    let rig = try StoreRig(catalog: catalog)
+    try rig.open()
+    let period = window.period(containing: rig.now)
+    try rig.seed(cells: [
+      SeedCell(
+        subject: try Subject("acme"), feature: free, window: window, period: period, settled: -48,
+        previousStart: before > 0 ? period.start + (-length) : nil, previousSettled: before)
+    ])
+    let elapsed = rig.now.milliseconds - period.start.milliseconds
+    let share =
+      before > 0 ? Sliding.share(of: before, Sliding.weight(elapsed: elapsed, length: length)) : 0
+    for (amount, settled) in [(Int64(3), Int64(-45)), (1, -44), (100, 56), (2, 58)] {
+      let decided = try #require(try rig.consume("acme", ("free", amount)).decided)
+      let state = try #require(decided.decision.items.first)
+      #expect(decided.decision.reason == .allowed && state.settled == settled)
+      #expect(
+        state.remaining == min(Quantity.maximum, Quantity.maximum - share - settled), "\(settled)")
+    }
+  }
+
   @Test func pitfall34_aPeriodRotatesOnceAndKeepsThePreviousOne() throws {
     let rig = try StoreRig.ready()
     _ = try rig.consume("acme/ann", ("chat", 6))

@@ -395,7 +395,8 @@ for i = 1, count do
           if kind == 1 or kind == 4 then
             local cell = C[P[b + 4]]
             local used = cell[2] - cell[4]
-            local left = max(0, P[b + 5] - used - cell[3] - (kind == 4 and reach[l] or 0))
+            local left = max(0, P[b + 5] - (kind == 4 and reach[l] or 0) - (used + cell[3]))
+            left = left < LARGEST and left or LARGEST
             if not least or left < least then
               least, limit, settled, held = left, P[b + 3], used, cell[3]
               reset = P[cellsAt + (P[b + 4] - 1) * 5 + 3]

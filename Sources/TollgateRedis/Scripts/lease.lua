@@ -261,12 +261,13 @@ for a = 1, accounts do
         elseif slot == 2 and ms >= start and ms < ending then
           local free = cell[4] - cell[2] - cell[3]
           for l = b + 10, b + 7 + limits * 3, 3 do
-            local most = P[l + 1] + free
+            local most = P[l + 1]
             if P[l] == 4 then
               local length = P[l + 2]
               -- include: reach
               most = most - still
             end
+            most = most + free
             room = room and room < most and room or most
           end
         end

@@ -84,12 +84,12 @@ local function isPrepaid(i)
   return false
 end
 
--- What an item's grants have beyond what is owed.
+-- What an item's grants have beyond what is owed; never more than a quantity is.
 local function creditOf(i)
   local b = itemsAt + (i - 1) * 8
   local left = -owedOf(i)
   for d = P[b + 5], P[b + 5] + P[b + 6] - 1 do
     left = left + leftOf(d)
   end
-  return max(0, left)
+  return max(0, math.min(left, LARGEST))
 end

@@ -141,14 +141,14 @@ if ARGV[5] ~= '' then
         elseif kind == 4 then
           local level, name, start = placeIn(P[b + 4])
           local cell, at = slotOf(level, name, start)
-          local length, left = P[b + 6], P[b + 5] - usedOf(P[b + 4])
+          local length, left = P[b + 6], P[b + 5]
           if at == 2 and ms < start + length and cell[5] == start - length then
             local before = max(0, cell[6] + cell[7])
             local weight = floor(((length - (ms - start)) * 1048576 + length - 1) / length)
             left = left - floor(before / 1048576) * weight
               - floor((before % 1048576 * weight + 1048575) / 1048576)
           end
-          room = math.min(room, left)
+          room = math.min(room, left - usedOf(P[b + 4]))
         elseif kind == 6 and P[b + 4] == 0 then
           room = math.min(room, creditOf(i))
         elseif kind == 7 and P[b + 5] >= 0 then

@@ -153,7 +153,7 @@ local function against(units, amount, c)
   if room < units and units <= amount and ends < NEVER then
     retry = ends - ms
   end
-  return room < units, max(0, room), retry
+  return room < units, max(0, math.min(room, LARGEST)), retry
 end
 local function see(l)
   local b = limitsAt + (l - 1) * 9
@@ -179,10 +179,10 @@ local function see(l)
     local cell, amount, length = slotOf(level, name, start), amounts[i], P[b + 6]
     local reason, left, retry = nil, 0, -1
     -- include: reach, sliding
-    return reason, max(0, room - reach[l]), retry
+    return reason, max(0, math.min(room, LARGEST)), retry
   elseif kind == 5 then
     local room = P[b + 5] - usedOf(P[b + 4])
-    return room < amounts[i] and 29, max(0, room), -1
+    return room < amounts[i] and 29, max(0, math.min(room, LARGEST)), -1
   elseif kind == 6 then
     if P[b + 4] == 1 then
       return nil, LARGEST, -1
@@ -204,7 +204,7 @@ local function see(l)
       return nil, LARGEST, -1
     end
     local over, left, retry = against(overage[i], P[b + 5], P[b + 4])
-    return over and 31, left + creditOf(i), retry
+    return over and 31, math.min(left + creditOf(i), LARGEST), retry
   end
   return nil, LARGEST, -1
 end
