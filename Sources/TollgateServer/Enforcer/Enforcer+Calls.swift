@@ -104,7 +104,7 @@ extension Enforcer {
       !request.isAnswered
     else { return false }
     let left = (DeadlineWheel.aim(request) - now).nanoseconds
-    return left < callTime * 2 && (now - request.arrived).nanoseconds > left
+    return callTime.missesDeadline(left: left, waited: (now - request.arrived).nanoseconds)
   }
 
   /// Operations of one bucket leave as one call. Between their queueing and now the bucket may
@@ -273,9 +273,7 @@ extension Enforcer {
     switch result {
     case .success(let replies):
       answeredAt = now
-      // Up at once, down slowly: what comes too late is in doubt.
-      let took = (now - sentAt).nanoseconds
-      callTime = took > callTime ? took : callTime - (callTime - took) / 8
+      callTime.note((now - sentAt).nanoseconds)
       worked(batch.count, at: now)
       metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
       noteBreaker(
