@@ -17,7 +17,7 @@ extension Micro {
     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: geometry.bytes, alignment: 4096)
     unsafe memory.initializeMemory(as: UInt8.self, repeating: 0)
     // The memory lives as long as the program.
-    guard let region = unsafe LeaseRegion(memory, geometry: geometry, lessee: 7) else {
+    guard let region = unsafe LeaseRegion(memory, geometry: geometry, lessee: 7, host: 1) else {
       throw Failure.lease
     }
     let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 16, horizon: 0)

@@ -78,6 +78,13 @@ final class Sidecar: Sendable {
       return await handler(method, body, caller)
     }
     leases = try LeaseHub(configuration, buckets: buckets, startedAt: SystemClock.wallTime())
+    if leases.table.region.isOfAnotherHost {
+      logger.warning(
+        """
+        the leases' journal was written before this host started, or on another: it is not read, \
+        and what it says is not settled. Redis keeps holding it; `tollgate lease release` frees it
+        """)
+    }
     let built = try await Self.buildLoops(
       group, configuration, keys, buckets, metrics, fallback, seen, leases, logger, admin: desk)
     loops = built.loops

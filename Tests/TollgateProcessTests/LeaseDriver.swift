@@ -19,6 +19,8 @@ struct LeaseTally: Sendable {
   var retries = 0
   /// Units of operations that went unanswered, and whose ids were too old then.
   var unresolved: Int64 = 0
+  /// The same, one by one: of what Redis decided the books can tell.
+  var open: [(id: OperationID, key: String, amount: Int64)] = []
   /// Denials since the last allow, over all callers.
   var denialsInRow = 0
   /// What must never be seen, in words.
@@ -133,7 +135,14 @@ final class LeaseDriver: Sendable {
         case .decision(let decision)?: return decision
         case .error(.idTooOld, _)?:
           if isUncertain {
-            tally.withLockedValue { $0.unresolved += record.items[0].amount }
+            tally.withLockedValue {
+              $0.unresolved += record.items[0].amount
+              $0.open.append(
+                (
+                  record.id, "\(record.subject.account.path) \(options.feature)",
+                  record.items[0].amount
+                ))
+            }
           }
           return nil
         case .error(.outcomeUnknown, _)?: isUncertain = true

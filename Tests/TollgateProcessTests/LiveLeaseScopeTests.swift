@@ -71,6 +71,14 @@ extension LiveTests.Leases {
       return (record, decision, units)
     }
 
+    /// By the first sidecar, all that it let through from leases.
+    func waitUntilSettled() throws {
+      try eventually(within: .seconds(10), "it is settled") {
+        stack.metric("tollgate_lease_settled_units_total", sidecar: 0) ?? 0 > 0
+          && stack.metric("tollgate_lease_unsettled_operations", sidecar: 0) == 0
+      }
+    }
+
     func expectBilled(
       _ units: [String: Int64], location: SourceLocation = #_sourceLocation
     ) throws {
@@ -197,14 +205,60 @@ extension LiveTests.Leases {
     try retries.expectBilled(["acme": units])
   }
 
+  /// Nobody asked for its shape since the restart, and all of it is settled: what is taken back is
+  /// refunded.
+  @Test func aCancelIsDoneWhereItsShapeIsForgotten() throws {
+    var options = Self.three(["acme"])
+    options.journals = true
+    let retries = try Retries(options)
+    let (record, _, units) = try retries.leased(0, "acme/ann/7", 3)
+    try retries.waitUntilSettled()
+    try retries.stack.restartSidecar(0)
+    try retries.stack.waitReady(0)
+    try retries.reconnect(0)
+    #expect(try retries.decision(0, record, as: .cancel).reason == .cancelled)
+    #expect(try retries.decision(0, record, as: .cancel).replayed)
+    #expect(try retries.decision(0, record).reason == .cancelled)
+    // What later spends would absorb waits for a second.
+    try eventually(within: .seconds(10), "it is refunded") {
+      retries.stack.metric("tollgate_lease_unsettled_operations", sidecar: 0) == 0
+        && retries.stack.metric("tollgate_lease_settled_units_total", sidecar: 0) == -3
+    }
+    try retries.expectBilled(["acme": units - 3])
+  }
+
+  /// It names a feature that is never leased, too, so Redis decides it; what it is denied for is
+  /// held idle by another sidecar.
+  @Test func aRequestThatIsNotLeasedAsksLeasesBack() throws {
+    var options = Self.three(["acme"])
+    options.catalog = """
+      levels: [account, member, run]
+      features:
+        edits: {metered: true, importance: volume, idempotency: sidecar, unit: edit}
+        pages: {metered: true, importance: volume, unit: page}
+      plans:
+        plan:
+          edits:
+            - {id: edits.day, quota: 400, per: day}
+          pages:
+            - {id: pages.day, quota: 400, per: day}
+      """
+    let retries = try Retries(options)
+    let (_, _, units) = try retries.leased(0, "acme/ann/7")
+    var record = try retries.record("acme/ann/7", 400 - units)
+    record.items.append(Item(feature: try Name("pages"), amount: 1))
+    let answer = try retries.decision(1, record)
+    #expect(answer.isAllowed && answer.source == .redis, "\(answer)")
+    #expect(try retries.decision(2, record).replayed)
+    let denied = try retries.record("acme/ann/7", 1)
+    #expect(try retries.decision(1, denied).reason == .quotaExceeded)
+  }
+
   @Test func oneWithoutAJournalRefusesWhatWasMintedBefore() throws {
     let retries = try Retries(Self.three(["acme"]))
     let (record, _, units) = try retries.leased(0, "acme/ann/7")
     // What is lost with it is another test's matter.
-    try eventually(within: .seconds(10), "it is settled") {
-      retries.stack.metric("tollgate_lease_settled_units_total", sidecar: 0) ?? 0 > 0
-        && retries.stack.metric("tollgate_lease_unsettled_operations", sidecar: 0) == 0
-    }
+    try retries.waitUntilSettled()
     try retries.stack.restartSidecar(0)
     try retries.stack.waitReady(0)
     try retries.reconnect(0)

@@ -30,6 +30,9 @@ struct LeaseAccount: BitwiseCopyable {
   var dueNext: UInt32 = 0
   var urgentNext: UInt32 = 0
   var exchange: UInt32 = 0
+  /// How often something of it was taken back, and when that was last.
+  var corrections: UInt32 = 0
+  var correctedAt: Int64 = .min
 
   static let isLive: UInt8 = 1
   /// In one of the bucket's lines.
@@ -93,6 +96,9 @@ struct LeasePortion: BitwiseCopyable {
 
   /// To be given back, and not to be spent before that is answered.
   static let isRecalled: UInt8 = 16
+  /// The exchange that is under way gives it back. Without this, the answer to one that left before
+  /// the recall came would be taken for the recall's.
+  static let isReturning: UInt8 = 64
   /// Named in an exchange that is not answered: its place is needed, whatever becomes of entries.
   static let isOut: UInt8 = 32
 
@@ -196,6 +202,8 @@ struct LeaseDenial: BitwiseCopyable {
   /// Of one item: smaller ones are asked again.
   var amount: Int64 = 0
   var generation: UInt32 = 0
+  /// Of the account when it was noted: what is taken back after that may be there again.
+  var corrections: UInt32 = 0
 }
 
 /// The accounts of one bucket that wait for an exchange: at once, or since when they are due.

@@ -43,11 +43,11 @@ package struct LeaseGeometry: Hashable, Sendable {
   static let headerBytes = 4096
   static let stripeHeaderBytes = 128
   private static let magic: UInt64 = 0x3145_5341_454C_4754  // "TGLEASE1"
-  private static let version: UInt64 = 1
+  private static let version: UInt64 = 2
   static let predecessorsMax = 8
 
   private enum Word: Int {
-    case magic, version, stripes, slots, logBytes, generation, check
+    case magic, version, stripes, slots, logBytes, generation, host, check
     /// Of the incarnation that works now; written as one word, so that it is never torn.
     case lessee
     /// The first of `predecessorsMax`.
@@ -62,14 +62,20 @@ package struct LeaseGeometry: Hashable, Sendable {
   package let generation: UInt64
   /// It was found as it is, so there may be something in it.
   package let isRecovered: Bool
+  /// What was found was written before this start of the host, or on another one, and was not read.
+  package let isOfAnotherHost: Bool
 
   /// - Parameters:
   ///   - memory: outlives every use of the region; aligned to 8 bytes; locked against other
   ///     processes by the shell.
   ///   - geometry: of a region that is begun anew; `memory` holds it.
   ///   - lessee: new and random, not 0.
+  ///   - host: names the start of the host. Pages that a host had not written when it went down are
+  ///     lost in any order: the settles of what was spent may be missing where the spending is
+  ///     there, and all of it would be billed again. So what another start wrote is not read.
   package init?(
-    _ memory: UnsafeMutableRawBufferPointer, geometry wanted: LeaseGeometry, lessee: UInt64
+    _ memory: UnsafeMutableRawBufferPointer, geometry wanted: LeaseGeometry, lessee: UInt64,
+    host: UInt64
   ) {
     guard let base = memory.baseAddress, memory.count >= Self.headerBytes, wanted.isValid else {
       return nil
@@ -82,9 +88,11 @@ package struct LeaseGeometry: Hashable, Sendable {
       stripes: Int(truncatingIfNeeded: word(.stripes)),
       slots: Int(truncatingIfNeeded: word(.slots)),
       logBytes: Int(truncatingIfNeeded: word(.logBytes)))
-    if word(.magic) == Self.magic, word(.version) == Self.version, found.isValid,
-      found.bytes <= memory.count, word(.check) == (unsafe Self.check(base))
-    {
+    let isFound =
+      word(.magic) == Self.magic && word(.version) == Self.version && found.isValid
+      && found.bytes <= memory.count && word(.check) == (unsafe Self.check(base))
+    isOfAnotherHost = isFound && word(.host) != host
+    if isFound, !isOfAnotherHost {
       geometry = found
       self.lessee = lessee
       generation = word(.generation)
@@ -120,6 +128,7 @@ package struct LeaseGeometry: Hashable, Sendable {
     put(.slots, UInt64(wanted.slots))
     put(.logBytes, UInt64(wanted.logBytes))
     put(.generation, generation)
+    put(.host, host)
     put(.lessee, lessee)
     for place in 0..<Self.predecessorsMax {
       unsafe base.storeBytes(

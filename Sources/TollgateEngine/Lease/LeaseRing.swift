@@ -228,6 +228,19 @@ package struct LeaseSlot: BitwiseCopyable {
     region.put(slot, at: position)
   }
 
+  /// An id further ahead than this is refused by Redis (ms), and so counted nowhere.
+  static let aheadMax: Int64 = 61_000
+
+  /// Its id is one of a time that has not passed.
+  @inline(__always)
+  func isAhead(_ slot: LeaseSlot) -> Bool {
+    switch slot.kind {
+    case .continuation, .correction, .none: false
+    case .operation, .marker, .denied, .cancelled:
+      slot.time >= wall && slot.time <= wall &+ Self.aheadMax && wall > 0
+    }
+  }
+
   /// Forgets the oldest slot.
   @inline(__always)
   mutating func forget(_ slot: LeaseSlot) {

@@ -88,6 +88,19 @@ extension LeaseStripe {
       }
     }
     soil(entry, now: request.now)
+    correct(entries[entry].account, now: request.now)
     return .cancelled
+  }
+
+  /// Something of the account was taken back: what was denied may be there now.
+  private mutating func correct(_ account: UInt32, now: Int64) {
+    accounts[account].corrections &+= 1
+    accounts[account].correctedAt = max(accounts[account].correctedAt, now)
+  }
+
+  /// The same, by Redis.
+  mutating func corrected(_ name: [UInt8], now: Int64) {
+    let account = findAccount(LeaseHash.of(name), name)
+    if account != 0 { correct(account, now: now) }
   }
 }

@@ -165,6 +165,8 @@ extension LeaseStripe {
       portions[portion].set(LeasePortion.isOut, true)
       portions[portion].inFlight = max(0, part.portions[index].settle)
       guard portions[portion].isJudged else { continue }
+      portions[portion].set(
+        LeasePortion.isReturning, portions[portion].has(LeasePortion.isRecalled))
       let target = target(portion, now: now)
       part.portions[index].target = target
       portions[portion].targetInFlight = target

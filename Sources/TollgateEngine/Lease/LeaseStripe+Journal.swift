@@ -2,7 +2,9 @@
 //
 //   definition  entry, since when (`born`), what is settled (`through`), all that a batch needs
 //   sent        batch id, the one it replaces, and per entry: amounts, and up to where
-//   done        batch id
+//   done        batch id, and per entry up to where: what a batch settled is known from this
+//               record alone, as `sent` may have been dropped, or stand before a definition that
+//               was moved while the batch was under way
 //
 // A slot counts as unsettled where its entry has a definition in the log and it lies at or behind
 // what is settled or sent. So an entry with unsettled units keeps its definition: the log moves it.
@@ -10,8 +12,9 @@
 import TollgateCore
 
 extension LeaseStripe {
-  /// Room for a done record of every exchange under way.
-  static let doneReserve: UInt64 = 16384
+  /// Room for the done records of exchanges under way. Where one has none its batch is in doubt
+  /// after a crash, and goes out again under its id.
+  static let doneReserve: UInt64 = 32768
 
   // MARK: - Writing
 
@@ -41,10 +44,14 @@ extension LeaseStripe {
     return log.append(.sent, writer.bytes)
   }
 
-  mutating func logDone(_ id: OperationID) {
+  mutating func logDone(_ pending: PendingExchange) {
     var writer = PayloadWriter()
-    writer.put(id.high)
-    writer.put(id.low)
+    writer.put(pending.id.high)
+    writer.put(pending.id.low)
+    for batch in pending.entries {
+      writer.put(UInt64(batch.entry))
+      writer.put(entries[batch.entry].sent)
+    }
     guard makeLogRoom(writer.bytes.count, keeping: 0) else { return }
     _ = log.append(.done, writer.bytes)
   }

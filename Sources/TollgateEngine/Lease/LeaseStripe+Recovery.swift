@@ -129,14 +129,14 @@ extension LeaseStripe {
       case .done:
         var reader = PayloadReader(record.payload)
         guard let high = reader.word(), let low = reader.word() else { continue }
-        let id = OperationID(high: high, low: low)
-        for sent in doubts where sent.id == id {
-          for batch in sent.entries {
-            guard let through = definitions[batch.entry]?.through else { continue }
-            definitions[batch.entry]?.through = max(through, batch.sent)
-          }
+        while let entry = reader.word(), let sent = reader.word() {
+          let entry = UInt32(truncatingIfNeeded: entry)
+          guard var definition = definitions[entry] else { continue }
+          definition.through = max(definition.through, sent)
+          definition.taken = max(definition.taken, sent)
+          definitions[entry] = definition
         }
-        doubts.removeAll { $0.id == id }
+        doubts.removeAll { $0.id == OperationID(high: high, low: low) }
       }
     }
     // A batch may have been moved behind a definition that was moved behind it.

@@ -349,6 +349,7 @@ extension LeaseStripe {
     guard entry != 0, entries[entry].itemCount == 1,
       entries[entry].generation == accounts[entries[entry].account].generation,
       note.confirmedAt >= accounts[entries[entry].account].changedAt,
+      note.confirmedAt >= accounts[entries[entry].account].correctedAt,
       note.confirmedAt >= changedAt, let packed = TemplateBytes.pack(note.template)
     else { return }
     dropDenial(entry)
@@ -356,11 +357,15 @@ extension LeaseStripe {
     denial.template = bytes.share(packed)
     guard denial.template != 0 else { return }
     denial.reset = note.reset
-    // Where others hold some of it, that may come back at any moment.
+    // Where others hold some of it, that may come back at any moment. What is settled comes back
+    // when some of it is refunded or cancelled, of which other sidecars do not tell.
     denial.until =
-      note.isSettledAlone ? .max : note.confirmedAt + LeaseDenialNote.heldNanoseconds
+      note.confirmedAt
+      + (note.isSettledAlone
+        ? LeaseDenialNote.settledNanoseconds : LeaseDenialNote.heldNanoseconds)
     denial.amount = note.isSettledAlone ? 1 : note.amount
     denial.generation = entries[entry].generation
+    denial.corrections = accounts[entries[entry].account].corrections
     entries[entry].denial = denials.allocate(denial)
     if entries[entry].denial == 0 { bytes.release(denial.template, isShared: true) }
   }
@@ -369,6 +374,7 @@ extension LeaseStripe {
 /// A denial by Redis that may be answered from memory for a while.
 package struct LeaseDenialNote: Sendable {
   package static let heldNanoseconds: Int64 = 10_000_000
+  package static let settledNanoseconds: Int64 = 1_000_000_000
 
   package var key: [UInt8]
   /// Of the one item that was denied.

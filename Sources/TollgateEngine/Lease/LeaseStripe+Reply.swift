@@ -53,15 +53,18 @@ extension LeaseStripe {
 
   /// Its id is older than what Redis remembers: nothing was done by this call.
   /// - Parameter wasDone: what the ledger says of an earlier one; nil: nobody can say.
-  mutating func tooOld(_ number: UInt32, wasDone: Bool?, now: Int64) {
-    guard var pending = exchanges[number], !pending.isWaiting else { return }
+  /// - Returns: whether an earlier one may have been done, so that the batch is over here and its
+  ///   deltas are the caller's to bring to the ledger. False: it goes out again under a new id,
+  ///   and whoever brought its deltas, too, would count them twice.
+  mutating func tooOld(_ number: UInt32, wasDone: Bool?, now: Int64) -> Bool {
+    guard var pending = exchanges[number], !pending.isWaiting else { return false }
     if !pending.mayBeDone || wasDone == false {
       pending.mayBeDone = false
       pending.isRenewed = true
       pending.isWaiting = true
       exchanges[number] = pending
       again[Int(line(of: pending.bucket))].append(number)
-      return
+      return false
     }
     if wasDone == nil {
       for entry in pending.entries {
@@ -74,6 +77,7 @@ extension LeaseStripe {
       lose(part)
       land(part.account, now: now)
     }
+    return true
   }
 
   // MARK: - Parts
@@ -86,7 +90,7 @@ extension LeaseStripe {
 
   /// The batch is settled: its operations may be forgotten.
   private mutating func done(_ pending: PendingExchange) {
-    if pending.logged != 0 { logDone(pending.id) }
+    if pending.logged != 0 { logDone(pending) }
     for batch in pending.entries {
       let entry = batch.entry
       let first = entries[entry].items
@@ -120,7 +124,9 @@ extension LeaseStripe {
     portions[portion].left = left
     portions[portion].settled = state.settled
     portions[portion].held = max(0, state.held - left)
-    portions[portion].set(LeasePortion.isRecalled, false)
+    if portions[portion].has(LeasePortion.isReturning) {
+      portions[portion].set(LeasePortion.isRecalled | LeasePortion.isReturning, false)
+    }
     // Less than was asked for: the edge is near.
     let isTight = own.target > 0 && left < own.target
     if own.target >= 0 { portions[portion].set(LeasePortion.isTight, isTight) }

@@ -212,7 +212,8 @@ extension LeaseStripe {
         switch patch.field {
         case .settled: writer.put(settled, patch)
         case .held: writer.put(held, patch)
-        default: writer.put(max(0, state.amount &- settled &- held), patch)
+        default:
+          writer.put(min(max(0, state.amount &- settled &- held), Quantity.maximum), patch)
         }
       }
     }
@@ -224,7 +225,8 @@ extension LeaseStripe {
     _ e: LeaseEntry, _ request: borrowing LeaseRequest, _ space: Int
   ) -> Bool {
     let denial = denials[e.denial]
-    guard denial.generation == accounts[e.account].generation, request.now < denial.until,
+    guard denial.generation == accounts[e.account].generation,
+      denial.corrections == accounts[e.account].corrections, request.now < denial.until,
       request.wall < denial.reset, unsafe request.amounts.count == 1,
       unsafe request.amounts[0] >= denial.amount
     else { return false }
@@ -334,7 +336,9 @@ extension LeaseStripe {
 
   // MARK: - Room
 
-  /// Forgets the oldest operations until so many more fit, as far as they are settled.
+  /// Forgets the oldest operations until so many more fit, as far as they are settled and their ids
+  /// lie in the past. One that is ahead of the clock could not be told from a new one once it is
+  /// forgotten, and its retry would be counted again; until its time has come Redis decides.
   @inline(__always)
   mutating func makeRoom(_ count: Int, keeping reserve: UInt64) -> Bool {
     let most = ring.slots &- reserve &- UInt64(truncatingIfNeeded: count)
@@ -348,7 +352,7 @@ extension LeaseStripe {
     let ahead = min(32, ring.slots / 1024)
     while ring.count &+ ahead > most {
       let slot = ring.slot(ring.tail)
-      if isUnsettled(slot, at: ring.tail) { return ring.count <= most }
+      if isUnsettled(slot, at: ring.tail) || ring.isAhead(slot) { return ring.count <= most }
       ring.forget(slot)
     }
     return true

@@ -173,12 +173,21 @@ package import TollgateCore
   }
 
   /// Refused for the age of its id. `wasDone`: whether an earlier send of it was, as the ledger
-  /// knows; nil where nobody does.
-  package func tooOld(_ token: LeaseExchange.Token, wasDone: Bool?, now: MonotonicTime) {
+  /// knows; nil where nobody does. True: it is over here, and what an earlier send may have done is
+  /// the caller's to bring to the ledger; false: none was done, and it goes out under a new id.
+  @discardableResult
+  package func tooOld(
+    _ token: LeaseExchange.Token, wasDone: Bool?, now: MonotonicTime
+  ) -> Bool {
     with(token.bucket) { $0.tooOld(token.number, wasDone: wasDone, now: now.nanoseconds) }
   }
 
   // MARK: - News
+
+  /// Something that the account had used was taken back; denials from before say nothing any more.
+  package func corrected(bucket: Int, account: [UInt8], now: MonotonicTime) {
+    with(bucket) { $0.corrected(account, now: now.nanoseconds) }
+  }
 
   package func configChanged(bucket: Int, account: [UInt8], now: MonotonicTime) {
     with(bucket) { $0.configChanged(account, now: now.nanoseconds) }

@@ -102,8 +102,7 @@ final class Enforcer {
   var unknownAccounts = UnknownAccountPolicy()
   private var answeredWhileParked = 0
   var retryScheduled = false
-  /// What a call to Redis takes, nanoseconds: of late ones more than of early ones.
-  var callTime: Int64 = 0
+  var callTime = CallTime()
   /// When Redis last answered a call of this loop.
   var answeredAt = NIODeadline.uptimeNanoseconds(0) { didSet { onReply?() } }
   var onReply: (() -> Void)?
@@ -176,6 +175,7 @@ final class Enforcer {
     let now = NIODeadline.now()
     outstanding -= 1
     metrics.inFlight.add(-1)
+    guard !request.isForShape else { return }
     metrics.requestLatency.record(nanoseconds: (now - request.arrived).nanoseconds)
     if tail != nil { noteTail(request, outcome, at: now) }
     switch outcome {
@@ -259,6 +259,7 @@ final class Enforcer {
         noteSeen(decided, bucket: request.bucket, epoch: epoch)
       }
       retain(decided, entries(decided), of: request)
+      tookBack(request)
       if leaseDecided(request, decided.decision) { return }
       finish(request, .decision(decided.decision))
     case .replayed(let decided):

@@ -84,6 +84,8 @@ final class Request: Awaited {
   var leaseStep = LeaseStep.new
   /// Where leases may answer it: what it resolves to.
   var leased: Resolution?
+  /// Nobody's: it is asked so that leases learn how the like of it is settled.
+  var isForShape = false
   /// How often leases were asked to give back for it.
   var recalls = 0
   /// When its call left, boot time.

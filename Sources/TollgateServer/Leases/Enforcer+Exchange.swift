@@ -94,11 +94,11 @@ extension Enforcer {
       }
       table.notSent(exchange.token)
     case .tooOld:
+      guard table.tooOld(exchange.token, wasDone: true, now: LeaseHub.now) else { return }
       // Whether an earlier copy was done the ledger knows: it is asked, as of all late deltas.
       for entry in call.entries(bornAt: redisNow) {
         retained.add(entry, bucket: bucket, epoch: call.fence.epoch - 1)
       }
-      table.tooOld(exchange.token, wasDone: true, now: LeaseHub.now)
     case .fromFuture, .error:
       if case .error(let text) = outcome {
         logger.debug("an exchange was refused", metadata: ["error": "\(text)"])

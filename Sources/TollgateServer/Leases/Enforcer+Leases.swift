@@ -29,7 +29,9 @@ enum LeaseStep: Sendable, Hashable {
 extension Enforcer {
   /// Whether the table answers; else it goes on to Redis, and this is not asked again.
   func answeredFromLease(_ request: Request, _ resolution: Resolution) -> Bool {
-    guard request.leaseStep == .new, let leases, LeaseBinding.isLeasable(resolution) else {
+    guard request.leaseStep == .new, let leases else { return false }
+    guard LeaseBinding.isLeasable(resolution) else {
+      awaitsRecall(request, resolution)
       return false
     }
     guard request.mode == .consume || request.mode == .check, let shape = request.shape else {
@@ -93,12 +95,30 @@ extension Enforcer {
             + " differ from the first request of this id"))
     case .tooOld:
       finish(request, .error(.idTooOld, "the id is older than what this sidecar remembers"))
+    case .unregistered:
+      request.leaseStep = .new
+      learnShape(of: request)
     case .later:
-      // Its shape is registered again, or there is room again, in a moment.
+      // There is room again in a moment.
       request.leaseStep = .new
       eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(20)) { self.attempt(request) }
     }
     return true
+  }
+
+  /// Nobody asked for the like of it lately, or since the start. Redis is asked what an operation
+  /// like it resolves to, which counts nothing; then it is attempted again.
+  private func learnShape(of request: Request) {
+    var random = SystemRandomNumberGenerator()
+    let look = Request(
+      mode: .check, id: OperationID(time: redisNow, using: &random), subject: request.subject,
+      items: request.items, attributes: request.attributes, bucket: request.bucket,
+      arrived: .now(), deadline: request.deadline
+    ) { [self] _ in
+      eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(1)) { self.attempt(request) }
+    }
+    look.isForShape = true
+    submit(look)
   }
 
   static func isSidecarScope(_ request: Request, _ global: GlobalConfig) -> Bool {
@@ -127,10 +147,24 @@ extension Enforcer {
 
   // MARK: - After Redis decided
 
+  /// What gives units back ends what leases remember of denials.
+  func tookBack(_ request: Request) {
+    switch request.mode {
+    case .check, .consume, .post, .reserve, .extend: break
+    case .cancel, .refund, .settle, .release:
+      leases?.hub.table.corrected(
+        bucket: request.bucket, account: Array(request.account.utf8), now: LeaseHub.now)
+    }
+  }
+
   /// Whether it waits for what leases hold.
   func leaseDecided(_ request: Request, _ decision: Decision) -> Bool {
     guard let leases, let resolution = request.leased else { return false }
     let sentAt = request.sentAt
+    guard !request.isForShape else {
+      leases.learn(request, resolution, decision, sentAt: sentAt)
+      return false
+    }
     if decision.isAllowed {
       if decision.reason == .allowed { leases.seen(request, resolution, decision, sentAt: sentAt) }
       return false
@@ -141,6 +175,20 @@ extension Enforcer {
     }
     recall(request, resolution)
     return true
+  }
+
+  /// Not answered from leases, and yet what it asks for may be held by some: by another shape of a
+  /// feature that is leased.
+  private func awaitsRecall(_ request: Request, _ resolution: Resolution) {
+    // Where configuration denies it, as that of an account that is not loaded yet, nothing is held.
+    guard request.mode == .consume, !resolution.isRich, let global,
+      !resolution.limits.contains(where: { if case .deny = $0.rule { true } else { false } }),
+      request.items.contains(where: {
+        global.catalog.features[$0.feature]?.idempotency == .sidecar
+      })
+    else { return }
+    request.leaseStep = .atomic
+    request.leased = resolution
   }
 
   /// Denied, not recorded, and asked for again when leases were asked to give back.
@@ -176,7 +224,7 @@ extension Enforcer {
         }
         let left = (request.deadline - .now()).nanoseconds
         guard others || own, request.recalls < Self.recallsMax,
-          left > Self.recallPauses[request.recalls].nanoseconds + 2 * callTime
+          left > Self.recallPauses[request.recalls].nanoseconds + 2 * callTime.nanoseconds
         else { return decideFinally(request) }
         let pause = Self.recallPauses[request.recalls]
         request.recalls += 1

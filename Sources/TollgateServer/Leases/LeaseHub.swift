@@ -43,7 +43,8 @@ final class LeaseHub: Sendable {
       }
     guard
       let region = unsafe LeaseRegion(
-        memory.region, geometry: geometry, lessee: UInt64.random(in: 1 ... .max))
+        memory.region, geometry: geometry, lessee: UInt64.random(in: 1 ... .max),
+        host: LeaseMemory.host)
     else {
       throw LeaseMemory.Failure(description: "the leases' memory cannot be used")
     }

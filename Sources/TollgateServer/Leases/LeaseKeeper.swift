@@ -84,6 +84,8 @@ final class LeaseKeeper {
     case cancelled
     case mismatch(amounts: Bool)
     case tooOld
+    /// The shape that it was let through by is gone, and what is taken back is settled by a shape.
+    case unregistered
     case later
   }
 
@@ -108,7 +110,8 @@ final class LeaseKeeper {
     case .mismatch(let item, _): .mismatch(amounts: item != nil)
     case .tooOld: .tooOld
     case .unknown: .goesOn
-    case .unregistered, .full: .later
+    case .unregistered: .unregistered
+    case .full: .later
     }
   }
 
@@ -138,12 +141,18 @@ final class LeaseKeeper {
       young = [:]
     }
     young[hash] = now
-    guard let last, now - last <= Self.demandNanoseconds,
+    guard let last, now - last <= Self.demandNanoseconds else { return }
+    learn(request, resolution, decision, sentAt: sentAt)
+  }
+
+  /// What Redis decided says how the like of it is answered from memory, and settled.
+  func learn(_ request: Request, _ resolution: Resolution, _ decision: Decision, sentAt: Int64) {
+    guard
       let registration = LeaseBinding.registration(
         request, resolution, decision, bucket: request.bucket,
         versions: (
           decision.globalVersion, decision.accountVersion, enforcer.global?.catalogVersion ?? 0
-        ), confirmedAt: sentAt, now: now)
+        ), confirmedAt: sentAt, now: LeaseHub.bootNanoseconds())
     else { return }
     // Full or outdated: it stays with Redis.
     _ = hub.table.register(registration)

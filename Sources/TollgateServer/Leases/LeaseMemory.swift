@@ -5,9 +5,11 @@
 //
 // The file is whole before it is mapped (`posix_fallocate`): a store into a hole of a full disk
 // would end the process. It is locked: two sidecars in one file would settle each other's units.
-// It survives the process, not the host: it is never synced, and its cost is that of memory.
+// It survives the process, not the host: it is never synced, and its cost is that of memory. What
+// an earlier start of the host left in it is not read (`LeaseRegion` says why).
 
 import Glibc
+import TollgateEngine
 
 // Safe: the region's address and size never change; what is in it is guarded by whoever partitions
 // it (each stripe of the lease table has a part of its own, under its lock).
@@ -63,6 +65,16 @@ import Glibc
     }
     self.descriptor = descriptor
   }
+
+  /// Names this start of this host, for whoever finds the file after another one; 0: not known.
+  static let host: UInt64 = {
+    let descriptor = unsafe open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC)
+    guard descriptor >= 0 else { return 0 }
+    defer { close(descriptor) }
+    var text = [UInt8](repeating: 0, count: 64)
+    let count = unsafe read(descriptor, &text, text.count)
+    return count > 0 ? LeaseHash.of(Array(text[..<count])) : 0
+  }()
 
   deinit {
     unsafe munmap(region.baseAddress, region.count)

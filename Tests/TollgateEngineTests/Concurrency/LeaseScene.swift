@@ -20,11 +20,11 @@ import TollgateTesting
 
   deinit { unsafe base.deallocate() }
 
-  func region(lessee: UInt64) -> LeaseRegion {
+  func region(lessee: UInt64, host: UInt64 = 1) -> LeaseRegion {
     guard
       let region = unsafe LeaseRegion(
         UnsafeMutableRawBufferPointer(start: base, count: geometry.bytes), geometry: geometry,
-        lessee: lessee)
+        lessee: lessee, host: host)
     else { preconditionFailure("the memory is as long as its geometry says") }
     return region
   }
@@ -63,7 +63,8 @@ struct Shape {
   let table: LeaseTable
   /// The table does not keep it.
   private let memory: LeaseMemory
-  let bucket: Int
+  /// Of what is asked from now on.
+  var bucket: Int
   /// Nanoseconds since the boot; wall time runs along.
   var now: Int64
   var version: Int64 = 1

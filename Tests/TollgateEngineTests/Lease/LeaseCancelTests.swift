@@ -117,6 +117,47 @@ struct LeaseCancelTests {
     #expect(scene.number(1) == 9_100)
   }
 
+  /// Of a refund through another sidecar nobody tells; so Redis is asked again.
+  @Test func aDenialBySettledAloneIsForgottenAfterASecond() {
+    let scene = LeaseScene()
+    scene.register()
+    deny(scene, settledAlone: true)
+    scene.pass(999)
+    #expect(scene.spend(.simple(), 5) == .denied(bytes: 24))
+    scene.pass(1)
+    #expect(scene.spend(.simple(), 5) == .miss(.ended))
+  }
+
+  @Test func aDenialIsDroppedByACancel() {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    deny(scene, settledAlone: true)
+    #expect(scene.spend(.simple(), 1) == .denied(bytes: 24))
+    scene.pass(1)
+    #expect(scene.cancel(.simple(), 3, id: id) == .cancelled)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+  }
+
+  @Test func aDenialIsDroppedByWhatRedisTookBack() {
+    let scene = LeaseScene()
+    scene.register()
+    deny(scene, settledAlone: true)
+    scene.pass(1)
+    let asked = scene.now
+    scene.pass(1)
+    scene.table.corrected(bucket: 0, account: Array("acme".utf8), now: scene.monotonic)
+    #expect(scene.spend(.simple(), 1) == .miss(.ended))
+    // The answer to what was asked before that says nothing, either.
+    let now = scene.now
+    scene.now = asked
+    deny(scene, settledAlone: true)
+    scene.now = now
+    #expect(scene.spend(.simple(), 1) == .miss(.ended))
+    deny(scene, settledAlone: true)
+    #expect(scene.spend(.simple(), 1) == .denied(bytes: 24))
+  }
+
   @Test func aDenialByHoldsIsForgottenAfterTenMilliseconds() {
     let scene = LeaseScene()
     scene.register()

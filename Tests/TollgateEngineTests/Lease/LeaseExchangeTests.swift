@@ -192,7 +192,8 @@ struct LeaseExchangeTests {
     scene.spend(.simple(), 3)
     scene.pass(10)
     let first = try #require(scene.collect())
-    scene.table.tooOld(first.token, wasDone: nil, now: scene.monotonic)
+    // Whoever brought its deltas to the ledger now would count them twice.
+    #expect(!scene.table.tooOld(first.token, wasDone: true, now: scene.monotonic))
     let again = try #require(scene.collect())
     #expect(again.id != first.id && again.deltas == first.deltas)
     scene.table.replied(again.token, redis.exchange(again), now: scene.monotonic)
@@ -206,9 +207,41 @@ struct LeaseExchangeTests {
     let first = try #require(scene.collect())
     scene.table.lost(first.token)
     let again = try #require(scene.collect())
-    scene.table.tooOld(again.token, wasDone: nil, now: scene.monotonic)
+    #expect(scene.table.tooOld(again.token, wasDone: nil, now: scene.monotonic))
     #expect(scene.collect()?.deltas.isEmpty ?? true)
     #expect(scene.table.gauges.unresolvedUnits == 3 && !scene.isUnsettled)
+  }
+
+  /// By its time a forgotten id is told from a new one, so it must not be forgotten before that.
+  @Test func anIdAheadOfTheClockIsRememberedUntilItsTimeHasCome() {
+    let scene = LeaseScene().begin(redis)
+    let ahead = OperationID(high: UInt64(scene.wall + 500) << 16, low: 77)
+    #expect(scene.spend(.simple(), 1, id: ahead).isAllowed)
+    func pass(_ milliseconds: Int64) {
+      for _ in 0..<milliseconds / 10 {
+        for _ in 0..<10 { scene.spend(.simple(), 0) }
+        scene.run(10, redis)
+      }
+    }
+    pass(400)
+    #expect(scene.spend(.simple(), 1, id: ahead).isReplayed)
+    pass(500)
+    #expect(scene.spend(.simple(), 1, id: ahead) == .tooOld)
+    // It stood in the way only until then.
+    #expect(scene.spend(.simple(), 1).isAllowed)
+    scene.run(1_000, redis)
+    #expect(redis.ledger["acme"] == 2)
+  }
+
+  /// Nobody counts it, so it keeps no place.
+  @Test func anIdOfNextYearStandsInNobodysWay() {
+    let scene = LeaseScene().begin(redis)
+    let ahead = OperationID(high: UInt64(scene.wall + 31_536_000_000) << 16, low: 77)
+    #expect(scene.spend(.simple(), 1, id: ahead) == .miss(.future))
+    for _ in 0..<100 {
+      for _ in 0..<10 { #expect(scene.spend(.simple(), 0).isAllowed) }
+      scene.run(10, redis)
+    }
   }
 
   @Test func lowWaterAsksForMoreAtOnce() {
@@ -248,6 +281,25 @@ struct LeaseExchangeTests {
     let exchange = try #require(scene.collect())
     _ = redis.exchange(exchange)
     #expect(redis.settled["acme"] == 10 && redis.held("acme") == 0)
+  }
+
+  /// The answer to what left before the recall came is not the recall's.
+  @Test func aRecallWhileAnExchangeIsUnderWayIsKept() throws {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 10)
+    scene.pass(10)
+    let first = try #require(scene.collect())
+    scene.table.recall(bucket: 0, account: Array("acme".utf8), now: scene.monotonic)
+    scene.table.replied(first.token, redis.exchange(first), now: scene.monotonic)
+    #expect(redis.held("acme") > 0)
+    #expect(scene.spend(.simple(), 1) == .miss(.noRoom))
+    scene.exchange(with: redis)
+    #expect(redis.held("acme") == 0)
+    // What was given back may be had again after its rest.
+    scene.pass(250)
+    scene.spend(.simple(), 1)
+    scene.exchange(with: redis)
+    #expect(redis.held("acme") > 0 && scene.spend(.simple(), 1).isAllowed)
   }
 
   @Test func aLeaseInUseIsProlonged() {

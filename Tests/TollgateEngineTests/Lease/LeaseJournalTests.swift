@@ -12,8 +12,10 @@ import TollgateTesting
 
   init() { redis.amounts = ["acme": 1_000, "b": 1_000] }
 
-  private func again(_ scene: LeaseScene, lessee: UInt64 = 2) -> LeaseScene {
-    LeaseScene(memory, lessee: lessee, now: scene.now + 1_000_000, minted: 1_000)
+  private func again(
+    _ scene: LeaseScene, _ other: LeaseMemory? = nil, lessee: UInt64 = 2
+  ) -> LeaseScene {
+    LeaseScene(other ?? memory, lessee: lessee, now: scene.now + 1_000_000, minted: 1_000)
   }
 
   @Test func whatWasSpentIsSettledByTheNextIncarnationUnderTheOldLessee() throws {
@@ -172,6 +174,54 @@ import TollgateTesting
     memory.tear(at: 16, 0xFF)
     #expect(!memory.region(lessee: 2).isRecovered)
     #expect(again(scene).table.gauges.unsettledUnits == 0)
+  }
+
+  /// Pages reach the disk in any order: what a host that went down left says nothing for certain.
+  @Test func whatAnEarlierStartOfTheHostWroteIsNotRead() {
+    let scene = LeaseScene(memory).begin(redis)
+    scene.spend(.simple(), 3)
+    let same = memory.region(lessee: 2, host: 1)
+    #expect(same.isRecovered && !same.isOfAnotherHost)
+    let other = memory.region(lessee: 3, host: 2)
+    #expect(!other.isRecovered && other.isOfAnotherHost && other.predecessors.isEmpty)
+    let table = LeaseTable(LeaseConfiguration(), region: other, buckets: 1, horizon: 0)
+    #expect(table.gauges.unsettledUnits == 0 && table.gauges.recovering == 0)
+  }
+
+  /// The log moves a definition while its batch is under way, behind the batch: then only `done` says
+  /// what was settled, whatever of the three the log still has.
+  @Test(arguments: [36, 44, 96], [0, 16, 32])
+  func aDefinitionThatWasMovedUnderItsBatchIsNotSettledAgain(during: Int, later: Int) throws {
+    let memory = LeaseMemory(
+      LeaseGeometry(stripes: 1, slots: 512, logBytes: LeaseGeometry.logBytesMin))
+    let redis = ModelRedis()
+    redis.amounts = ["acme": 1_000]
+    let scene = LeaseScene(memory, buckets: 2).begin(redis)
+    scene.spend(.simple(), 3)
+    var rounds = 0
+    func pass(_ count: Int) {
+      scene.bucket = 1
+      for _ in 0..<count {
+        // Its definition takes a hundredth of the log.
+        rounds += 1
+        let shape = Shape.simple("c\(rounds)", member: String(repeating: "m", count: 1_100))
+        for cell in shape.cells { redis.amounts[cell] = 1_000 }
+        scene.begin(redis, shape)
+        #expect(scene.spend(shape, 1).isAllowed)
+        scene.run(10, redis)
+      }
+      scene.run(1_000, redis, step: 100)
+      scene.bucket = 0
+    }
+    pass(20)
+    let slow = try #require(scene.collect())
+    #expect(slow.deltas.map(\.amount) == [3])
+    pass(during)
+    scene.table.replied(slow.token, redis.exchange(slow), now: scene.monotonic)
+    pass(later)
+    #expect(!scene.isUnsettled)
+    let next = again(scene, memory)
+    #expect(next.table.gauges.unsettledUnits == 0 && next.table.gauges.recovering == 0)
   }
 
   /// The log wraps many times under a ring that wraps, too; at any moment a crash finds everything.
