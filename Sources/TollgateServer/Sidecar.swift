@@ -78,11 +78,12 @@ final class Sidecar: Sendable {
       return await handler(method, body, caller)
     }
     leases = try LeaseHub(configuration, buckets: buckets, startedAt: SystemClock.wallTime())
-    if leases.table.region.isOfAnotherHost {
+    if leases.table.region.isNotRead {
       logger.warning(
         """
-        the leases' journal was written before this host started, or on another: it is not read, \
-        and what it says is not settled. Redis keeps holding it; `tollgate lease release` frees it
+        the leases' journal was written before this host started, elsewhere, or by another \
+        version: it is not read, and what it says is not settled. Redis keeps holding it; \
+        `tollgate lease release` frees it
         """)
     }
     let built = try await Self.buildLoops(

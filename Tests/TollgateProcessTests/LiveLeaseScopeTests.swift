@@ -227,6 +227,38 @@ extension LiveTests.Leases {
     try retries.expectBilled(["acme": units - 3])
   }
 
+  /// The account is known as it was before its limit was lowered when its shape is learnt. Redis says
+  /// so, and what is learnt after that must not be leased under the limit of before.
+  @Test func aShapeIsLearntUnderTheLimitsOfNow() throws {
+    var options = Self.three(["acme"])
+    options.journals = true
+    let retries = try Retries(options)
+    let (record, _, units) = try retries.leased(0, "acme", 3)
+    try retries.waitUntilSettled()
+    try retries.stack.restartSidecar(0)
+    try retries.stack.waitReady(0)
+    try retries.reconnect(0)
+    #expect(try retries.decision(0, retries.record("acme", 1), as: .check).isAllowed)
+    try retries.stack.command(
+      ["limit", "set", "acme", "edits.day", "--amount", "400", "--reason", "test"], sidecar: 1)
+    #expect(try retries.decision(0, record, as: .cancel).reason == .cancelled)
+    var admitted = units - 3
+    var denied = 0
+    while denied < 20 {
+      // So slowly that leases are refilled in time, and Redis is not asked before the edge.
+      Thread.sleep(forTimeInterval: denied > 0 ? 0.05 : 0.002)
+      if try retries.decision(0, retries.record("acme", 3)).isAllowed {
+        admitted += 3
+        denied = 0
+      } else {
+        denied += 1
+      }
+      if admitted > 500 { break }
+    }
+    #expect(admitted <= 400 && admitted > 397, "\(admitted)")
+    try retries.expectBilled(["acme": admitted])
+  }
+
   /// It names a feature that is never leased, too, so Redis decides it; what it is denied for is
   /// held idle by another sidecar.
   @Test func aRequestThatIsNotLeasedAsksLeasesBack() throws {
@@ -245,7 +277,14 @@ extension LiveTests.Leases {
       """
     let retries = try Retries(options)
     let (_, _, units) = try retries.leased(0, "acme/ann/7")
-    var record = try retries.record("acme/ann/7", 400 - units)
+    // Where the other feature denies it, nobody's lease is to blame.
+    var record = try retries.record("acme/ann/7", 1)
+    record.items.append(Item(feature: try Name("pages"), amount: 401))
+    let other = try retries.decision(1, record)
+    #expect(other.binding?.text == "pages.day" && other.items[0].held > 0)
+    #expect(retries.stack.metric("tollgate_lease_recalls_total", sidecar: 1) == 0)
+    #expect(try retries.decision(2, record).replayed)
+    record = try retries.record("acme/ann/7", 400 - units)
     record.items.append(Item(feature: try Name("pages"), amount: 1))
     let answer = try retries.decision(1, record)
     #expect(answer.isAllowed && answer.source == .redis, "\(answer)")

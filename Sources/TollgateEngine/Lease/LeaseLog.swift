@@ -50,7 +50,7 @@ enum LeaseRecordKind: UInt32 {
     return unsafe LeaseHash.mix(words ^ LeaseHash.of(payload), 0x9E37_79B9_7F4A_7C15)
   }
 
-  private static func length(_ payload: Int) -> Int { (headerBytes + payload + 7) & ~7 }
+  static func length(_ payload: Int) -> Int { (headerBytes + payload + 7) & ~7 }
 
   /// What a record of so many bytes takes, padding before it included.
   private func need(_ payload: Int) -> UInt64 {

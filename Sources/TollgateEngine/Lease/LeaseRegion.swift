@@ -62,17 +62,19 @@ package struct LeaseGeometry: Hashable, Sendable {
   package let generation: UInt64
   /// It was found as it is, so there may be something in it.
   package let isRecovered: Bool
-  /// What was found was written before this start of the host, or on another one, and was not read.
-  package let isOfAnotherHost: Bool
+  /// What was found was written before this start of the host, on another one, or in another
+  /// format, and was not read.
+  package let isNotRead: Bool
 
   /// - Parameters:
   ///   - memory: outlives every use of the region; aligned to 8 bytes; locked against other
   ///     processes by the shell.
   ///   - geometry: of a region that is begun anew; `memory` holds it.
   ///   - lessee: new and random, not 0.
-  ///   - host: names the start of the host. Pages that a host had not written when it went down are
-  ///     lost in any order: the settles of what was spent may be missing where the spending is
-  ///     there, and all of it would be billed again. So what another start wrote is not read.
+  ///   - host: names the start of the host; 0: not known. Pages that a host had not written when it
+  ///     went down are lost in any order: the settles of what was spent may be missing where the
+  ///     spending is there, and all of it would be billed again. So what another start wrote is not
+  ///     read.
   package init?(
     _ memory: UnsafeMutableRawBufferPointer, geometry wanted: LeaseGeometry, lessee: UInt64,
     host: UInt64
@@ -91,8 +93,9 @@ package struct LeaseGeometry: Hashable, Sendable {
     let isFound =
       word(.magic) == Self.magic && word(.version) == Self.version && found.isValid
       && found.bytes <= memory.count && word(.check) == (unsafe Self.check(base))
-    isOfAnotherHost = isFound && word(.host) != host
-    if isFound, !isOfAnotherHost {
+    let isRead = isFound && host != 0 && word(.host) == host
+    isNotRead = !isRead && word(.magic) == Self.magic
+    if isRead {
       geometry = found
       self.lessee = lessee
       generation = word(.generation)

@@ -7,6 +7,7 @@
 // line is full the next one takes the place, and the mark says until which position that counts.
 
 internal import CPrefetch
+import TollgateCore
 
 /// What a slot is. A position is written once, except that an operation may become cancelled.
 package enum LeaseSlotKind: UInt32 {
@@ -95,6 +96,8 @@ package struct LeaseSlot: BitwiseCopyable {
   /// Of the last operation (ms). The horizon never passes it: one caller whose clock is ahead must
   /// not make everybody's ids too old when its own is forgotten.
   var wall: Int64 = 0
+  /// Ids that were forgotten though their time is not behind the horizon.
+  private var early: Set<OperationID> = []
   /// Ids minted until then may have been forgotten (ms).
   private(set) var horizon: Int64
 
@@ -228,17 +231,24 @@ package struct LeaseSlot: BitwiseCopyable {
     region.put(slot, at: position)
   }
 
+  /// It was forgotten before its time had come: by its time it looks like a new one.
+  @inline(__always)
+  func isForgotten(_ high: UInt64, _ low: UInt64) -> Bool {
+    !early.isEmpty && early.contains(OperationID(high: high, low: low))
+  }
+
+  /// So many ids that were ahead of the clock are known by themselves when they are forgotten.
+  static let earlyMax = 4_096
   /// An id further ahead than this is refused by Redis (ms), and so counted nowhere.
   static let aheadMax: Int64 = 61_000
 
-  /// Its id is one of a time that has not passed.
-  @inline(__always)
-  func isAhead(_ slot: LeaseSlot) -> Bool {
-    switch slot.kind {
-    case .continuation, .correction, .none: false
-    case .operation, .marker, .denied, .cancelled:
-      slot.time >= wall && slot.time <= wall &+ Self.aheadMax && wall > 0
+  @inline(never)
+  private mutating func forgetEarly(_ high: UInt64, _ low: UInt64) {
+    if early.count >= Self.earlyMax {
+      early = early.filter { Int64($0.high >> 16) >= wall }
     }
+    guard early.count < Self.earlyMax, Int64(high >> 16) <= wall &+ Self.aheadMax else { return }
+    early.insert(OperationID(high: high, low: low))
   }
 
   /// Forgets the oldest slot.
@@ -246,10 +256,19 @@ package struct LeaseSlot: BitwiseCopyable {
   mutating func forget(_ slot: LeaseSlot) {
     switch slot.kind {
     case .continuation, .correction, .none: break
-    case .operation, .marker, .denied, .cancelled: forgotten(until: slot.time)
+    case .operation, .marker, .denied, .cancelled:
+      forgotten(slot.a, slot.b)
     }
     tail &+= 1
     region.put(.tail, tail)
+  }
+
+  /// This id can no longer be known by a slot.
+  @inline(__always)
+  mutating func forgotten(_ high: UInt64, _ low: UInt64) {
+    let time = Int64(high >> 16)
+    if time >= wall, wall > 0 { forgetEarly(high, low) }
+    forgotten(until: time)
   }
 
   /// An id of that time can no longer be known here.

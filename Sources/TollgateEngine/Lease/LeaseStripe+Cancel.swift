@@ -14,6 +14,7 @@ extension LeaseStripe {
     let position = ring.find(request.high, request.low)
     guard position != 0 else {
       if Int64(request.high >> 16) <= ring.horizon { return (.tooOld, 0) }
+      if ring.isForgotten(request.high, request.low) { return (.tooOld, 0) }
       mark(request.high, request.low)
       return (.unknown, 0)
     }
@@ -93,7 +94,7 @@ extension LeaseStripe {
   }
 
   /// Something of the account was taken back: what was denied may be there now.
-  private mutating func correct(_ account: UInt32, now: Int64) {
+  mutating func correct(_ account: UInt32, now: Int64) {
     accounts[account].corrections &+= 1
     accounts[account].correctedAt = max(accounts[account].correctedAt, now)
   }

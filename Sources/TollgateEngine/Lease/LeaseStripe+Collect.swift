@@ -51,7 +51,7 @@ extension LeaseStripe {
     let line = line(of: bucket)
     if let number = again[Int(line)].popLast() { return sendAgain(number, now: now, id: id()) }
     guard lines[line].first != 0 || lines[line].urgentFirst != 0,
-      makeLogRoom(LeaseLog.payloadBytesMax, keeping: Self.doneReserve)
+      makeLogRoom(LeaseLog.payloadBytesMax, keeping: doneReserve)
     else { return nil }
     // So much unsettled would soon leave no room for more, in the ring or in what may be lost.
     let isPressed =
@@ -102,7 +102,7 @@ extension LeaseStripe {
     guard var pending = exchanges[number] else { return nil }
     pending.isWaiting = false
     if pending.isRenewed {
-      guard makeLogRoom(LeaseLog.payloadBytesMax, keeping: Self.doneReserve) else {
+      guard makeLogRoom(LeaseLog.payloadBytesMax, keeping: doneReserve) else {
         again[Int(line(of: pending.bucket))].append(number)
         return nil
       }

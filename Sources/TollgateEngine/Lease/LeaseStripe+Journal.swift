@@ -12,9 +12,11 @@
 import TollgateCore
 
 extension LeaseStripe {
-  /// Room for the done records of exchanges under way. Where one has none its batch is in doubt
-  /// after a crash, and goes out again under its id.
-  static let doneReserve: UInt64 = 32768
+  /// Room for a done record of every exchange under way, and of the one that is put together:
+  /// without it a recovery might take what it settled for unsettled.
+  var doneReserve: UInt64 {
+    16384 + UInt64(exchanges.count) * UInt64(LeaseLog.length(16 + 16 * configuration.deltasMax))
+  }
 
   // MARK: - Writing
 

@@ -6,6 +6,11 @@ extension LeaseStripe {
   /// Redis did all of it, or had done it before. One reply for each account, in their order.
   mutating func replied(_ number: UInt32, _ replies: [LeaseReply], now: Int64) {
     guard let pending = take(number), replies.count == pending.accounts.count else { return }
+    for (batch, place) in zip(pending.entries, pending.places)
+    where batch.amounts.contains(where: { $0 < 0 }) {
+      // What a cancel gave back is there only now.
+      correct(pending.accounts[place].account, now: now)
+    }
     done(pending)
     for (part, reply) in zip(pending.accounts, replies) {
       switch reply {
@@ -78,6 +83,13 @@ extension LeaseStripe {
       land(part.account, now: now)
     }
     return true
+  }
+
+  /// It cannot be put into words, so nobody can settle it.
+  mutating func abandon(_ number: UInt32, now: Int64) {
+    guard exchanges[number] != nil else { return }
+    exchanges[number]?.mayBeDone = true
+    _ = tooOld(number, wasDone: nil, now: now)
   }
 
   // MARK: - Parts

@@ -17,6 +17,7 @@ extension LeaseStripe {
       if seen != 0 { return unsafe recall(seen, request, into: out) }
       let time = Int64(request.high >> 16)
       if time <= ring.horizon { return .tooOld }
+      if ring.isForgotten(request.high, request.low) { return .tooOld }
       ring.wall = request.wall
       if time > request.wall &+ configuration.skewMilliseconds {
         // When it is asked again its time may have come: it is Redis's all the same.
@@ -239,7 +240,7 @@ extension LeaseStripe {
   ) {
     let amount = unsafe request.amounts[0]
     guard amount < LeaseSlot.amountMax, makeRoom(1, keeping: 0) else {
-      return ring.forgotten(until: Int64(request.high >> 16))
+      return ring.forgotten(request.high, request.low)
     }
     ring.append(
       LeaseSlot(
@@ -336,9 +337,7 @@ extension LeaseStripe {
 
   // MARK: - Room
 
-  /// Forgets the oldest operations until so many more fit, as far as they are settled and their ids
-  /// lie in the past. One that is ahead of the clock could not be told from a new one once it is
-  /// forgotten, and its retry would be counted again; until its time has come Redis decides.
+  /// Forgets the oldest operations until so many more fit, as far as they are settled.
   @inline(__always)
   mutating func makeRoom(_ count: Int, keeping reserve: UInt64) -> Bool {
     let most = ring.slots &- reserve &- UInt64(truncatingIfNeeded: count)
@@ -352,7 +351,7 @@ extension LeaseStripe {
     let ahead = min(32, ring.slots / 1024)
     while ring.count &+ ahead > most {
       let slot = ring.slot(ring.tail)
-      if isUnsettled(slot, at: ring.tail) || ring.isAhead(slot) { return ring.count <= most }
+      if isUnsettled(slot, at: ring.tail) { return ring.count <= most }
       ring.forget(slot)
     }
     return true
@@ -376,7 +375,7 @@ extension LeaseStripe {
   /// count as forgotten: refused later rather than counted twice.
   @inline(never)
   mutating func mark(_ high: UInt64, _ low: UInt64) {
-    guard makeRoom(1, keeping: 0) else { return ring.forgotten(until: Int64(high >> 16)) }
+    guard makeRoom(1, keeping: 0) else { return ring.forgotten(high, low) }
     ring.append(
       LeaseSlot(high: high, low: low, amount: 0, tag: 0, entry: 0, kind: .marker, items: 0),
       span: 1, linked: true)

@@ -182,6 +182,11 @@ package import TollgateCore
     with(token.bucket) { $0.tooOld(token.number, wasDone: wasDone, now: now.nanoseconds) }
   }
 
+  /// It cannot be sent, ever: what it settles is counted as unresolved.
+  package func abandon(_ token: LeaseExchange.Token, now: MonotonicTime) {
+    with(token.bucket) { $0.abandon(token.number, now: now.nanoseconds) }
+  }
+
   // MARK: - News
 
   /// Something that the account had used was taken back; denials from before say nothing any more.

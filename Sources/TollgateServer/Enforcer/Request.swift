@@ -82,8 +82,10 @@ final class Request: Awaited {
   /// An intent to post this operation waits in the fallback queue.
   var isPosting = false
   var leaseStep = LeaseStep.new
-  /// Where leases may answer it: what it resolves to.
+  /// Where leases may answer it, or hold what it asks for: what it resolves to.
   var leased: Resolution?
+  /// Leases may answer it; else some item of it is never leased.
+  var isLeasedWholly = true
   /// Nobody's: it is asked so that leases learn how the like of it is settled.
   var isForShape = false
   /// How often leases were asked to give back for it.

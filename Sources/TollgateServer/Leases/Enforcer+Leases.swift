@@ -29,7 +29,11 @@ enum LeaseStep: Sendable, Hashable {
 extension Enforcer {
   /// Whether the table answers; else it goes on to Redis, and this is not asked again.
   func answeredFromLease(_ request: Request, _ resolution: Resolution) -> Bool {
-    guard request.leaseStep == .new, let leases else { return false }
+    guard request.leaseStep == .new, let leases else {
+      // What is decided next is decided by this one: under an older one's limits nothing is leased.
+      if request.leased != nil { request.leased = resolution }
+      return false
+    }
     guard LeaseBinding.isLeasable(resolution) else {
       awaitsRecall(request, resolution)
       return false
@@ -115,7 +119,9 @@ extension Enforcer {
       items: request.items, attributes: request.attributes, bucket: request.bucket,
       arrived: .now(), deadline: request.deadline
     ) { [self] _ in
-      eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(1)) { self.attempt(request) }
+      // Who looks in vain, as nobody answers or it is not leased any more, takes his time.
+      let pause = TimeAmount.milliseconds(request.attempts > 1 ? 20 : 1)
+      eventLoop.assumeIsolated().scheduleTask(in: pause) { self.attempt(request) }
     }
     look.isForShape = true
     submit(look)
@@ -150,8 +156,8 @@ extension Enforcer {
   /// What gives units back ends what leases remember of denials.
   func tookBack(_ request: Request) {
     switch request.mode {
-    case .check, .consume, .post, .reserve, .extend: break
-    case .cancel, .refund, .settle, .release:
+    case .check, .consume, .post, .reserve, .settle, .release, .extend: break
+    case .cancel, .refund:
       leases?.hub.table.corrected(
         bucket: request.bucket, account: Array(request.account.utf8), now: LeaseHub.now)
     }
@@ -173,6 +179,11 @@ extension Enforcer {
       leases.denied(request, resolution, decision, sentAt: sentAt)
       return false
     }
+    guard request.isLeasedWholly || bindsWhatIsLeased(decision, of: request) else {
+      // That denial was not recorded, and nobody's lease would change it.
+      decideFinally(request)
+      return true
+    }
     recall(request, resolution)
     return true
   }
@@ -181,14 +192,25 @@ extension Enforcer {
   /// feature that is leased.
   private func awaitsRecall(_ request: Request, _ resolution: Resolution) {
     // Where configuration denies it, as that of an account that is not loaded yet, nothing is held.
-    guard request.mode == .consume, !resolution.isRich, let global,
+    guard request.mode == .consume, !resolution.isRich,
       !resolution.limits.contains(where: { if case .deny = $0.rule { true } else { false } }),
-      request.items.contains(where: {
-        global.catalog.features[$0.feature]?.idempotency == .sidecar
-      })
+      request.items.contains(where: isOfSidecarScope), !request.items.allSatisfy(isOfSidecarScope)
     else { return }
     request.leaseStep = .atomic
     request.leased = resolution
+    request.isLeasedWholly = false
+  }
+
+  private func isOfSidecarScope(_ item: Item) -> Bool {
+    global?.catalog.features[item.feature]?.idempotency == .sidecar
+  }
+
+  /// It is denied for a feature that leases hold some of.
+  private func bindsWhatIsLeased(_ decision: Decision, of request: Request) -> Bool {
+    guard decision.reason == .quotaExceeded, let binding = decision.bindingItem,
+      request.items.indices.contains(binding), decision.items.indices.contains(binding)
+    else { return false }
+    return isOfSidecarScope(request.items[binding]) && decision.items[binding].held > 0
   }
 
   /// Denied, not recorded, and asked for again when leases were asked to give back.

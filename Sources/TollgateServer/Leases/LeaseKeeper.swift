@@ -262,7 +262,7 @@ final class LeaseKeeper {
     } catch {
       enforcer.logger.critical(
         "what was let through from leases cannot be read", metadata: ["part": "\(error.what)"])
-      hub.table.tooOld(exchange.token, wasDone: nil, now: LeaseHub.now)
+      hub.table.abandon(exchange.token, now: LeaseHub.now)
       return true
     }
     let sentAt = NIODeadline.now()

@@ -139,6 +139,21 @@ struct LeaseCancelTests {
     #expect(scene.spend(.simple(), 1).isAllowed)
   }
 
+  /// What was settled is back when the refund is: a denial of the time in between says nothing then.
+  @Test func aDenialIsDroppedWhenACancelIsSettled() {
+    let scene = LeaseScene().begin(redis)
+    let id = scene.mint()
+    scene.spend(.simple(), 3, id: id)
+    scene.run(100, redis)
+    #expect(scene.cancel(.simple(), 3, id: id) == .cancelled)
+    scene.run(900, redis)
+    deny(scene, settledAlone: true)
+    #expect(scene.spend(.simple(), 1) == .denied(bytes: 24))
+    scene.run(200, redis)
+    #expect(redis.ledger["acme"] == 0)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+  }
+
   @Test func aDenialIsDroppedByWhatRedisTookBack() {
     let scene = LeaseScene()
     scene.register()

@@ -181,11 +181,17 @@ import TollgateTesting
     let scene = LeaseScene(memory).begin(redis)
     scene.spend(.simple(), 3)
     let same = memory.region(lessee: 2, host: 1)
-    #expect(same.isRecovered && !same.isOfAnotherHost)
+    #expect(same.isRecovered && !same.isNotRead)
     let other = memory.region(lessee: 3, host: 2)
-    #expect(!other.isRecovered && other.isOfAnotherHost && other.predecessors.isEmpty)
+    #expect(!other.isRecovered && other.isNotRead && other.predecessors.isEmpty)
     let table = LeaseTable(LeaseConfiguration(), region: other, buckets: 1, horizon: 0)
     #expect(table.gauges.unsettledUnits == 0 && table.gauges.recovering == 0)
+    // Who does not know when the host started knows nothing of what was written before.
+    #expect(memory.region(lessee: 4, host: 0).isNotRead)
+    #expect(memory.region(lessee: 5, host: 0).isNotRead)
+    // Of another format, and so.
+    memory.tear(at: 8, 1)
+    #expect(memory.region(lessee: 6, host: 0).isNotRead)
   }
 
   /// The log moves a definition while its batch is under way, behind the batch: then only `done` says
