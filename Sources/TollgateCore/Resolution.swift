@@ -127,8 +127,11 @@ public struct Resolution: Hashable, Sendable {
   /// What a sidecar may answer from a lease: of features that it may remember by itself, with no
   /// limit that is counted exactly, and nothing that configuration alone denies.
   package var isLeasable: Bool {
-    mayLease && unknownZone == nil && !isRich
-      && !limits.contains { if case .deny = $0.rule { true } else { false } }
+    mayLease && unknownZone == nil && !isRich && !isDenied
+  }
+  /// Configuration alone denies it, whatever was used.
+  package var isDenied: Bool {
+    limits.contains { if case .deny = $0.rule { true } else { false } }
   }
   fileprivate var mayLease = true
   /// Some item's feature may be held.

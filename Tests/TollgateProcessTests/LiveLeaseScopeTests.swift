@@ -18,7 +18,10 @@ extension LiveTests.Leases {
       links = try stack.endpoints.map { try WireConnection($0, token: Stack.checkToken) }
     }
 
-    func reconnect(_ index: Int) throws {
+    /// Killed, and asked again when it is back.
+    func restart(_ index: Int) throws {
+      try stack.restartSidecar(index)
+      try stack.waitReady(index)
       links[index] = try WireConnection(stack.endpoint(index), token: Stack.checkToken)
     }
 
@@ -89,8 +92,12 @@ extension LiveTests.Leases {
     }
   }
 
-  private static func three(_ accounts: [String], limit: Int64 = 1_000_000) -> Stack.Options {
-    options(limit, sidecars: 3, accounts: accounts)
+  private static func three(
+    _ accounts: [String], limit: Int64 = 1_000_000, journals: Bool = false
+  ) -> Stack.Options {
+    var options = options(limit, sidecars: 3, accounts: accounts)
+    options.journals = journals
+    return options
   }
 
   @Test func whatALeaseAnsweredIsKnownThereAndDecidedAnewElsewhere() throws {
@@ -193,13 +200,9 @@ extension LiveTests.Leases {
   }
 
   @Test func aSidecarWithAJournalKnowsItAfterAKill() throws {
-    var options = Self.three(["acme"])
-    options.journals = true
-    let retries = try Retries(options)
+    let retries = try Retries(Self.three(["acme"], journals: true))
     let (record, first, units) = try retries.leased(0, "acme/ann/7")
-    try retries.stack.restartSidecar(0)
-    try retries.stack.waitReady(0)
-    try retries.reconnect(0)
+    try retries.restart(0)
     let again = try retries.decision(0, record)
     #expect(again.replayed && again.reason == first.reason)
     try retries.expectBilled(["acme": units])
@@ -208,14 +211,10 @@ extension LiveTests.Leases {
   /// Nobody asked for its shape since the restart, and all of it is settled: what is taken back is
   /// refunded.
   @Test func aCancelIsDoneWhereItsShapeIsForgotten() throws {
-    var options = Self.three(["acme"])
-    options.journals = true
-    let retries = try Retries(options)
+    let retries = try Retries(Self.three(["acme"], journals: true))
     let (record, _, units) = try retries.leased(0, "acme/ann/7", 3)
     try retries.waitUntilSettled()
-    try retries.stack.restartSidecar(0)
-    try retries.stack.waitReady(0)
-    try retries.reconnect(0)
+    try retries.restart(0)
     #expect(try retries.decision(0, record, as: .cancel).reason == .cancelled)
     #expect(try retries.decision(0, record, as: .cancel).replayed)
     #expect(try retries.decision(0, record).reason == .cancelled)
@@ -230,14 +229,10 @@ extension LiveTests.Leases {
   /// The account is known as it was before its limit was lowered when its shape is learnt. Redis says
   /// so, and what is learnt after that must not be leased under the limit of before.
   @Test func aShapeIsLearntUnderTheLimitsOfNow() throws {
-    var options = Self.three(["acme"])
-    options.journals = true
-    let retries = try Retries(options)
+    let retries = try Retries(Self.three(["acme"], journals: true))
     let (record, _, units) = try retries.leased(0, "acme", 3)
     try retries.waitUntilSettled()
-    try retries.stack.restartSidecar(0)
-    try retries.stack.waitReady(0)
-    try retries.reconnect(0)
+    try retries.restart(0)
     #expect(try retries.decision(0, retries.record("acme", 1), as: .check).isAllowed)
     try retries.stack.command(
       ["limit", "set", "acme", "edits.day", "--amount", "400", "--reason", "test"], sidecar: 1)
@@ -298,9 +293,7 @@ extension LiveTests.Leases {
     let (record, _, units) = try retries.leased(0, "acme/ann/7")
     // What is lost with it is another test's matter.
     try retries.waitUntilSettled()
-    try retries.stack.restartSidecar(0)
-    try retries.stack.waitReady(0)
-    try retries.reconnect(0)
+    try retries.restart(0)
     #expect(try retries.refusal(0, record) == .idTooOld)
     try retries.expectBilled(["acme": units])
   }

@@ -129,9 +129,11 @@ extension Enforcer {
 
   static func isSidecarScope(_ request: Request, _ global: GlobalConfig) -> Bool {
     request.items.count <= RawRecord.itemsMax
-      && request.items.allSatisfy {
-        global.catalog.features[$0.feature]?.idempotency == .sidecar
-      }
+      && request.items.allSatisfy { isSidecarScope($0, global) }
+  }
+
+  private static func isSidecarScope(_ item: Item, _ global: GlobalConfig) -> Bool {
+    global.catalog.features[item.feature]?.idempotency == .sidecar
   }
 
   private static func decoded(_ bytes: [UInt8]) -> Outcome? {
@@ -192,25 +194,21 @@ extension Enforcer {
   /// feature that is leased.
   private func awaitsRecall(_ request: Request, _ resolution: Resolution) {
     // Where configuration denies it, as that of an account that is not loaded yet, nothing is held.
-    guard request.mode == .consume, !resolution.isRich,
-      !resolution.limits.contains(where: { if case .deny = $0.rule { true } else { false } }),
-      request.items.contains(where: isOfSidecarScope), !request.items.allSatisfy(isOfSidecarScope)
+    guard request.mode == .consume, !resolution.isRich, !resolution.isDenied, let global,
+      request.items.contains(where: { Self.isSidecarScope($0, global) }),
+      !Self.isSidecarScope(request, global)
     else { return }
     request.leaseStep = .atomic
     request.leased = resolution
     request.isLeasedWholly = false
   }
 
-  private func isOfSidecarScope(_ item: Item) -> Bool {
-    global?.catalog.features[item.feature]?.idempotency == .sidecar
-  }
-
   /// It is denied for a feature that leases hold some of.
   private func bindsWhatIsLeased(_ decision: Decision, of request: Request) -> Bool {
-    guard decision.reason == .quotaExceeded, let binding = decision.bindingItem,
+    guard let global, decision.reason == .quotaExceeded, let binding = decision.bindingItem,
       request.items.indices.contains(binding), decision.items.indices.contains(binding)
     else { return false }
-    return isOfSidecarScope(request.items[binding]) && decision.items[binding].held > 0
+    return Self.isSidecarScope(request.items[binding], global) && decision.items[binding].held > 0
   }
 
   /// Denied, not recorded, and asked for again when leases were asked to give back.
