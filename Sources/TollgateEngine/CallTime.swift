@@ -1,22 +1,43 @@
 // How long a call to Redis takes, on the safe side: what is sent so late that its answer misses the
 // caller's deadline is in doubt, and nobody can tell the caller what became of it. A mean would
-// send too late whatever meets a slow call; so the slowest of late counts, and is forgotten slowly.
+// send too late whatever meets a slow call; so the slowest of late counts. It is forgotten by the
+// clock, not by the number of calls: in a burst a hundred quick ones follow within milliseconds.
+
+#if canImport(Glibc)
+  internal import Glibc
+#else
+  internal import Darwin
+#endif
 
 package struct CallTime: Sendable {
-  /// Nanoseconds that a call is expected to take at most.
-  package private(set) var nanoseconds: Int64 = 0
+  /// In this time half of what is remembered is forgotten.
+  package static let halfLifeNanoseconds: Int64 = 500_000_000
+
+  /// Nanoseconds that calls take as a rule: a mean in which the last eight weigh most.
+  package private(set) var usual: Int64 = 0
+  private var slowest: Int64 = 0
+  private var notedAt: Int64 = 0
 
   package init() {}
 
-  /// A call was answered after `took` nanoseconds: up at once, down by an eighth of the way.
-  package mutating func note(_ took: Int64) {
-    nanoseconds = took > nanoseconds ? took : nanoseconds - (nanoseconds - took) / 8
+  /// A call was answered at `now`, after `took`; both in nanoseconds, of one monotonic clock.
+  package mutating func note(_ took: Int64, at now: Int64) {
+    usual = notedAt == 0 ? took : usual + (took - usual) / 8
+    slowest = max(took, expected(at: now))
+    notedAt = max(notedAt, now)
   }
 
-  /// Whether Redis would probably answer after the deadline: `left` is the time until then, and
-  /// `waited` how long the request has waited already. One that comes fresh is sent whatever
-  /// time it has: else nobody would ever learn that Redis has become quicker.
-  package func missesDeadline(left: Int64, waited: Int64) -> Bool {
-    left < 2 * nanoseconds && waited > left
+  /// Nanoseconds that a call is expected to take at most.
+  package func expected(at now: Int64) -> Int64 {
+    Int64(Double(slowest) * exp2(-Double(max(0, now - notedAt)) / Double(Self.halfLifeNanoseconds)))
+  }
+
+  /// Whether Redis would probably answer after the deadline: `left` is the time until then,
+  /// `waited` how long the request has waited already, and `behind` what the operations that were
+  /// sent before it still take: a burst tells of itself only when its first call is answered. One
+  /// that comes fresh is sent whatever time it has: else nobody would ever learn that Redis has
+  /// become quicker.
+  package func missesDeadline(left: Int64, waited: Int64, behind: Int64, at now: Int64) -> Bool {
+    left < 2 * expected(at: now) + behind && waited > left
   }
 }

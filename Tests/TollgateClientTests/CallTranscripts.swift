@@ -2,11 +2,12 @@
 
 import NIOCore
 import Testing
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateClient
 
-@Suite struct CallTranscripts {
+@Suite(.blocking) struct CallTranscripts {
   @Test func aCallIsSentAndAnswered() {
     var t = Transcript.open()
     #expect(

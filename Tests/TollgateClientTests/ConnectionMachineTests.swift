@@ -2,6 +2,7 @@
 
 import NIOCore
 import Testing
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateClient
@@ -39,7 +40,7 @@ private func isFailure(_ action: Machine.Action) -> Bool {
   if case .fail = action { true } else { false }
 }
 
-@Suite struct ConnectionMachineTests {
+@Suite(.blocking) struct ConnectionMachineTests {
   @Test func welcomeOpens() throws {
     var machine = Machine()
     #expect(machine.state == .greeting)

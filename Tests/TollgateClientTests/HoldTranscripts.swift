@@ -2,6 +2,7 @@
 // its call, and what becomes of use whose hold is lost.
 
 import Testing
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateClient
@@ -31,7 +32,7 @@ private func settled(_ reason: Reason = .settled) -> DecisionRecord {
 
 private let openPolicy = ["a": FailurePolicy.open(allowance: 100)]
 
-@Suite struct HoldTranscripts {
+@Suite(.blocking) struct HoldTranscripts {
   @Test func eachKindTravelsUnderItsOwnOpcode() {
     var t = Transcript.open()
     let extend = Ask.extend(

@@ -2,11 +2,12 @@
 // that had it first is asked, and nobody else answers.
 
 import Testing
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateClient
 
-@Suite struct HomeTranscripts {
+@Suite(.blocking) struct HomeTranscripts {
   private static func welcome(
     _ sidecar: String, _ policies: [String: FailurePolicy] = [:], scoped: [String] = ["a"]
   ) -> Welcome {

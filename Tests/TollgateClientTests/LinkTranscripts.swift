@@ -1,11 +1,12 @@
 // Connections in the client machine: who is dialled when, and what is known when nobody answers.
 
 import Testing
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateClient
 
-@Suite struct LinkTranscripts {
+@Suite(.blocking) struct LinkTranscripts {
   private let goAway = GoAway(code: .draining, graceMilliseconds: 100, message: "")
 
   @Test func endpointsAreTriedInOrderThenThereIsAPause() {

@@ -1,11 +1,12 @@
 // The small parts: endpoints, pauses, alarms, verdicts, words.
 
 import Testing
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateClient
 
-@Suite struct PartsTests {
+@Suite(.blocking) struct PartsTests {
   @Test(arguments: [
     ("unix:/run/tollgate.sock", Endpoint.unix("/run/tollgate.sock")),
     ("127.0.0.1:7300", .tcp(host: "127.0.0.1", port: 7300)),

@@ -1,6 +1,7 @@
 // What the client answers when no sidecar does, and how it pays back.
 
 import Testing
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateClient
@@ -18,7 +19,7 @@ private func cutOff(
   return t
 }
 
-@Suite struct PolicyTranscripts {
+@Suite(.blocking) struct PolicyTranscripts {
   @Test func openAllowsWithinItsAllowanceAndSaysSo() {
     var t = cutOff(["a": .open(allowance: 3)])
     let first = t.submit(1, record(1, item("a", 2))).completed[1]

@@ -1,6 +1,7 @@
 // One reservation as a value: what it tells at its end, and when it wants to be extended.
 
 import Testing
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateClient
@@ -22,7 +23,7 @@ private func machine(
     (features.isEmpty ? ["a"] : features).map { item($0, 100) }, reserved: reserved, sent: at(0))
 }
 
-@Suite struct ReservationMachineTests {
+@Suite(.blocking) struct ReservationMachineTests {
   // MARK: the end
 
   @Test func whatWasUsedIsSettled() throws {

@@ -41,7 +41,7 @@ extension FakeSidecar {
   }
 }
 
-@Suite struct ReservationTests {
+@Suite(.blocking) struct ReservationTests {
   // MARK: by hand
 
   @Test func theFiveRequestsAreAnswered() async throws {

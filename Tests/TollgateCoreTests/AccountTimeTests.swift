@@ -3,8 +3,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-@Suite struct AccountTimeTests {
+@Suite(.blocking) struct AccountTimeTests {
   private static func catalog() throws -> Catalog {
     try TollgateCoreTests.catalog(
       """

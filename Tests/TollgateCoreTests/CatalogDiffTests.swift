@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-struct CatalogDiffTests {
+@Suite(.blocking) struct CatalogDiffTests {
   private func diff(
     _ change: (inout Catalog) throws -> Void
   ) throws -> CatalogDiff {

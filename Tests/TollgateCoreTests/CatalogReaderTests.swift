@@ -3,8 +3,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-struct CatalogReaderTests {
+@Suite(.blocking) struct CatalogReaderTests {
   static let good = """
     {"levels": ["account", "member", "run"], "unknown_account": {"plan": "free"},
      "features": {

@@ -2,10 +2,11 @@
 // takes over from the one before depends on it.
 
 import Testing
+import TollgateTesting
 
 @testable import TollgateCore
 
-@Suite struct CreditHistoryTests {
+@Suite(.blocking) struct CreditHistoryTests {
   private static let start = WallTime(milliseconds: 1_763_700_000_000)
   private static func name(_ text: String) -> Name {
     guard let name = try? Name(text) else { preconditionFailure(text) }

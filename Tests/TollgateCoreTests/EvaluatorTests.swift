@@ -2,6 +2,7 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 /// An evaluator with one catalog and plan `p`, and short ways to put operations to it.
 struct Bench {
@@ -56,7 +57,7 @@ struct Bench {
   }
 }
 
-struct EvaluatorTests {
+@Suite(.blocking) struct EvaluatorTests {
   private func bench(_ f: String, g: String = "[]", overrides: [Override] = []) throws -> Bench {
     try Bench(catalog(f: f, g: g), overrides: overrides)
   }

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-@Suite struct GrantBoundaryTests {
+@Suite(.blocking) struct GrantBoundaryTests {
   private static let month = Window.month.period(containing: noon)
 
   /// 10 a month, of which 10 may be carried into the next; effective and made as a month begins.

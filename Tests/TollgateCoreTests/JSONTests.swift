@@ -5,7 +5,7 @@ import Testing
 import TollgateCore
 import TollgateTesting
 
-struct JSONTests {
+@Suite(.blocking) struct JSONTests {
   @Test(
     arguments: [
       ("null", Document.null), (" true ", true), ("false", false), ("0", 0), ("-0", 0), ("-7", -7),

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-struct NamesTests {
+@Suite(.blocking) struct NamesTests {
   @Test(arguments: ["a", "chat.requests", "A-1_b.c", "9lives", String(repeating: "x", count: 64)])
   func namesAreAccepted(_ text: String) throws {
     #expect(try Name(text).text == text)

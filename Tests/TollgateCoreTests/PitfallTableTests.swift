@@ -3,8 +3,9 @@
 
 import Foundation
 import Testing
+import TollgateTesting
 
-@Suite struct PitfallTableTests {
+@Suite(.blocking) struct PitfallTableTests {
   /// Every line, by its number.
   static let lines: [Int: String] = [
     1: "concurrent first requests all see zero",

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-@Suite struct PlanChangeTests {
+@Suite(.blocking) struct PlanChangeTests {
   private static func catalog() throws -> Catalog {
     try TollgateCoreTests.catalog(
       """

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-struct ReasonTests {
+@Suite(.blocking) struct ReasonTests {
   static let reasons: [(UInt16, String)] = [
     (0, "ALLOWED"), (1, "ALLOWED_SHADOW"), (2, "ALLOWED_SOFT"), (3, "ALLOWED_FAIL_OPEN"),
     (4, "ALLOWED_POSTED"), (16, "ACCOUNT_FROZEN"), (17, "UNKNOWN_ACCOUNT"),

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-struct ResolutionTests {
+@Suite(.blocking) struct ResolutionTests {
   private func resolve(
     _ subject: String, _ items: [(String, Int64)], _ catalog: Catalog,
     _ account: AccountConfig, bypasses: [Bypass] = [], now: WallTime = noon

@@ -5,8 +5,9 @@
 import Foundation
 import Testing
 import TollgateCore
+import TollgateTesting
 
-struct SchemaTests {
+@Suite(.blocking) struct SchemaTests {
   static func schema() throws -> Document {
     let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
       .deletingLastPathComponent()

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
-@Suite struct ThresholdTests {
+@Suite(.blocking) struct ThresholdTests {
   private static func catalog() throws -> Catalog {
     try TollgateCoreTests.catalog(
       """

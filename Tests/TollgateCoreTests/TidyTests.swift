@@ -195,6 +195,47 @@ import TollgateTesting
     #expect(Self.concurrencyFindings(source, targets: ["A"]).count == 1)
   }
 
+  /// A suite of the parallel run whose tests would hold the threads of what they judge.
+  static func blockingFindings(_ source: Source) -> [String] {
+    var findings: Set<String> = []
+    for (index, line) in source.lines.enumerated() {
+      guard line.drop(while: { $0 == " " }).hasPrefix("@Test") else { continue }
+      let type = source.lines[...index].lastIndex { $0.first?.isLetter == true || $0.first == "@" }
+      guard let type, type < index else {
+        findings.insert("\(source.name):\(index + 1): a test belongs in a suite")
+        continue
+      }
+      // Attributes stand on the line itself or right above it.
+      let above = source.lines[..<type].reversed().prefix { !$0.isEmpty && $0.first != "}" }
+      // A time limit counts from the beginning of the run: such a suite cannot stand in a queue.
+      let isPlaced = (above + [source.lines[type]]).contains {
+        $0.contains(".blocking") || $0.contains(".timeLimit") || $0.hasPrefix("extension ")
+      }
+      if !isPlaced {
+        findings.insert("\(source.name):\(type + 1): needs @Suite(.blocking)")
+      }
+    }
+    return findings.sorted()
+  }
+
+  @Test func everySuiteLeavesThePoolToTheProduct() throws {
+    let sources = try Self.sources(in: "Tests").filter {
+      // They run one after another, and what they judge runs in processes of its own.
+      !$0.name.hasPrefix("Tests/TollgateProcessTests/")
+    }
+    let findings = sources.flatMap(Self.blockingFindings)
+    #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
+  }
+
+  @Test(arguments: [
+    ["@Suite(.serialized) struct A {", "  @Te" + "st func f() {}"],
+    ["struct A {", "  @Te" + "st func f() {}"], ["@Te" + "st func f() {}"],
+  ])
+  func aSuiteOnThePoolIsFound(_ lines: [String]) {
+    let source = Source(target: "", name: "canary", lines: lines)
+    #expect(Self.blockingFindings(source).count == 1)
+  }
+
   /// What `make bench` sets otherwise than a deployment does, README says beside the figures.
   @Test func everySettingTheBenchLiftsIsNamed() throws {
     func text(_ name: String) throws -> String {

@@ -4,7 +4,7 @@ import Testing
 import TollgateCore
 import TollgateTesting
 
-@Suite struct TraceTests {
+@Suite(.blocking) struct TraceTests {
   static let head = "TIMESTAMP,ContextTokens,GeneratedTokens"
 
   @Test func readsTheRealShape() throws {

@@ -5,7 +5,7 @@ import TollgateCore
 import TollgateEngine
 import TollgateTesting
 
-struct AllowanceBookTests {
+@Suite(.blocking) struct AllowanceBookTests {
   private func claim(
     _ amount: Int64, _ subject: String = "acme", _ limit: String = "rpm", of allowance: Int64 = 10
   ) throws -> AllowanceBook.Claim {

@@ -3,8 +3,9 @@
 import Testing
 import TollgateCore
 import TollgateEngine
+import TollgateTesting
 
-@Suite struct BreakerTests {
+@Suite(.blocking) struct BreakerTests {
   private static let millisecond: Int64 = 1_000_000
 
   private func at(_ milliseconds: Int64) -> MonotonicTime {

@@ -4,8 +4,9 @@
 import Testing
 import TollgateCore
 import TollgateEngine
+import TollgateTesting
 
-struct EpochBookTests {
+@Suite(.blocking) struct EpochBookTests {
   private func at(_ epoch: Int64, _ sequence: Int64 = 0) -> StreamPosition {
     StreamPosition(epoch: epoch, sequence: sequence)
   }

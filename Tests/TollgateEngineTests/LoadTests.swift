@@ -3,12 +3,13 @@
 import Testing
 import TollgateCore
 import TollgateEngine
+import TollgateTesting
 
 private func at(_ milliseconds: Int64) -> MonotonicTime {
   MonotonicTime(nanoseconds: milliseconds * 1_000_000)
 }
 
-@Suite struct LoadEstimatorTests {
+@Suite(.blocking) struct LoadEstimatorTests {
   /// `perMillisecond` operations end in each millisecond, out of so many under way.
   private func run(
     _ load: inout LoadEstimator, from: Int64, to: Int64, perMillisecond: Int, left: Int
@@ -64,7 +65,7 @@ private func at(_ milliseconds: Int64) -> MonotonicTime {
   }
 }
 
-@Suite struct AdmissionTests {
+@Suite(.blocking) struct AdmissionTests {
   private func rule(
     waiting: Int, allowed: Int = 1000, own: Int = 0, senders: Int = 1, room: Int = 16_384
   ) -> AdmissionRule {
@@ -93,7 +94,7 @@ private func at(_ milliseconds: Int64) -> MonotonicTime {
   }
 }
 
-@Suite struct StallLogTests {
+@Suite(.blocking) struct StallLogTests {
   @Test func timeInWhichTheLoopDidNotComeAroundIsItsOwn() {
     var log = StallLog()
     for time in 0...10 { log.turned(at(Int64(time))) }

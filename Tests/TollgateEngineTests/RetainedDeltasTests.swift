@@ -5,7 +5,7 @@ import TollgateCore
 import TollgateEngine
 import TollgateTesting
 
-struct RetainedDeltasTests {
+@Suite(.blocking) struct RetainedDeltasTests {
   private func entry(_ sequence: Int64) -> OutboxEntry {
     OutboxEntry(
       sequence: sequence, kind: .usage,

@@ -2,6 +2,7 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateEngine
 
@@ -24,7 +25,7 @@ private func ready(_ role: Role = .check, inFlightMax: Int = 4) -> SessionMachin
   return session
 }
 
-@Suite("Session machine")
+@Suite("Session machine", .blocking)
 struct SessionMachineTests {
   @Test func nothingBeforeHello() {
     var session = machine()

@@ -5,7 +5,7 @@ import TollgateCore
 import TollgateEngine
 import TollgateTesting
 
-struct ShipperMachineTests {
+@Suite(.blocking) struct ShipperMachineTests {
   private static let limits = ShipperMachine.Limits(
     entriesMax: 4, bytesMax: 1_000, entryBytes: 100, idleFirst: 5, idleLongest: 60)
 

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateEngine
+import TollgateTesting
 
-@Suite struct UndeliveredIndexTests {
+@Suite(.blocking) struct UndeliveredIndexTests {
   @Test func theLastUndeliveredEntryOfAnAccountIsKnown() {
     var index = UndeliveredIndex()
     index.stands(epoch: 3, acknowledged: 10)

@@ -6,11 +6,12 @@ import GRDB
 import Logging
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct ClosingTests {
+@Suite(.blocking) struct ClosingTests {
   static let hour: Int64 = 3_600_000
   static let day: Int64 = 24 * hour
   static let december = Window.month.period(containing: november.end)

@@ -3,10 +3,11 @@
 import Foundation
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateLedger
 
-@Suite struct EventTests {
+@Suite(.blocking) struct EventTests {
   let books: Books
 
   init() throws {

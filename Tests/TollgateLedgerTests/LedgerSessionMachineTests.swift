@@ -3,11 +3,12 @@
 import NIOCore
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct LedgerSessionMachineTests {
+@Suite(.blocking) struct LedgerSessionMachineTests {
   var machine = LedgerSessionMachine(token: "secret")
 
   private func frame(

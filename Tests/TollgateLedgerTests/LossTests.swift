@@ -3,10 +3,11 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateLedger
 
-@Suite struct LossTests {
+@Suite(.blocking) struct LossTests {
   let books: Books
 
   init() throws { books = try Books() }

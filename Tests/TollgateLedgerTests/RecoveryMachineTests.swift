@@ -2,11 +2,12 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct RecoveryMachineTests {
+@Suite(.blocking) struct RecoveryMachineTests {
   typealias Action = RecoveryMachine.Action
 
   let at = MonotonicTime(nanoseconds: 1_000)

@@ -5,11 +5,12 @@ import Foundation
 import NIOCore
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateLedger
 
-@Suite struct SeedBalancesTests {
+@Suite(.blocking) struct SeedBalancesTests {
   let books: Books
   private static let day: Int64 = 86_400_000
 

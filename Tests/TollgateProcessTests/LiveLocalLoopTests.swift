@@ -79,8 +79,11 @@ extension LiveTests {
         """)
       let sidecar = try ChildProcess(
         try ChildProcess.tollgateBinary(), ["serve", "--config", config])
-      try eventually("it serves") { (try? Socket.close(Socket.connect(.unix(socket)))) != nil }
-      for endpoint in [TestEndpoint.unix(socket), .tcp("127.0.0.1", port)] {
+      let endpoints = [TestEndpoint.unix(socket), .tcp("127.0.0.1", port)]
+      for endpoint in endpoints {
+        try eventually("it serves") { (try? Socket.close(Socket.connect(endpoint))) != nil }
+      }
+      for endpoint in endpoints {
         let client = try WireConnection(endpoint, token: Stack.checkToken)
         #expect(client.welcome != nil)
         #expect(throws: WireFailure.self) { try WireConnection(endpoint, token: "another") }

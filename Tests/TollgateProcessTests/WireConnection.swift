@@ -94,13 +94,26 @@ final class WireConnection {
     _ records: [OperationRecord], as opcode: Opcode = .consume, deadline: UInt32,
     flags: FrameFlags = [], patience: Int = 2000
   ) throws -> [DecisionRecord] {
+    let id = try ask(records, as: opcode, deadline: deadline, flags: flags)
+    return try answers(to: id, within: Int(deadline) + patience)
+  }
+
+  /// Sends operations; returns the number under which they are answered.
+  func ask(
+    _ records: [OperationRecord], as opcode: Opcode = .consume, deadline: UInt32,
+    flags: FrameFlags = []
+  ) throws -> UInt64 {
     let id = nextCorrelation()
     var buffer = ByteBuffer()
     buffer.writeFrame(
       opcode, OperationBatch(records), correlation: id, deadlineMilliseconds: deadline,
       flags: flags)
     try send(buffer)
-    let reply = try frame(.decisions, within: Int(deadline) + patience)
+    return id
+  }
+
+  func answers(to id: UInt64, within milliseconds: Int) throws -> [DecisionRecord] {
+    let reply = try frame(.decisions, within: milliseconds)
     guard reply.header.correlation == id else {
       throw WireFailure.malformed("the answer to another request")
     }

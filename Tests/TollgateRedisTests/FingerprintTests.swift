@@ -2,10 +2,11 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateRedis
 
-@Suite struct FingerprintTests {
+@Suite(.blocking) struct FingerprintTests {
   private let subject: Subject
   private let items: [Item]
 

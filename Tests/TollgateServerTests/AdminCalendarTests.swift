@@ -4,9 +4,10 @@
 import Testing
 import TollgateCore
 import TollgateServer
+import TollgateTesting
 import TollgateWire
 
-@Suite struct AdminCalendarTests {
+@Suite(.blocking) struct AdminCalendarTests {
   let fixture: AdminFixture
 
   init() throws { fixture = try AdminFixture() }

@@ -3,9 +3,10 @@
 import Testing
 import TollgateCore
 import TollgateServer
+import TollgateTesting
 import TollgateWire
 
-@Suite struct AdminChangeTests {
+@Suite(.blocking) struct AdminChangeTests {
   @Test func aPlanIsSetAndTheVersionGrows() async throws {
     let fixture = try AdminFixture()
     let reply: ChangeReply = try await fixture.send(

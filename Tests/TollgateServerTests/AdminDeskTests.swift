@@ -11,7 +11,7 @@ import TollgateWire
 
 @testable import TollgateServer
 
-@Suite("Admin desk")
+@Suite("Admin desk", .blocking)
 struct AdminDeskTests {
   private static let loop = MultiThreadedEventLoopGroup.singleton.next()
 
@@ -124,7 +124,7 @@ struct AdminDeskTests {
   }
 }
 
-@Suite("Drain")
+@Suite("Drain", .blocking)
 struct DrainTests {
   @Test func workEndsBeforeTheGraceTimeDoes() {
     let start = NIODeadline.uptimeNanoseconds(5_000_000_000)

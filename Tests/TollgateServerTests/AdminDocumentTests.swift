@@ -5,9 +5,10 @@ import Foundation
 import Testing
 import TollgateCore
 import TollgateServer
+import TollgateTesting
 import TollgateWire
 
-@Suite struct AdminDocumentTests {
+@Suite(.blocking) struct AdminDocumentTests {
   private static func page() throws -> [(heading: String, example: String)] {
     let path = URL(fileURLWithPath: #filePath)
       .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()

@@ -3,9 +3,10 @@
 import Testing
 import TollgateCore
 import TollgateServer
+import TollgateTesting
 import TollgateWire
 
-@Suite struct AdminGrantTests {
+@Suite(.blocking) struct AdminGrantTests {
   let fixture: AdminFixture
 
   init() throws { fixture = try RichCatalog.fixture() }

@@ -3,9 +3,10 @@
 import Testing
 import TollgateCore
 import TollgateServer
+import TollgateTesting
 import TollgateWire
 
-@Suite struct AdminExplainTests {
+@Suite(.blocking) struct AdminExplainTests {
   private func explain(
     _ fixture: AdminFixture, _ subject: String, _ items: [(String, Int64)]
   ) async throws -> ExplainReply {
@@ -191,7 +192,7 @@ import TollgateWire
   }
 }
 
-@Suite struct AdminReconcileTests {
+@Suite(.blocking) struct AdminReconcileTests {
   private let month = Window.month.period(containing: WallTime(milliseconds: 1_763_700_000_000))
 
   private func delta(
@@ -409,7 +410,7 @@ import TollgateWire
   }
 }
 
-@Suite struct DoctorTests {
+@Suite(.blocking) struct DoctorTests {
   private func findings(_ change: (inout DoctorFacts) -> Void) -> [Finding] {
     var facts = DoctorFacts()
     facts.redisAddress = "127.0.0.1:6379"

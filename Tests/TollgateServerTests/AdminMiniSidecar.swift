@@ -13,6 +13,7 @@ import TollgateWire
 
 final class MiniSidecar: Sendable {
   let path: String
+  private let group: MultiThreadedEventLoopGroup
   private let channel: any Channel
 
   init(
@@ -28,7 +29,9 @@ final class MiniSidecar: Sendable {
     let path = directory.file("tg.sock")
     self.path = path
     let service = fixture.service
-    channel = try await ServerBootstrap(group: MultiThreadedEventLoopGroup.singleton)
+    // A loop that no other test shares: the command under test waits ten seconds at most.
+    group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+    channel = try await ServerBootstrap(group: group)
       .childChannelInitializer { channel in
         channel.eventLoop.makeCompletedFuture {
           try channel.pipeline.syncOperations.addHandler(
@@ -39,6 +42,8 @@ final class MiniSidecar: Sendable {
   }
 
   func stop() async throws { try await channel.close().get() }
+
+  deinit { group.shutdownGracefully { _ in } }
 }
 
 private final class MiniHandler: ChannelInboundHandler {

@@ -4,9 +4,10 @@
 import Testing
 import TollgateCore
 import TollgateServer
+import TollgateTesting
 import TollgateWire
 
-@Suite struct AdminOperationTests {
+@Suite(.blocking) struct AdminOperationTests {
   /// The handlers ask the memory before they edit; the fake's is set by hand.
   private func remember(
     _ fixture: AdminFixture, _ request: some Encodable, action: String, id: UInt64, result: Int64,

@@ -4,6 +4,7 @@
 import Testing
 import TollgateCore
 import TollgateServer
+import TollgateTesting
 import TollgateWire
 
 /// Plans with ranks and one without, with grants, prices and caps.
@@ -71,7 +72,7 @@ extension AdminFixture {
   }
 }
 
-@Suite struct AdminPlanTests {
+@Suite(.blocking) struct AdminPlanTests {
   let fixture: AdminFixture
 
   init() throws { fixture = try RichCatalog.fixture() }

@@ -3,9 +3,10 @@
 import Testing
 import TollgateCore
 import TollgateServer
+import TollgateTesting
 import TollgateWire
 
-@Suite struct AdminRichTests {
+@Suite(.blocking) struct AdminRichTests {
   let fixture: AdminFixture
 
   init() throws { fixture = try RichCatalog.fixture() }

@@ -3,11 +3,12 @@
 import NIOCore
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateServer
 
-@Suite struct AdminAdjustTests {
+@Suite(.blocking) struct AdminAdjustTests {
   private func request(
     _ fixture: AdminFixture, _ amount: Int64, feature: String = "chat.requests",
     period: String? = nil, corrects: OperationID? = nil, _ change: ChangeOptions? = nil
@@ -120,7 +121,7 @@ extension Catalog {
   }
 }
 
-@Suite struct AdminHistoryTests {
+@Suite(.blocking) struct AdminHistoryTests {
   @Test func levelsAndAttributesAreTranslatedAndDaysNamed() async throws {
     let fixture = try AdminFixture()
     let from = WallTime(milliseconds: 1_761_955_200_000)
@@ -193,7 +194,7 @@ extension Catalog {
   }
 }
 
-@Suite struct AdminTopTests {
+@Suite(.blocking) struct AdminTopTests {
   private func use(
     _ fixture: AdminFixture, _ account: String, _ units: Int64, ago: Int64
   ) throws -> BucketSample.Use {
@@ -245,7 +246,7 @@ extension Catalog {
   }
 }
 
-@Suite struct AdminTailTests {
+@Suite(.blocking) struct AdminTailTests {
   private func event(_ subject: String, allowed: Bool = true) throws -> TailReply.Event {
     TailReply.Event(
       time: WallTime(milliseconds: 5), subject: try Subject(subject),

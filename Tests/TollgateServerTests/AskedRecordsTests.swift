@@ -4,12 +4,13 @@
 import NIOCore
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateRedis
 @testable import TollgateServer
 
-@Suite struct AskedRecordsTests {
+@Suite(.blocking) struct AskedRecordsTests {
   private let subject: Subject
   private let items: [Item]
   private let id = OperationID(high: 1, low: 2)

@@ -3,8 +3,9 @@
 import Testing
 import TollgateCore
 import TollgateServer
+import TollgateTesting
 
-@Suite struct YAMLDocumentTests {
+@Suite(.blocking) struct YAMLDocumentTests {
   @Test func scalarsFollowThePlainRules() throws {
     let yaml = try YAMLDocument(
       yaml: """
@@ -55,7 +56,7 @@ import TollgateServer
   }
 }
 
-@Suite struct AdminJSONTests {
+@Suite(.blocking) struct AdminJSONTests {
   private struct Sample: Codable, Equatable {
     struct Part: Codable, Equatable { var waitMilliseconds: Int64 }
     var sourceID: String?

@@ -3,8 +3,9 @@
 import Foundation
 import Testing
 import TollgateServer
+import TollgateTesting
 
-@Suite struct ExampleConfigurationTests {
+@Suite(.blocking) struct ExampleConfigurationTests {
   static let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
     .deletingLastPathComponent().deletingLastPathComponent()
   /// The environment wins over the secret files the example names.

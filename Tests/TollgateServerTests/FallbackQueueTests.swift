@@ -6,6 +6,7 @@ import NIOCore
 import Testing
 import TollgateCore
 import TollgateEngine
+import TollgateTesting
 
 @testable import TollgateServer
 
@@ -54,7 +55,7 @@ private final class Bench {
   }
 }
 
-@Suite("Fallback queue: state × event")
+@Suite("Fallback queue: state × event", .blocking)
 struct FallbackStateTests {
   enum State: String, CaseIterable {
     case absent, waiting, posting, turned, cancelled, cancelling, deferred, parked
@@ -206,7 +207,7 @@ struct FallbackStateTests {
   }
 }
 
-@Suite("Fallback queue")
+@Suite("Fallback queue", .blocking)
 struct FallbackQueueTests {
   /// 1 and 2 are let through, and refused.
   private func parked(_ limits: FallbackQueue.Limits = .init()) throws -> Bench {
@@ -437,7 +438,7 @@ struct FallbackQueueTests {
   }
 }
 
-@Suite("Fallback verdicts")
+@Suite("Fallback verdicts", .blocking)
 struct FallbackVerdictTests {
   private func kind(_ verdict: FallbackVerdict) -> String {
     switch verdict {

@@ -3,11 +3,12 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateRedis
 @testable import TollgateServer
 
-@Suite("Hold book") struct HoldBookTests {
+@Suite("Hold book", .blocking) struct HoldBookTests {
   private static let now = WallTime(milliseconds: 1_763_700_000_000)
   private var book = HoldBook()
 

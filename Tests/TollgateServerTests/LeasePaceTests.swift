@@ -4,10 +4,11 @@ import Testing
 import TollgateCore
 import TollgateEngine
 import TollgateRedis
+import TollgateTesting
 
 @testable import TollgateServer
 
-struct LeasePaceTests {
+@Suite(.blocking) struct LeasePaceTests {
   private static let second: Int64 = 1_000_000_000
 
   @Test func aFewAreSettledAtOnce() {

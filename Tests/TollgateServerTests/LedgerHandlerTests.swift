@@ -5,11 +5,12 @@ import NIOCore
 import NIOEmbedded
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateServer
 
-@Suite("Ledger connection")
+@Suite("Ledger connection", .blocking)
 struct LedgerHandlerTests {
   private let channel = EmbeddedChannel()
   private let handler: LedgerHandler

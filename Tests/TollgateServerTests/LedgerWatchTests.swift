@@ -2,10 +2,11 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateServer
 
-@Suite struct LedgerWatchTests {
+@Suite(.blocking) struct LedgerWatchTests {
   private func status(_ positions: String, losses: String = "") throws -> Document {
     try Document(json: "{\"status\":{\"positions\":[\(positions)]},\"losses\":[\(losses)]}")
   }

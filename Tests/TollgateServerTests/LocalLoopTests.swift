@@ -290,7 +290,7 @@ import TollgateWire
   }
 }
 
-@Suite struct LocalLinkTests {
+@Suite(.blocking) struct LocalLinkTests {
   private func link() throws -> LocalLink {
     LocalLink(key: ConnectionKey(place: 0, taken: 0), descriptor: -1, loop: try LoopInbox())
   }

@@ -24,7 +24,7 @@ private func request(deadline: NIODeadline, answer: @escaping (Outcome) -> Void 
 
 private func milliseconds(_ n: Int64) -> NIODeadline { .uptimeNanoseconds(UInt64(n) * 1_000_000) }
 
-@Suite("Deadline wheel")
+@Suite("Deadline wheel", .blocking)
 struct DeadlineWheelTests {
   /// Given 1010 ms, it is given up 5 ms early, within one tick, and not before.
   @Test func aRequestIsGivenUpALittleAheadOfItsDeadlineAndNotSooner() throws {
@@ -70,7 +70,7 @@ struct DeadlineWheelTests {
   }
 }
 
-@Suite("Account cache")
+@Suite("Account cache", .blocking)
 struct AccountCacheTests {
   @Test func itIsBounded() {
     var cache = AccountCache(capacity: 100)
@@ -97,7 +97,7 @@ struct AccountCacheTests {
   }
 }
 
-@Suite("Server configuration")
+@Suite("Server configuration", .blocking)
 struct ServerConfigurationTests {
   private let good = """
     deployment: {id: demo, buckets: 16, mode: dev}
@@ -153,7 +153,7 @@ struct ServerConfigurationTests {
   }
 }
 
-@Suite("Metrics text")
+@Suite("Metrics text", .blocking)
 struct MetricsTests {
   @Test func countersAndHistogramsAreExposed() {
     let metrics = Metrics()
@@ -179,7 +179,7 @@ struct MetricsTests {
   }
 }
 
-@Suite("Posts of an earlier month")
+@Suite("Posts of an earlier month", .blocking)
 struct EarlierMonthTests {
   @Test func aMonthIsOverAtItsEndAndNotBefore() {
     let used = WallTime(milliseconds: 1_795_000_000_000)

@@ -3,11 +3,12 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateServer
 
-@Suite("Push queue")
+@Suite("Push queue", .blocking)
 struct PushQueueTests {
   private let queue = PushQueue(streams: 5)
 

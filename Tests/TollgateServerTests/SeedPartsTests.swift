@@ -4,11 +4,12 @@
 import Testing
 import TollgateCore
 import TollgateRedis
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateServer
 
-@Suite struct SeedPartsTests {
+@Suite(.blocking) struct SeedPartsTests {
   static let feature = constant("tokens")
   static let grant = Window.grant(constant("monthly"))
 

@@ -4,11 +4,12 @@ import NIOCore
 import Testing
 import TollgateCore
 import TollgateEngine
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateServer
 
-struct ShipperLimitsTests {
+@Suite(.blocking) struct ShipperLimitsTests {
   private func entries(_ count: Int, body: Int) -> [OutboxEntry] {
     (1...Int64(count)).map {
       OutboxEntry(

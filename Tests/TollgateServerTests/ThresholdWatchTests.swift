@@ -4,6 +4,7 @@ import Logging
 import NIOConcurrencyHelpers
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
 @testable import TollgateServer
@@ -21,7 +22,7 @@ extension FakeBackend: ThresholdStore {
   }
 }
 
-@Suite struct ThresholdWatchTests {
+@Suite(.blocking) struct ThresholdWatchTests {
   static let yaml = """
     levels: [account, member]
     features:

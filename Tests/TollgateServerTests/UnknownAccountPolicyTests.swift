@@ -5,10 +5,11 @@ import NIOCore
 import Testing
 import TollgateCore
 import TollgateEngine
+import TollgateTesting
 
 @testable import TollgateServer
 
-@Suite("Policy for accounts that were not heard of")
+@Suite("Policy for accounts that were not heard of", .blocking)
 struct UnknownAccountPolicyTests {
   private static func global(_ plans: String) throws -> GlobalConfig {
     let text = """
@@ -116,7 +117,7 @@ struct UnknownAccountPolicyTests {
   }
 }
 
-@Suite("Seed queue") struct SeedQueueTests {
+@Suite("Seed queue", .blocking) struct SeedQueueTests {
   private static func errand(_ account: String, bucket: Int, epoch: Int64 = 1) throws -> SeedErrand
   {
     SeedErrand(

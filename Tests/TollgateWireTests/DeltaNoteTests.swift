@@ -4,9 +4,10 @@
 import NIOCore
 import Testing
 import TollgateCore
+import TollgateTesting
 import TollgateWire
 
-@Suite struct DeltaNoteTests {
+@Suite(.blocking) struct DeltaNoteTests {
   private func body(_ note: String) throws -> UsageBody {
     UsageBody(
       subject: try Subject("acme/ann"), feature: try Name("tokens"),

@@ -3,10 +3,11 @@
 import NIOCore
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateWire
 
-@Suite struct FrameDecoderTests {
+@Suite(.blocking) struct FrameDecoderTests {
   private func ping(_ nonce: UInt64, correlation: UInt64 = 1) -> ByteBuffer {
     var buffer = ByteBuffer()
     buffer.writeFrame(Ping(nonce: nonce), correlation: correlation)

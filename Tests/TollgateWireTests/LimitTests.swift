@@ -3,10 +3,11 @@
 import NIOCore
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateWire
 
-@Suite struct LimitTests {
+@Suite(.blocking) struct LimitTests {
   private func record(items: Int = 1, attributes: Int = 0) throws -> OperationRecord {
     OperationRecord(
       id: OperationID(high: 1, low: 2),

@@ -6,7 +6,7 @@ import TollgateCore
 import TollgateTesting
 import TollgateWire
 
-struct RawRecordTests {
+@Suite(.blocking) struct RawRecordTests {
   /// What `RawRecord` reads; nil: it is for the other path.
   private func read(_ bytes: [UInt8]) -> (RawRecord, shape: [UInt8])? {
     var shape = [UInt8](repeating: 0xAA, count: RawRecord.shapeBytesMax)

@@ -3,10 +3,11 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateWire
 
-@Suite struct RegistryTests {
+@Suite(.blocking) struct RegistryTests {
   /// Column texts of the first table below the heading.
   private func table(_ heading: String) throws -> [[String]] {
     let lines = try Repository.text("proto/PROTOCOL.md").split(

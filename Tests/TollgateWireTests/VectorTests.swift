@@ -5,10 +5,11 @@
 import NIOCore
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateWire
 
-@Suite struct VectorTests {
+@Suite(.blocking) struct VectorTests {
   enum Outcome: Hashable {
     case frame(header: JSONValue, fields: JSONValue)
     case error(JSONValue)

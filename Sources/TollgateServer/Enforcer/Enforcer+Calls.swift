@@ -103,8 +103,10 @@ extension Enforcer {
     guard request.mode == .check || request.mode == .consume, !pending.wasInDoubt,
       !request.isAnswered
     else { return false }
-    let left = (DeadlineWheel.aim(request) - now).nanoseconds
-    return callTime.missesDeadline(left: left, waited: (now - request.arrived).nanoseconds)
+    let behind = Int64(sent) * load.perOperation(now: monotonic(now))
+    return callTime.missesDeadline(
+      left: (DeadlineWheel.aim(request) - now).nanoseconds,
+      waited: (now - request.arrived).nanoseconds, behind: behind, at: monotonic(now).nanoseconds)
   }
 
   /// Operations of one bucket leave as one call. Between their queueing and now the bucket may
@@ -137,6 +139,7 @@ extension Enforcer {
     metrics.redisCommands.add()
     metrics.redisOperations.add(Int64(batch.count))
     buckets[bucket][keyPath: lane].isBusy = true
+    sent += batch.count
     connection.send(
       { call.write(into: &$0) },
       completion: { [self] result in
@@ -269,11 +272,12 @@ extension Enforcer {
     epoch: Int64, sentAt: NIODeadline, ticket: BreakerMachine.Ticket
   ) {
     let now = NIODeadline.now()
+    sent -= batch.count
     landed(batch.count, bucket)
     switch result {
     case .success(let replies):
       answeredAt = now
-      callTime.note((now - sentAt).nanoseconds)
+      callTime.note((now - sentAt).nanoseconds, at: monotonic(now).nanoseconds)
       worked(batch.count, at: now)
       metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
       noteBreaker(

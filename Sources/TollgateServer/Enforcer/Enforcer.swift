@@ -93,8 +93,7 @@ final class Enforcer {
   var onRoom: (() -> Void)?
   private(set) var load = LoadEstimator()
   private var plannedMax = LoadEstimator.always
-  /// What is on its way to Redis does not come back: then nobody waits for it, and the failure
-  /// policies answer whoever comes.
+  /// What is on its way to Redis does not come back: the failure policies answer whoever comes.
   private(set) var isStuck = false
   private var stalls = StallLog()
   /// When an account was last loaded for any loop.
@@ -103,6 +102,7 @@ final class Enforcer {
   private var answeredWhileParked = 0
   var retryScheduled = false
   var callTime = CallTime()
+  var sent = 0
   /// When Redis last answered a call of this loop.
   var answeredAt = NIODeadline.uptimeNanoseconds(0) { didSet { onReply?() } }
   var onReply: (() -> Void)?

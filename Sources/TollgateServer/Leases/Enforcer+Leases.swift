@@ -242,11 +242,15 @@ extension Enforcer {
             bucket: request.bucket, account: Array(request.account.utf8), now: LeaseHub.now)
           leases.exchange(request.bucket)
         }
-        let left = (request.deadline - .now()).nanoseconds
-        guard others || own, request.recalls < Self.recallsMax,
-          left > Self.recallPauses[request.recalls].nanoseconds + 2 * callTime.nanoseconds
-        else { return decideFinally(request) }
-        let pause = Self.recallPauses[request.recalls]
+        guard others || own, request.recalls < Self.recallsMax else {
+          return decideFinally(request)
+        }
+        // Half a call until the holder has heard it, and a whole one of its own.
+        let pause =
+          Self.recallPauses[request.recalls] + .nanoseconds(callTime.usual + callTime.usual / 2)
+        let now = NIODeadline.now()
+        let needed = pause.nanoseconds + 2 * callTime.expected(at: monotonic(now).nanoseconds)
+        guard (request.deadline - now).nanoseconds > needed else { return decideFinally(request) }
         request.recalls += 1
         eventLoop.assumeIsolated().scheduleTask(in: pause) { self.attempt(request) }
       })

@@ -31,8 +31,9 @@ final class LeaseKeeper {
   private var memory = LeaseTranslation.Memory()
   private var scratch = [UInt8](repeating: 0, count: LeaseFastPath.answerBytesMax)
 
-  /// Asked for again within this time, a shape is leased.
-  static let demandNanoseconds: Int64 = 1_000_000_000
+  /// Asked for again within this time, a shape is leased: within a second, and where Redis is far
+  /// within as many calls as one caller makes who does other things in between.
+  static func demandNanoseconds(call: Int64) -> Int64 { max(1_000_000_000, 20 * call) }
   static let seenMax = 8_192
   /// Exchanges of one bucket in one tick.
   static let exchangesPerTick = 16
@@ -141,7 +142,8 @@ final class LeaseKeeper {
       young = [:]
     }
     young[hash] = now
-    guard let last, now - last <= Self.demandNanoseconds else { return }
+    guard let last, now - last <= Self.demandNanoseconds(call: enforcer.callTime.usual)
+    else { return }
     learn(request, resolution, decision, sentAt: sentAt)
   }
 

@@ -3,10 +3,11 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateEngine
 
-struct LeaseBoundTests {
+@Suite(.blocking) struct LeaseBoundTests {
   private let redis = ModelRedis()
 
   init() { redis.amounts = ["acme": 1_000_000] }

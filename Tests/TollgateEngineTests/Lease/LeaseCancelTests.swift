@@ -2,10 +2,11 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateEngine
 
-struct LeaseCancelTests {
+@Suite(.blocking) struct LeaseCancelTests {
   private let redis = ModelRedis()
 
   init() { redis.amounts = ["acme": 1_000] }

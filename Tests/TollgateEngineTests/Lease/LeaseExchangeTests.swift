@@ -2,10 +2,11 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateEngine
 
-struct LeaseExchangeTests {
+@Suite(.blocking) struct LeaseExchangeTests {
   private let redis = ModelRedis()
 
   init() { redis.amounts = ["acme": 1_000, "small": 30, "rate": 1_000] }

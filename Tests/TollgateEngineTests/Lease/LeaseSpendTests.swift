@@ -2,10 +2,11 @@
 
 import Testing
 import TollgateCore
+import TollgateTesting
 
 @testable import TollgateEngine
 
-struct LeaseSpendTests {
+@Suite(.blocking) struct LeaseSpendTests {
   private let redis = ModelRedis()
 
   init() { redis.amounts = ["acme": 1_000, "acme/ann": 100, "b": 1_000] }

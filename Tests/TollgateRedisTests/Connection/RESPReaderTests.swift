@@ -3,8 +3,9 @@
 import NIOCore
 import Testing
 import TollgateRedis
+import TollgateTesting
 
-@Suite struct RESPReaderTests {
+@Suite(.blocking) struct RESPReaderTests {
   private static let wire =
     "+OK\r\n-ERR no\r\n:-42\r\n$5\r\nhe\0lo\r\n$-1\r\n*-1\r\n*0\r\n$0\r\n\r\n"
     + "*4\r\n:1\r\n$1\r\nx\r\n*2\r\n$-1\r\n+s\r\n-E x\r\n:9223372036854775807\r\n"

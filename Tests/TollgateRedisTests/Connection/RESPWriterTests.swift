@@ -4,8 +4,9 @@ import CHiredis
 import NIOCore
 import Testing
 import TollgateRedis
+import TollgateTesting
 
-@Suite struct RESPWriterTests {
+@Suite(.blocking) struct RESPWriterTests {
   /// What hiredis formats for the same elements.
   private func oracle(_ elements: [[UInt8]]) -> [UInt8] {
     let storage = unsafe elements.map { element in

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateRedis
+import TollgateTesting
 
-@Suite struct RedisConnectionMachineTests {
+@Suite(.blocking) struct RedisConnectionMachineTests {
   typealias Machine = RedisConnectionMachine<Int>
 
   private static let server = RESPReply.string(

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateRedis
+import TollgateTesting
 
-@Suite struct RedisLinkMachineTests {
+@Suite(.blocking) struct RedisLinkMachineTests {
   private func machine() -> RedisLinkMachine {
     RedisLinkMachine(backoff: Backoff(initial: 100, max: 1000), seed: 5)
   }

@@ -2,8 +2,9 @@
 
 import Testing
 import TollgateRedis
+import TollgateTesting
 
-struct SubscriptionMachineTests {
+@Suite(.blocking) struct SubscriptionMachineTests {
   private func confirmed(_ channel: String) -> RESPReply {
     .array([.string(Array("subscribe".utf8)), .string(Array(channel.utf8)), .integer(1)])
   }
