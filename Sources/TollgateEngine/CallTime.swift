@@ -12,9 +12,15 @@
 package struct CallTime: Sendable {
   /// In this time half of what is remembered is forgotten.
   package static let halfLifeNanoseconds: Int64 = 500_000_000
+  /// What was quick is remembered for one to two of these.
+  package static let stretchNanoseconds: Int64 = 5_000_000_000
 
   /// Nanoseconds that calls take as a rule: a mean in which the last eight weigh most.
   package private(set) var usual: Int64 = 0
+  /// The least of the present stretch of time and of the one before it.
+  private var least: Int64 = 0
+  private var leastBefore: Int64 = 0
+  private var stretch: Int64 = 0
   private var slowest: Int64 = 0
   private var notedAt: Int64 = 0
 
@@ -22,10 +28,21 @@ package struct CallTime: Sendable {
 
   /// A call was answered at `now`, after `took`; both in nanoseconds, of one monotonic clock.
   package mutating func note(_ took: Int64, at now: Int64) {
+    let number = now / Self.stretchNanoseconds
+    if notedAt == 0 || number > stretch {
+      leastBefore = number == stretch + 1 ? least : took
+      least = took
+      stretch = number
+    } else {
+      least = min(least, took)
+    }
     usual = notedAt == 0 ? took : usual + (took - usual) / 8
     slowest = max(took, expected(at: now))
     notedAt = max(notedAt, now)
   }
+
+  /// Nanoseconds of the quickest call of late, which is the way to Redis and back.
+  package var quickest: Int64 { min(least, leastBefore) }
 
   /// Nanoseconds that a call is expected to take at most.
   package func expected(at now: Int64) -> Int64 {

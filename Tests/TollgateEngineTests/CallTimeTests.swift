@@ -52,6 +52,21 @@ import TollgateTesting
     #expect(after([1] + Array(repeating: 150, count: 60)).usual > 149 * Self.millisecond)
   }
 
+  @Test func theQuickestIsForgottenAfterAWhileOfSlowerOnes() {
+    let stretch = CallTime.stretchNanoseconds / Self.millisecond
+    var time = CallTime()
+    #expect(time.quickest == 0)
+    var seen: [Int64] = []
+    let calls: [(at: Int64, took: Int64)] = [
+      (0, 9), (1, 7), (2, 80), (stretch, 80), (2 * stretch, 80), (9 * stretch, 8),
+    ]
+    for (at, took) in calls {
+      time.note(took * Self.millisecond, at: Self.start + at * Self.millisecond)
+      seen.append(time.quickest / Self.millisecond)
+    }
+    #expect(seen == [9, 7, 7, 7, 80, 8])
+  }
+
   /// The shape of a cold start: most calls are quick, one in five is not, and what has waited for
   /// its account must not be sent with less time than the slow one takes.
   @Test func whatHasWaitedIsNotSentWhereASlowCallOfLateWouldMissItsDeadline() {

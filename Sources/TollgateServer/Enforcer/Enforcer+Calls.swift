@@ -3,7 +3,9 @@
 //
 // Why this shape: a call costs Redis as much as several operations in it do. Under light load an
 // operation leaves in the turn of the loop that read it; under heavy load it waits for the call
-// before it, at most one round trip, and shares the next one with everything else that waited.
+// before it, at most one round trip, and shares the next one with everything else that waited. What
+// fills a call does not wait for the one before it: where Redis is far, a bucket would do no more
+// than one call's operations in each round trip.
 
 import DequeModule
 import Logging
@@ -13,6 +15,31 @@ import TollgateEngine
 import TollgateRedis
 
 extension Enforcer {
+  /// Operations of one bucket on their way to one script. One call is out at a time: what comes
+  /// meanwhile leaves together when it is answered, so calls grow with the load by themselves. Only
+  /// what fills a call leaves beside others.
+  struct Lane {
+    /// Calls at once: some 2,000 operations a second of one bucket, 150 ms away.
+    static let callsMax = 8
+
+    var queue: Deque<Pending> = []
+    /// On their way to Redis.
+    var calls = 0
+
+    var maySend: Bool {
+      calls == 0
+        ? !queue.isEmpty : calls < Self.callsMax && queue.count >= DecideBatch.operationsMax
+    }
+  }
+
+  /// One operation on its way to the store.
+  struct Pending {
+    var request: Request
+    var operation: DecideOperation
+    /// An earlier attempt of it may have been applied.
+    var wasInDoubt: Bool
+  }
+
   /// Nobody here can say when its periods end: as good as counters that cannot be asked.
   func zoneIsUnknown(_ zone: String, _ request: Request) {
     if unknownZones.count < 100, unknownZones.insert(zone).inserted {
@@ -50,12 +77,15 @@ extension Enforcer {
       wasInDoubt: request.inDoubt)
     let bucket = request.bucket
     // Behind a call that does not come back nothing is queued: the failure policy answers at once.
-    if buckets[bucket][keyPath: lane].isBusy, isBreakerOpen { return storeIsAway(request) }
+    if buckets[bucket][keyPath: lane].calls > 0, isBreakerOpen { return storeIsAway(request) }
     buckets[bucket].inFlight += 1
     planned += 1
     request.isQueued = true
     buckets[bucket][keyPath: lane].queue.append(pending)
-    if buckets[bucket][keyPath: lane].queue.count == 1, !buckets[bucket][keyPath: lane].isBusy {
+    let isFull = buckets[bucket][keyPath: lane].queue.count == DecideBatch.operationsMax
+    if buckets[bucket][keyPath: lane].queue.count == 1 || isFull,
+      buckets[bucket][keyPath: lane].maySend
+    {
       queued.append(bucket)
       scheduleCalls()
     }
@@ -79,7 +109,7 @@ extension Enforcer {
   }
 
   private func sendNext(_ bucket: Int, _ lane: WritableKeyPath<BucketState, Lane>) {
-    while !buckets[bucket][keyPath: lane].isBusy, !buckets[bucket][keyPath: lane].queue.isEmpty {
+    while buckets[bucket][keyPath: lane].maySend {
       var batch: [Pending] = []
       var answered = 0
       let now = NIODeadline.now()
@@ -138,12 +168,12 @@ extension Enforcer {
     if !asksOnly { for pending in batch { pending.request.inDoubt = true } }
     metrics.redisCommands.add()
     metrics.redisOperations.add(Int64(batch.count))
-    buckets[bucket][keyPath: lane].isBusy = true
+    buckets[bucket][keyPath: lane].calls += 1
     sent += batch.count
     connection.send(
       { call.write(into: &$0) },
       completion: { [self] result in
-        buckets[bucket][keyPath: lane].isBusy = false
+        buckets[bucket][keyPath: lane].calls -= 1
         received(
           result.map { call.decode($0) }, of: batch, bucket: bucket, epoch: fence.epoch,
           sentAt: sentAt, ticket: ticket)

@@ -37,8 +37,9 @@ extension Enforcer {
     // Redis answers, but not as fast as requests come: that is overload, not an outage, and no
     // reason to let anything through. The same of accounts that are being seeded: the next
     // attempt finds what this one asked for.
-    let isFlowing = request.isQueued && redisSilence(at: now) < Self.answersFlow
-    let isLoading = request.awaitsAccount && now - loadedAt < Self.loadingFlows
+    let call = TimeAmount.nanoseconds(callTime.usual)
+    let isFlowing = request.isQueued && redisSilence(at: now) < Self.answersFlow + call
+    let isLoading = request.awaitsAccount && now - loadedAt < Self.loadingFlows + call
     if !request.inDoubt, isFlowing || isLoading { return refuseLate(request) }
     answerByPolicy(request)
   }
@@ -53,10 +54,10 @@ extension Enforcer {
     finish(request, .error(.overloaded, "too many operations of this bucket"))
   }
 
-  /// Redis is taken to be answering while its last answer is not older.
+  /// Redis is taken to be answering while its last answer is not older than this and a call.
   static var answersFlow: TimeAmount { .milliseconds(50) }
 
-  /// Accounts are taken to be loading while one came within this time.
+  /// Accounts are taken to be loading while one came within this time and that of a call.
   static var loadingFlows: TimeAmount { .milliseconds(500) }
 
   /// It may have been applied. Anything else would be a guess; the id will tell.

@@ -46,21 +46,6 @@ final class Enforcer {
     var checks = Lane()
   }
 
-  /// Operations of one bucket on their way to one script. One call is out at a time: what comes
-  /// meanwhile leaves together when it is answered, so calls grow with the load by themselves.
-  struct Lane {
-    var queue: Deque<Pending> = []
-    var isBusy = false
-  }
-
-  /// One operation on its way to the store.
-  struct Pending {
-    var request: Request
-    var operation: DecideOperation
-    /// An earlier attempt of it may have been applied.
-    var wasInDoubt: Bool
-  }
-
   let eventLoop: any EventLoop
   let metrics: Metrics
   let configuration: ServerConfiguration
@@ -102,6 +87,7 @@ final class Enforcer {
   private var answeredWhileParked = 0
   var retryScheduled = false
   var callTime = CallTime()
+  /// Operations that Redis was sent and has not answered.
   var sent = 0
   /// When Redis last answered a call of this loop.
   var answeredAt = NIODeadline.uptimeNanoseconds(0) { didSet { onReply?() } }
@@ -387,8 +373,8 @@ final class Enforcer {
     return limits
   }
 
-  /// Operations are handed on only as far as they are done in this time: behind it there is one
-  /// line for all, and what waits before it waits in one of its own.
+  /// Operations are handed on only as far as they are done in this time and that of the way to
+  /// Redis: behind it there is one line for all, and what waits before it waits in one of its own.
   private static let plannedNanoseconds: Int64 = 75_000_000
 
   /// So many replies came, or answers were given without Redis.
@@ -461,7 +447,8 @@ final class Enforcer {
   private func tick() {
     let now = NIODeadline.now()
     stalls.turned(monotonic(now))
-    plannedMax = load.operations(in: Self.plannedNanoseconds, now: monotonic(now))
+    let planned = Self.plannedNanoseconds + callTime.quickest
+    plannedMax = load.operations(in: planned, now: monotonic(now))
     // A reply that lay unread while the loop was busy with itself is not a slow one.
     let oldest = link?.connection?.oldestSentAt.map { sentAt in
       let sent = MonotonicTime(nanoseconds: sentAt)
