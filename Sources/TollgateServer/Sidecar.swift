@@ -358,11 +358,13 @@ final class Sidecar: Sendable {
     metrics.outboxLagMilliseconds.set(total.oldestMilliseconds)
     var retained: Int64 = 0
     var late: Int64 = 0
+    var lateExchanges: Int64 = 0
     var oldest: WallTime?
     for loop in loops {
       let state = await loop.value {
-        ($0.retained.count, $0.retained.oldestTime, $0.retained.lateCount)
+        ($0.retained.count, $0.retained.oldestTime, $0.retained.lateCount, $0.lateExchanges.count)
       }
+      lateExchanges += Int64(state.3)
       retained += Int64(state.0)
       late += Int64(state.2)
       if let time = state.1 { oldest = min(oldest ?? time, time) }
@@ -376,6 +378,7 @@ final class Sidecar: Sendable {
     metrics.leases.accounts.set(Int64(leased.accounts))
     metrics.leases.shapes.set(Int64(leased.entries))
     metrics.leases.recovering.set(Int64(leased.recovering))
+    metrics.leases.lateExchanges.set(lateExchanges)
     if ledger != nil { retained += Int64(await healer.retainedConfigCount) }
     metrics.retainedDeltas.set(retained)
     late += await healer.lateConfig.values.reduce(0) { $0 + Int64($1.count) }

@@ -276,6 +276,65 @@ extension LiveTests {
       try Self.audit(stack, tally, subjects: ["acme", "beta", "gamma"])
     }
 
+    /// A batch that may have been done before Redis was lost is too old for it afterwards, and only
+    /// the sidecar can tell the ledger of it. It is killed before it has.
+    @Test func aKillBeforeLateUseIsPostedLosesNothing() throws {
+      var random = SeededRandom.fromEnvironment("aKillBeforeLateUseIsPosted")
+      let accounts = (0..<8).map { "a\($0)" }
+      var options = Self.options(1_000_000_000, sidecars: 1, accounts: accounts)
+      options.journals = true
+      options.proxies = true
+      let stack = try Stack(options)
+      let proxy = try #require(stack.redisProxy)
+      var load = LeaseDriver.Options(callers: 4, subjects: accounts.map { "\($0)/ann/7" })
+      load.replayRate = 0
+      var total = LeaseTally()
+      var late = 0.0
+      for round in 0..<(Self.rounds ?? 4) {
+        let driver = LeaseDriver(stack.endpoints, load, seed: &random)
+        try eventually(within: .seconds(60), "leases answer before round \(round)") {
+          driver.soFar.sources[.lease] ?? 0 > 1_000
+        }
+        total.admitted.merge(try driver.finish().admitted) { $0 + $1 }
+        // All of that is in the books: it is not what this test is about.
+        try eventually(within: .seconds(30), "the ledger has it") {
+          stack.metric("tollgate_retained_deltas", sidecar: 0) == 0
+            && stack.metric("tollgate_lease_unsettled_units", sidecar: 0) == 0
+        }
+        proxy.delay(toClient: .milliseconds(400))
+        let connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+        let time = WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000))
+        for account in accounts {
+          let records = try (1...3).map { amount in
+            OperationRecord(
+              id: OperationID(time: time, using: &random),
+              subject: try Subject("\(account)/ann/7"),
+              items: [Item(feature: try Name("edits"), amount: Int64(amount))])
+          }
+          for (record, answer) in zip(records, try connection.operate(records, deadline: 5_000)) {
+            guard case .decision(let decision) = answer, decision.isAllowed else { continue }
+            total.admitted[account, default: 0] += record.items[0].amount
+          }
+        }
+        // Sent, done, and the answer under way: it is lost with the link, and then Redis is.
+        Thread.sleep(forTimeInterval: random.unit() * 0.3)
+        proxy.dropAll()
+        proxy.delay(toClient: .zero)
+        try stack.redis.connect().command("FLUSHALL")
+        let end = ContinuousClock.now + .seconds(5)
+        var found = 0.0
+        while found == 0, ContinuousClock.now < end {
+          found = stack.metric("tollgate_lease_late_exchanges", sidecar: 0) ?? 0
+        }
+        late += found
+        stack.sidecar(0)?.kill()
+        try stack.startSidecar(0)
+        try stack.waitReady(0)
+      }
+      #expect(late > 0)
+      try Self.audit(stack, total, subjects: accounts)
+    }
+
     /// Leases held go on answering for as long as they may; nothing is lost when Redis is back.
     @Test func aRedisThatGoesAndComesLosesNothing() throws {
       var random = SeededRandom.fromEnvironment("aRedisThatGoesAndComes")

@@ -172,6 +172,11 @@ package import TollgateCore
     with(token.bucket) { $0.notSent(token.number) }
   }
 
+  /// Whether it may have been done, now or by an earlier send: nobody here can tell.
+  package func isInDoubt(_ token: LeaseExchange.Token) -> Bool {
+    with(token.bucket) { $0.exchanges[token.number]?.mayBeDone ?? false }
+  }
+
   /// Refused for the age of its id. `wasDone`: whether an earlier send of it was, as the ledger
   /// knows; nil where nobody does. True: it is over here, and what an earlier send may have done is
   /// the caller's to bring to the ledger; false: none was done, and it goes out under a new id.

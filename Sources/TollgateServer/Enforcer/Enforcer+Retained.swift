@@ -139,6 +139,7 @@ extension Enforcer {
   /// These late deltas are on record, or in the outbox again.
   func lateSettled(_ ids: Set<DeltaID>, bucket: Int) {
     retained.settledLate(bucket: bucket, ids)
+    lateExchangesSettled(ids)
   }
 
   /// What became of a POST beyond the dedupe window.

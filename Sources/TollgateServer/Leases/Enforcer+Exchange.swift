@@ -94,11 +94,19 @@ extension Enforcer {
       }
       table.notSent(exchange.token)
     case .tooOld:
-      guard table.tooOld(exchange.token, wasDone: true, now: LeaseHub.now) else { return }
-      // Whether an earlier copy was done the ledger knows: it is asked, as of all late deltas.
-      for entry in call.entries(bornAt: redisNow) {
-        retained.add(entry, bucket: bucket, epoch: call.fence.epoch - 1)
+      guard table.isInDoubt(exchange.token), configuration.ledger != nil else {
+        _ = table.tooOld(exchange.token, wasDone: true, now: LeaseHub.now)
+        return
       }
+      // Whether an earlier copy was done the ledger knows: it is asked, as of all late deltas. The
+      // journal keeps the batch until then, as whoever is killed now has them nowhere else.
+      let entries = call.entries(bornAt: redisNow)
+      lateExchanges[exchange.token] = Set(entries.map(\.id))
+      retained.opened(bucket: bucket, epoch: call.fence.epoch)
+      let dropped = retained.dropped
+      for entry in entries { retained.add(entry, bucket: bucket, epoch: call.fence.epoch - 1) }
+      metrics.retainedDropped.add(retained.dropped - dropped)
+      lateExchangesSettled([])
     case .fromFuture, .error:
       if case .error(let text) = outcome {
         logger.debug("an exchange was refused", metadata: ["error": "\(text)"])
@@ -112,6 +120,20 @@ extension Enforcer {
     case .overflow:
       logger.error("units of leases would leave a counter's range; they stay unsettled")
       table.notSent(exchange.token)
+    }
+  }
+
+  /// These late deltas are in the books, or on their way there in an outbox: exchanges that have no
+  /// other are over.
+  func lateExchangesSettled(_ ids: Set<DeltaID>) {
+    guard !lateExchanges.isEmpty else { return }
+    for (token, deltas) in lateExchanges {
+      let left = deltas.subtracting(ids)
+      lateExchanges[token] = left
+      // Where nothing is late any more, what it had was let go at the bound, and is counted so.
+      guard left.isEmpty || retained.lateCount == 0 else { continue }
+      lateExchanges[token] = nil
+      _ = leases?.hub.table.tooOld(token, wasDone: true, now: LeaseHub.now)
     }
   }
 

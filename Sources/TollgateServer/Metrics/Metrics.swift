@@ -75,6 +75,7 @@ struct LeaseMetrics: Sendable {
   let accounts = Gauge()
   let shapes = Gauge()
   let recovering = Gauge()
+  let lateExchanges = Gauge()
   let exchanges = Counter()
   let settledUnits = Counter()
   let recalls = Counter()
@@ -286,6 +287,10 @@ struct Metrics: Sendable {
     gauge(
       "tollgate_lease_recovering",
       "Accounts of an earlier incarnation whose units are not settled yet.", leases.recovering)
+    gauge(
+      "tollgate_lease_late_exchanges",
+      "Batches that a lost Redis leaves to the ledger, and that it does not have yet.",
+      leases.lateExchanges)
     counter("tollgate_lease_exchanges_total", "Calls to Redis about leases.", leases.exchanges)
     counter("tollgate_lease_settled_units_total", "Units settled by them.", leases.settledUnits)
     counter("tollgate_lease_recalls_total", "Times others were asked to give back.", leases.recalls)
