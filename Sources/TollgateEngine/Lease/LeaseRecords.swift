@@ -187,6 +187,9 @@ struct LeaseEntry: BitwiseCopyable {
   static let isRetired: UInt8 = 16
   /// Its definition stands in the log.
   static let isLogged: UInt8 = 32
+  /// Retired for another of its key, with other periods or limits: what it let through may be
+  /// cancelled, and is taken back where it was counted.
+  static let isReplaced: UInt8 = 64
 
   func has(_ flag: UInt8) -> Bool { flags & flag != 0 }
   mutating func set(_ flag: UInt8, _ on: Bool) { flags = on ? flags | flag : flags & ~flag }

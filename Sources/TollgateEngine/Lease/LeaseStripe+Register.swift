@@ -94,7 +94,9 @@ extension LeaseStripe {
     let hash = LeaseHash.of(r.account)
     let found = findAccount(hash, r.account)
     if found != 0 { return found }
-    if accounts.used >= max(64, configuration.accountsMax / stripes) { evict(256, now: r.now) }
+    if accounts.used >= max(64, configuration.accountsMax / stripes) {
+      evict(256, now: r.now, isCrowded: true)
+    }
     let account = newAccount(r.account, hash, bucket: r.bucket, lessee: lessee)
     guard account != 0 else { return 0 }
     accountIndex.insert(hash, account)
@@ -184,9 +186,12 @@ extension LeaseStripe {
     let old = unsafe r.key.withUnsafeBytes { unsafe findEntry(hash, $0) }
     if old != 0 {
       if isSame(old, r, account, wanted) { return old }
+      entries[old].set(LeaseEntry.isReplaced, true)
       retire(old)
     }
-    if entries.used >= max(64, configuration.entriesMax / stripes) { evict(256, now: r.now) }
+    if entries.used >= max(64, configuration.entriesMax / stripes) {
+      evict(256, now: r.now, isCrowded: true)
+    }
     let entry = newEntry(r.key, hash, r.definition, of: account, wanted, items: r.items.count)
     if entry != 0 { keyIndex.insert(hash, entry) }
     return entry
@@ -248,17 +253,19 @@ extension LeaseStripe {
 
   // MARK: - Going
 
-  /// Not found any more; gone as soon as all of it is settled.
+  /// Not found any more; gone as soon as all of it is settled and nothing of it can be cancelled.
   mutating func retire(_ entry: UInt32) {
     guard !entries[entry].has(LeaseEntry.isRetired) else { return }
     keyIndex.remove(entries[entry].hash, entry)
     entries[entry].set(LeaseEntry.isRetired, true)
+    dropDenial(entry)
     releaseIfDone(entry)
   }
 
   mutating func releaseIfDone(_ entry: UInt32) {
     let e = entries[entry]
-    guard e.has(LeaseEntry.isRetired), !e.has(LeaseEntry.isDirty), !e.has(LeaseEntry.isInFlight)
+    guard e.has(LeaseEntry.isRetired), !e.has(LeaseEntry.isDirty), !e.has(LeaseEntry.isInFlight),
+      !e.has(LeaseEntry.isReplaced) || e.sent <= ring.tail
     else { return }
     for place in 0..<UInt32(e.referenceCount) {
       let portion = references[e.references + place].portion

@@ -132,17 +132,27 @@ extension LeaseStripe {
 
   // MARK: - Eviction
 
+  /// So long an entry that another replaced is kept for cancels, if the ring remembers as long.
+  static var replacedNanoseconds: Int64 { 900_000_000_000 }
+
   /// Takes the next few entries that nobody has used for long.
-  mutating func evict(_ steps: Int, now: Int64) {
+  /// - Parameter isCrowded: there is no room, so those that are kept for cancels go first.
+  mutating func evict(_ steps: Int, now: Int64, isCrowded: Bool = false) {
     let end = entries.indices.upperBound
     for _ in 0..<steps {
       entryHand = entryHand + 1 < end ? entryHand + 1 : 1
       guard entryHand < end else { return }
       let e = entries[entryHand]
-      guard e.has(LeaseEntry.isLive), !e.has(LeaseEntry.isRetired), !e.has(LeaseEntry.isDirty),
-        !e.has(LeaseEntry.isInFlight), now &- e.usedAt >= configuration.evictNanoseconds
+      guard e.has(LeaseEntry.isLive), !e.has(LeaseEntry.isDirty), !e.has(LeaseEntry.isInFlight)
       else { continue }
-      retire(entryHand)
+      if e.has(LeaseEntry.isRetired) {
+        if isCrowded || now &- e.usedAt >= Self.replacedNanoseconds {
+          entries[entryHand].set(LeaseEntry.isReplaced, false)
+        }
+        releaseIfDone(entryHand)
+      } else if now &- e.usedAt >= configuration.evictNanoseconds {
+        retire(entryHand)
+      }
     }
   }
 }

@@ -93,6 +93,76 @@ import TollgateTesting
     #expect(redis.ledger["acme"] == 0)
   }
 
+  // MARK: - Over the end of a period
+
+  /// The same request in another period: the same key, other cells.
+  private func day(_ number: Int) -> Shape {
+    redis.amounts["acme@\(number)"] = 1_000
+    return Shape(
+      account: "acme", key: "acme", cells: ["acme@\(number)"], counted: ["acme.bill@\(number)"])
+  }
+
+  @Test(arguments: [false, true])
+  func whatAnEarlierPeriodCountedIsTakenBackThere(isSettled: Bool) {
+    let scene = LeaseScene().begin(redis, day(1))
+    let id = scene.mint()
+    scene.spend(day(1), 3, id: id)
+    scene.spend(day(1), 4)
+    if isSettled { scene.run(20, redis) }
+    scene.begin(redis, day(2))
+    scene.spend(day(2), 5)
+    scene.run(30, redis)
+    #expect(scene.cancel(day(2), 3, id: id) == .cancelled)
+    scene.run(1_200, redis)
+    #expect(redis.ledger["acme@1"] == 4 && redis.settled["acme@1"] == 4)
+    #expect(redis.ledger["acme@2"] == 5 && redis.settled["acme@2"] == 5)
+    #expect(redis.ledger["acme.bill@1"] == 4 && redis.ledger["acme.bill@2"] == 5)
+    #expect(redis.violations.isEmpty && !scene.isUnsettled)
+    #expect(scene.table.gauges.creditUnits == 0)
+  }
+
+  /// It is kept as long as the ring remembers an operation of it, and no longer.
+  @Test func anEarlierPeriodIsForgottenWithItsOperations() {
+    let scene = LeaseScene().begin(redis, day(1))
+    for number in 1...5 {
+      scene.begin(redis, day(number))
+      scene.spend(day(number), 1)
+      scene.run(20, redis)
+    }
+    #expect(scene.table.gauges.entries == 5)
+    for _ in 0..<300 {
+      scene.spend(day(5), 1)
+      scene.run(10, redis)
+    }
+    #expect(scene.table.gauges.entries == 1)
+    #expect(redis.ledger["acme@5"] == 301)
+  }
+
+  @Test func anEarlierPeriodIsForgottenWhereNothingElseIsAsked() {
+    let scene = LeaseScene().begin(redis, day(1))
+    scene.spend(day(1), 1)
+    scene.run(20, redis)
+    scene.begin(redis, day(2))
+    scene.run(800_000, redis, step: 500)
+    #expect(scene.table.gauges.entries == 1)
+    scene.run(200_000, redis, step: 500)
+    #expect(scene.table.gauges.entries == 0)
+  }
+
+  /// Where there is no room for what is asked now, it goes before its time.
+  @Test func anEarlierPeriodStandsInNobodysWay() {
+    var configuration = LeaseConfiguration()
+    configuration.entriesMax = 64
+    let scene = LeaseScene(configuration: configuration)
+    for number in 1...200 {
+      scene.begin(redis, day(number))
+      #expect(scene.spend(day(number), 1).isAllowed, "\(number)")
+      scene.run(20, redis)
+    }
+    #expect(scene.table.gauges.entries <= 64)
+    #expect((1...200).allSatisfy { redis.ledger["acme@\($0)"] == 1 })
+  }
+
   // MARK: - Denials
 
   private func deny(_ scene: LeaseScene, settledAlone: Bool, amount: Int64 = 1) {
