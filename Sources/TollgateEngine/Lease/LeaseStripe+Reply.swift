@@ -214,21 +214,6 @@ extension LeaseStripe {
     }
   }
 
-  /// An atomic decision under these versions was not stale; it was sent at this time.
-  mutating func confirmed(
-    _ name: [UInt8], globalVersion: Int64, accountVersion: Int64, sentAt: Int64
-  ) {
-    let account = findAccount(LeaseHash.of(name), name)
-    guard account != 0, sentAt >= changedAt, sentAt >= accounts[account].changedAt else { return }
-    guard accounts[account].globalVersion == globalVersion,
-      accounts[account].accountVersion == accountVersion
-    else {
-      accounts[account].changedAt = sentAt
-      return outdate(account)
-    }
-    accounts[account].confirmedAt = max(accounts[account].confirmedAt, sentAt)
-  }
-
   /// What the next exchange of a stale account is to name.
   mutating func versions(_ name: [UInt8], globalVersion: Int64, accountVersion: Int64) {
     let account = findAccount(LeaseHash.of(name), name)

@@ -207,17 +207,6 @@ package import TollgateCore
     withAll { $0.configChanged(now: now.nanoseconds) }
   }
 
-  package func confirmed(
-    bucket: Int, account: [UInt8], globalVersion: Int64, accountVersion: Int64,
-    sentAt: MonotonicTime
-  ) {
-    with(bucket) {
-      $0.confirmed(
-        account, globalVersion: globalVersion, accountVersion: accountVersion,
-        sentAt: sentAt.nanoseconds)
-    }
-  }
-
   /// A STALE reply named these; the account's next exchange does.
   package func versions(
     bucket: Int, account: [UInt8], globalVersion: Int64, accountVersion: Int64

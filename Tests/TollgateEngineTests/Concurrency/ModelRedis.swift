@@ -34,6 +34,8 @@ final class ModelRedis {
   var excused: Set<String> = []
   var settled: [String: Int64] = [:]
   var lessees: [String: [UInt64: Lessee]] = [:]
+  /// Each cell's account: where it may be held.
+  private var homes: [String: String] = [:]
   var batches: Set<OperationID> = []
   var decided: [OperationID: Bool] = [:]
   /// By cell, every delta once.
@@ -49,15 +51,14 @@ final class ModelRedis {
   static func text(_ bytes: [UInt8]) -> String { String(decoding: bytes, as: UTF8.self) }
 
   func held(_ cell: String) -> Int64 {
-    var sum: Int64 = 0
-    for lessees in lessees.values {
-      for lessee in lessees.values { sum += lessee.left[cell] ?? 0 }
-    }
-    return sum
+    guard let account = homes[cell], let lessees = lessees[account] else { return 0 }
+    return lessees.values.reduce(0) { $0 + ($1.left[cell] ?? 0) }
   }
 
-  private func audit(_ what: String) {
-    for (cell, amount) in amounts where !excused.contains(cell) {
+  /// Of the cells in which something was added.
+  private func audit(_ what: String, _ cells: some Sequence<String>) {
+    for cell in cells where !excused.contains(cell) {
+      guard let amount = amounts[cell] else { continue }
       let (used, held) = (settled[cell] ?? 0, held(cell))
       if used + held > amount {
         violations.append("\(what): \(cell) settled \(used) + held \(held) > \(amount)")
@@ -85,12 +86,14 @@ final class ModelRedis {
       && fault != .batchesAreNotDeduplicated
     if !isDone { post(exchange) }
     let replies = exchange.accounts.map { one($0, settles: !isDone) }
-    audit("exchange")
+    audit(
+      "exchange", exchange.accounts.flatMap { $0.portions.map { Self.text($0.key.name) } })
     return replies
   }
 
   private func one(_ account: LeaseExchange.Account, settles: Bool) -> LeaseReply {
     let name = Self.text(account.name)
+    for portion in account.portions { homes[Self.text(portion.key.name)] = name }
     expire(name)
     var lessee =
       lessees[name]?[account.lessee] ?? Lessee(expires: 0, isInDoubt: false)
@@ -165,7 +168,7 @@ final class ModelRedis {
 
   func expireAll() {
     for account in lessees.keys { expire(account) }
-    audit("expiry")
+    audit("expiry", amounts.keys)
   }
 
   /// Nothing of it is unsettled any more: all of it is freed.
@@ -188,7 +191,7 @@ final class ModelRedis {
       settled[cell, default: 0] += amount
       ledger[cell, default: 0] += amount
     }
-    audit("decide")
+    audit("decide", cells)
     return true
   }
 

@@ -128,20 +128,17 @@ import TollgateTesting
   }
 
   @Test func whoAsksAgainAfterLongIsLeasedTheSecondTimeOnly() {
-    let scene = LeaseScene().begin(redis)
+    let scene = LeaseScene()
+    scene.table.subscribed(since: scene.monotonic)
+    scene.begin(redis)
     scene.spend(.simple(), 1)
     scene.run(20_000, redis)
     #expect(redis.held("acme") == 0)
-    func confirm() {
-      scene.table.confirmed(
-        bucket: 0, account: Array("acme".utf8), globalVersion: 1, accountVersion: 1,
-        sentAt: scene.monotonic)
-    }
-    confirm()
+    scene.table.heard(at: scene.monotonic)
     #expect(scene.spend(.simple(), 1) == .miss(.ended))
     #expect(scene.collect() == nil)
     scene.pass(500)
-    confirm()
+    scene.table.heard(at: scene.monotonic)
     #expect(scene.table.load == .idle)
     #expect(scene.spend(.simple(), 1) == .miss(.ended))
     #expect(scene.table.load == .registered)
@@ -396,14 +393,13 @@ import TollgateTesting
 
   @Test func aLateReplyDoesNotProlongFromWhenItCame() throws {
     let scene = LeaseScene()
+    scene.table.subscribed(since: scene.monotonic)
     scene.register()
     let exchange = try #require(scene.collect())
     let replies = redis.exchange(exchange)
     scene.pass(9_000)
     scene.table.replied(exchange.token, replies, now: scene.monotonic)
-    scene.table.confirmed(
-      bucket: 0, account: Array("acme".utf8), globalVersion: 1, accountVersion: 1,
-      sentAt: scene.monotonic)
+    scene.table.heard(at: scene.monotonic)
     #expect(scene.spend(.simple(), 1).isAllowed)
     scene.pass(500)
     #expect(scene.spend(.simple(), 1) == .miss(.ended))

@@ -76,9 +76,6 @@ extension Simulation {
       operation.id, account: operation.shape.account, cells: operation.shape.allCells,
       amount: operation.amount)
     scene.version = redis.version
-    scene.table.confirmed(
-      bucket: 0, account: Array(operation.shape.account.utf8), globalVersion: redis.version,
-      accountVersion: 1, sentAt: scene.monotonic)
     if isAllowed {
       count("atomic")
       scene.register(operation.shape, demand: operation.amount)
