@@ -44,7 +44,8 @@ package struct LeaseGeometry: Hashable, Sendable {
   static let stripeHeaderBytes = 128
   private static let magic: UInt64 = 0x3145_5341_454C_4754  // "TGLEASE1"
   private static let version: UInt64 = 2
-  static let predecessorsMax = 8
+  /// Incarnations that ended one after another without a Redis that could be told of their end.
+  static let predecessorsMax = 256
 
   private enum Word: Int {
     case magic, version, stripes, slots, logBytes, generation, host, check
@@ -103,10 +104,7 @@ package struct LeaseGeometry: Hashable, Sendable {
       let last = word(.lessee)
       if last != 0, last != lessee, !predecessors.contains(last) {
         // The oldest gives way: Redis forgets it after the horizon.
-        let places = (0..<Self.predecessorsMax).map { predecessor($0) }
-        let place = places.firstIndex(of: 0) ?? 0
-        unsafe base.storeBytes(
-          of: last, toByteOffset: (Word.predecessors.rawValue + place) * 8, as: UInt64.self)
+        remember((predecessors + [last]).suffix(Self.predecessorsMax))
       }
       unsafe base.storeBytes(
         of: lessee, toByteOffset: Word.lessee.rawValue * 8, as: UInt64.self)
@@ -143,6 +141,19 @@ package struct LeaseGeometry: Hashable, Sendable {
   private static func check(_ base: UnsafeMutableRawPointer) -> UInt64 {
     unsafe LeaseHash.of(
       UnsafeRawBufferPointer(start: base, count: Word.check.rawValue * 8))
+  }
+
+  /// A crash in between leaves some of them twice, or the last one out, whose place `lessee` holds
+  /// until this is done.
+  private func remember(_ predecessors: [UInt64]) {
+    for (place, lessee) in predecessors.enumerated() {
+      unsafe base.storeBytes(
+        of: lessee, toByteOffset: (Word.predecessors.rawValue + place) * 8, as: UInt64.self)
+    }
+    for place in predecessors.count..<Self.predecessorsMax {
+      unsafe base.storeBytes(
+        of: 0, toByteOffset: (Word.predecessors.rawValue + place) * 8, as: UInt64.self)
+    }
   }
 
   private func predecessor(_ place: Int) -> UInt64 {

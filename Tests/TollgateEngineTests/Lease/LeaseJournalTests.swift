@@ -98,6 +98,22 @@ import TollgateTesting
     #expect(third.table.finishedPredecessors == [1, 2])
   }
 
+  /// A process that dies over and over while Redis is away: each may hold something, and the oldest
+  /// are let go only where there are very many.
+  @Test func manyIncarnationsInARowAreRemembered() {
+    var scene = LeaseScene(memory)
+    for lessee in 2...UInt64(LeaseRegion.predecessorsMax + 1) {
+      scene = again(scene, lessee: lessee)
+    }
+    let last = UInt64(LeaseRegion.predecessorsMax + 1)
+    #expect(scene.table.region.predecessors == Array(1..<last))
+    scene.table.region.closed(7)
+    scene = again(scene, lessee: last + 1)
+    #expect(scene.table.region.predecessors == (1...last).filter { $0 != 7 })
+    scene = again(scene, lessee: last + 2)
+    #expect(scene.table.region.predecessors == (2...last + 1).filter { $0 != 7 })
+  }
+
   @Test func aCancelledOperationIsNotSettledAfterACrash() {
     let scene = LeaseScene(memory).begin(redis)
     let id = scene.mint()
