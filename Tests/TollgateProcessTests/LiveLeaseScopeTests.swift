@@ -288,6 +288,49 @@ extension LiveTests.Leases {
     #expect(try retries.decision(1, denied).reason == .quotaExceeded)
   }
 
+  /// What a lease let through is in no record of Redis's: asked again when nothing is leased any
+  /// more, it is not counted a second time.
+  @Test(arguments: [0, 1], ["strict", "frozen"])
+  func aRetryIsKnownWhereNothingIsLeasedAnyMore(localLoops: Int, change: String) throws {
+    var options = Self.three(["acme"])
+    options.extra += "\nlocal_loops: \(localLoops)"
+    options.catalog = """
+      levels: [account, member, run]
+      features:
+        edits: {metered: true, importance: volume, idempotency: sidecar, unit: edit}
+      plans:
+        plan:
+          edits: [{id: edits.day, quota: 100000, per: day}]
+        strict:
+          edits: [{id: edits.day, quota: 100000, per: day, precision: exact}]
+      """
+    let retries = try Retries(options)
+    var (record, _, units) = try retries.leased(0, "acme/ann/7", 5)
+    try retries.stack.command(
+      change == "strict"
+        ? ["account", "set", "acme", "--plan", "strict"]
+        : ["account", "freeze", "acme", "--reason", "unpaid"])
+    try eventually(within: .seconds(10), "it is heard of") {
+      let decision = try retries.decision(0, retries.record("acme/ann/7"))
+      if decision.isAllowed { units += 1 }
+      return change == "strict" ? decision.source == .redis : decision.reason == .accountFrozen
+    }
+    for _ in 0..<2 {
+      let again = try retries.decision(0, record)
+      #expect(again.isAllowed && again.replayed, "\(again)")
+    }
+    let other = try retries.record("acme/ann/7", 6, id: record.id)
+    #expect(try retries.refusal(0, other) == .idempotencyMismatch)
+    record = try retries.record("acme/ann/7")
+    let fresh = try retries.decision(0, record)
+    if fresh.isAllowed { units += 1 }
+    #expect(try retries.decision(0, record).isAllowed == fresh.isAllowed)
+    if change == "frozen" {
+      try retries.stack.command(["account", "unfreeze", "acme", "--reason", "paid"])
+    }
+    try retries.expectBilled(["acme": units])
+  }
+
   @Test func oneWithoutAJournalRefusesWhatWasMintedBefore() throws {
     let retries = try Retries(Self.three(["acme"]))
     let (record, _, units) = try retries.leased(0, "acme/ann/7")

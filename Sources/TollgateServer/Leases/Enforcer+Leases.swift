@@ -35,6 +35,7 @@ extension Enforcer {
       return false
     }
     guard LeaseBinding.isLeasable(resolution) else {
+      if wasLetThrough(request, by: leases) { return true }
       awaitsRecall(request, resolution)
       return false
     }
@@ -55,11 +56,7 @@ extension Enforcer {
         answer = .decision(leaseDecision(.allowed, request))
       case .knownDenied: answer = .decision(leaseDecision(.quotaExceeded, request))
       case .cancelled: answer = .decision(leaseDecision(.cancelled, request))
-      case .mismatch(let item, _):
-        answer = .error(
-          .idempotencyMismatch,
-          (item == nil ? "subject, features or attributes" : "amounts")
-            + " differ from the first request of this id")
+      case .mismatch(let item, _): answer = Self.mismatch(amounts: item != nil)
       case .tooOld:
         answer = .error(.idTooOld, "the id is older than what this sidecar remembers")
       case .miss(.unknownKey) where request.mode == .consume:
@@ -73,7 +70,30 @@ extension Enforcer {
     return true
   }
 
+  private static func mismatch(amounts: Bool) -> Outcome {
+    .error(
+      .idempotencyMismatch,
+      (amounts ? "amounts" : "subject, features or attributes")
+        + " differ from the first request of this id")
+  }
+
   // MARK: - What leases let through before
+
+  /// It is not leased any more, as its limit was made exact or its account frozen: what was let
+  /// through before that under its id stands, and Redis does not know of it.
+  private func wasLetThrough(_ request: Request, by leases: LeaseKeeper) -> Bool {
+    guard request.mode == .consume, !request.inDoubt, let global, let shape = request.shape,
+      Self.isSidecarScope(request, global)
+    else { return false }
+    switch leases.known(request, shape) {
+    case .answer(let reason): finish(request, .decision(leaseDecision(reason, request)))
+    case .cancelled: finish(request, .decision(leaseDecision(.cancelled, request)))
+    case .mismatch(let amounts): finish(request, Self.mismatch(amounts: amounts))
+    // Too old for the table is not too old for Redis, which remembers for longer.
+    case .goesOn, .tooOld, .unregistered, .later: return false
+    }
+    return true
+  }
 
   /// A POST or CANCEL of what a sidecar remembers by itself: whether the table knows of it.
   func answeredFromTable(_ request: Request, _ global: GlobalConfig) -> Bool {
@@ -90,13 +110,7 @@ extension Enforcer {
       var decision = leaseDecision(.cancelled, request)
       decision.replayed = false
       finish(request, .decision(decision))
-    case .mismatch(let amounts):
-      finish(
-        request,
-        .error(
-          .idempotencyMismatch,
-          (amounts ? "amounts" : "subject, features or attributes")
-            + " differ from the first request of this id"))
+    case .mismatch(let amounts): finish(request, Self.mismatch(amounts: amounts))
     case .tooOld:
       finish(request, .error(.idTooOld, "the id is older than what this sidecar remembers"))
     case .unregistered:
