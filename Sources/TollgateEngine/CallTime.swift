@@ -27,9 +27,12 @@ package struct CallTime: Sendable {
   package init() {}
 
   /// A call was answered at `now`, after `took`; both in nanoseconds, of one monotonic clock.
-  package mutating func note(_ took: Int64, at now: Int64) {
+  /// - Parameter isAlone: nothing else was under way when it was sent. One that stood behind others
+  ///   says nothing of the way, unless it was quicker all the same: under load without a pause the
+  ///   way would come to be the queue.
+  package mutating func note(_ took: Int64, at now: Int64, isAlone: Bool = true) {
     let number = now / Self.stretchNanoseconds
-    if notedAt == 0 || number > stretch {
+    if notedAt == 0 || isAlone && number > stretch {
       leastBefore = number == stretch + 1 ? least : took
       least = took
       stretch = number

@@ -486,7 +486,12 @@ final class Sidecar: Sendable {
   /// What leases hold is free for others at once, and what was let through from them is settled.
   private func returnLeases(until end: NIODeadline) async {
     leases.table.close(now: LeaseHub.now)
-    for loop in loops { loop.onLoop { $0.leases?.wake() } }
+    for loop in loops {
+      loop.onLoop {
+        $0.endLateExchanges()
+        $0.leases?.wake()
+      }
+    }
     while NIODeadline.now() < end, !leases.table.isReturned {
       try? await Task.sleep(for: .milliseconds(5))
     }

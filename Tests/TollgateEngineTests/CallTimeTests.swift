@@ -67,6 +67,19 @@ import TollgateTesting
     #expect(seen == [9, 7, 7, 7, 80, 8])
   }
 
+  @Test func whatStoodBehindOthersIsNoWayToRedis() {
+    var time = after([9])
+    let stretch = CallTime.stretchNanoseconds
+    for number in 1...20 {
+      time.note(80 * Self.millisecond, at: Self.start + Int64(number) * stretch, isAlone: false)
+    }
+    #expect(time.quickest == 9 * Self.millisecond)
+    time.note(7 * Self.millisecond, at: Self.start + 20 * stretch, isAlone: false)
+    #expect(time.quickest == 7 * Self.millisecond)
+    time.note(80 * Self.millisecond, at: Self.start + 22 * stretch)
+    #expect(time.quickest == 80 * Self.millisecond)
+  }
+
   /// The shape of a cold start: most calls are quick, one in five is not, and what has waited for
   /// its account must not be sent with less time than the slow one takes.
   @Test func whatHasWaitedIsNotSentWhereASlowCallOfLateWouldMissItsDeadline() {

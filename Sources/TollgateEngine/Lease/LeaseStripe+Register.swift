@@ -21,6 +21,12 @@ extension LeaseStripe {
       }), definitionBytes(r) <= LeaseLog.payloadBytesMax
     else { return .unfit }
     guard r.confirmedAt >= changedAt else { return .outdated }
+    // Before anything is found: what is found must not be evicted.
+    if accounts.used >= max(64, configuration.accountsMax / stripes)
+      || entries.used >= max(64, configuration.entriesMax / stripes)
+    {
+      evict(256, now: r.now, isCrowded: true)
+    }
     let account = account(r)
     guard account != 0 else { return .full }
     guard r.confirmedAt >= accounts[account].changedAt,
@@ -94,9 +100,6 @@ extension LeaseStripe {
     let hash = LeaseHash.of(r.account)
     let found = findAccount(hash, r.account)
     if found != 0 { return found }
-    if accounts.used >= max(64, configuration.accountsMax / stripes) {
-      evict(256, now: r.now, isCrowded: true)
-    }
     let account = newAccount(r.account, hash, bucket: r.bucket, lessee: lessee)
     guard account != 0 else { return 0 }
     accountIndex.insert(hash, account)
@@ -184,15 +187,13 @@ extension LeaseStripe {
   ) -> UInt32 {
     let hash = LeaseHash.of(r.key)
     let old = unsafe r.key.withUnsafeBytes { unsafe findEntry(hash, $0) }
+    if old != 0, isSame(old, r, account, wanted) { return old }
+    // The old one goes after the new one stands: it may be the last to refer to what they share.
+    let entry = newEntry(r.key, hash, r.definition, of: account, wanted, items: r.items.count)
     if old != 0 {
-      if isSame(old, r, account, wanted) { return old }
       entries[old].set(LeaseEntry.isReplaced, true)
       retire(old)
     }
-    if entries.used >= max(64, configuration.entriesMax / stripes) {
-      evict(256, now: r.now, isCrowded: true)
-    }
-    let entry = newEntry(r.key, hash, r.definition, of: account, wanted, items: r.items.count)
     if entry != 0 { keyIndex.insert(hash, entry) }
     return entry
   }

@@ -133,7 +133,7 @@ extension LeaseStripe {
   // MARK: - Eviction
 
   /// So long an entry that another replaced is kept for cancels, if the ring remembers as long.
-  static var replacedNanoseconds: Int64 { 900_000_000_000 }
+  static var replacedNanoseconds: Int64 { 120_000_000_000 }
 
   /// Takes the next few entries that nobody has used for long.
   /// - Parameter isCrowded: there is no room, so those that are kept for cancels go first.

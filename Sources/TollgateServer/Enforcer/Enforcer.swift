@@ -94,6 +94,7 @@ final class Enforcer {
   var onReply: (() -> Void)?
   /// Batches of leases that Redis finds too old, and which of their deltas are not settled yet.
   var lateExchanges: [LeaseExchange.Token: Set<DeltaID>] = [:]
+  var endsLateExchanges = false
   var quiescing: [Int: [() -> Void]] = [:]
   private var breakerWasOpen = false
   var encoder = UsageBodyCache()
@@ -457,8 +458,8 @@ final class Enforcer {
       return sent + stalls.stalled(since: sent, now: monotonic(now))
     }
     noteBreaker(breaker.observed(oldestUnansweredSince: oldest, now: monotonic(now)))
-    isStuck =
-      isBreakerOpen || oldest.map { monotonic(now) - $0 > Self.answersFlow.nanoseconds } ?? false
+    let patience = Self.answersFlow.nanoseconds + callTime.quickest
+    isStuck = isBreakerOpen || oldest.map { monotonic(now) - $0 > patience } ?? false
     if intakeCount > 0, hasRoom { onRoom?() }
     let late = wheel.advance(to: now)
     for request in late { deadlinePassed(request) }

@@ -99,7 +99,8 @@ extension Enforcer {
         return
       }
       // Whether an earlier copy was done the ledger knows: it is asked, as of all late deltas. The
-      // journal keeps the batch until then, as whoever is killed now has them nowhere else.
+      // journal keeps the batch until then, as whoever is killed now has them nowhere else; but not
+      // for longer than a ledger that is there takes, as meanwhile its accounts settle nothing.
       let entries = call.entries(bornAt: redisNow)
       lateExchanges[exchange.token] = Set(entries.map(\.id))
       retained.opened(bucket: bucket, epoch: call.fence.epoch)
@@ -107,6 +108,10 @@ extension Enforcer {
       for entry in entries { retained.add(entry, bucket: bucket, epoch: call.fence.epoch - 1) }
       metrics.retainedDropped.add(retained.dropped - dropped)
       lateExchangesSettled([])
+      guard !endsLateExchanges else { return endLateExchange(exchange.token) }
+      eventLoop.assumeIsolated().scheduleTask(in: Self.lateExchangeTime) {
+        self.endLateExchange(exchange.token)
+      }
     case .fromFuture, .error:
       if case .error(let text) = outcome {
         logger.debug("an exchange was refused", metadata: ["error": "\(text)"])
@@ -131,10 +136,21 @@ extension Enforcer {
       let left = deltas.subtracting(ids)
       lateExchanges[token] = left
       // Where nothing is late any more, what it had was let go at the bound, and is counted so.
-      guard left.isEmpty || retained.lateCount == 0 else { continue }
-      lateExchanges[token] = nil
-      _ = leases?.hub.table.tooOld(token, wasDone: true, now: LeaseHub.now)
+      if left.isEmpty || retained.lateCount == 0 { endLateExchange(token) }
     }
+  }
+
+  private static var lateExchangeTime: TimeAmount { .seconds(5) }
+
+  private func endLateExchange(_ token: LeaseExchange.Token) {
+    guard lateExchanges.removeValue(forKey: token) != nil else { return }
+    _ = leases?.hub.table.tooOld(token, wasDone: true, now: LeaseHub.now)
+  }
+
+  /// Nothing is waited for any more: late deltas are handed over by whoever ends this sidecar.
+  func endLateExchanges() {
+    endsLateExchanges = true
+    for token in lateExchanges.keys { endLateExchange(token) }
   }
 
   private func leaseIsStale(_ stale: LeaseAnswer.Stale, _ account: String, _ bucket: Int) {

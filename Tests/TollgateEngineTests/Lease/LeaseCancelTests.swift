@@ -121,6 +121,31 @@ import TollgateTesting
     #expect(scene.table.gauges.creditUnits == 0)
   }
 
+  /// The old entry is forgotten in the same moment, and was the last to refer to what both count in.
+  @Test func whatThePeriodsShareOutlivesTheEarlierOne() {
+    func month(_ day: Int) -> Shape {
+      redis.amounts["acme@\(day)"] = 1_000
+      return Shape(
+        account: "acme", key: "acme", cells: ["acme@\(day)"], counted: ["acme.month"])
+    }
+    let scene = LeaseScene().begin(redis, month(1))
+    redis.amounts["b"] = 10_000
+    scene.begin(redis, .simple("b"))
+    for day in 1...4 {
+      scene.begin(redis, month(day))
+      scene.spend(month(day), 1)
+      scene.run(20, redis)
+      // Nobody remembers an operation of that day any more.
+      for _ in 0..<300 {
+        scene.spend(.simple("b"), 1)
+        scene.run(10, redis)
+      }
+    }
+    #expect(redis.ledger["acme.month"] == 4 && redis.settled["acme.month"] == 4)
+    #expect((1...4).allSatisfy { redis.ledger["acme@\($0)"] == 1 })
+    #expect(redis.ledger["b"] == 1_200 && redis.violations.isEmpty && !scene.isUnsettled)
+  }
+
   /// It is kept as long as the ring remembers an operation of it, and no longer.
   @Test func anEarlierPeriodIsForgottenWithItsOperations() {
     let scene = LeaseScene().begin(redis, day(1))
@@ -143,9 +168,9 @@ import TollgateTesting
     scene.spend(day(1), 1)
     scene.run(20, redis)
     scene.begin(redis, day(2))
-    scene.run(800_000, redis, step: 500)
+    scene.run(100_000, redis, step: 200)
     #expect(scene.table.gauges.entries == 1)
-    scene.run(200_000, redis, step: 500)
+    scene.run(60_000, redis, step: 200)
     #expect(scene.table.gauges.entries == 0)
   }
 
