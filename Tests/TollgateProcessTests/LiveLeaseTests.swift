@@ -290,7 +290,7 @@ extension LiveTests {
       load.replayRate = 0
       var total = LeaseTally()
       var late = 0.0
-      for round in 0..<(Self.rounds ?? 4) {
+      for round in 0..<(Self.rounds ?? 2) {
         let driver = LeaseDriver(stack.endpoints, load, seed: &random)
         try eventually(within: .seconds(60), "leases answer before round \(round)") {
           driver.soFar.sources[.lease] ?? 0 > 1_000
