@@ -11,18 +11,9 @@ import TollgateWire
 extension LiveTests.Leases {
   /// `edits` is judged by limits and asked for one by one; `notes` has none, and is asked for by
   /// the hundred: of it nothing is held in Redis.
-  private static let boundCatalog = """
-    levels: [account, member, run]
-    features:
-      edits: {metered: true, importance: volume, idempotency: sidecar, unit: edit}
-      notes: {metered: true, importance: volume, idempotency: sidecar, unit: note}
-    plans:
-      plan:
-        edits:
-          - {id: edits.day, quota: 1000000000000, per: day}
-        notes:
-          - {id: notes.unlimited, unlimited: true}
-    """
+  private static let boundCatalog = catalog(
+    edits: "{id: edits.day, quota: 1000000000000, per: day}",
+    notes: "{id: notes.unlimited, unlimited: true}")
 
   private static func total(_ stack: Stack, _ feature: String) throws -> Int64 {
     try Audit.totals(stack).filter { $0.key.hasSuffix(" \(feature)") }.values.reduce(0, +)

@@ -8,16 +8,9 @@ import TollgateTesting
 import TollgateWire
 
 extension LiveTests.Leases {
-  private static let outageCatalog = """
-    levels: [account, member, run]
-    features:
-      edits: {metered: true, importance: volume, idempotency: sidecar, unit: edit}
-      notes: {metered: true, importance: volume, idempotency: sidecar, unit: note}
-    plans:
-      plan:
-        edits: [{id: edits.day, quota: 1000000000, per: day, on_failure: closed}]
-        notes: [{id: notes.day, quota: 1000000000, per: day, on_failure: {open: 1000000000}}]
-    """
+  private static let outageCatalog = catalog(
+    edits: "{id: edits.day, quota: 1000000000, per: day, on_failure: closed}",
+    notes: "{id: notes.day, quota: 1000000000, per: day, on_failure: {open: 1000000000}}")
 
   @Test func aRedisThatStandsStillLeavesEachLimitToItsPolicy() throws {
     var random = SeededRandom.fromEnvironment("aRedisThatStandsStill")

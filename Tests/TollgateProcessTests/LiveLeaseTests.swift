@@ -28,6 +28,20 @@ extension LiveTests {
       """
     }
 
+    /// Two features that leases answer, `edits` and `notes`, with a limit each.
+    static func catalog(edits: String, notes: String) -> String {
+      """
+      levels: [account, member, run]
+      features:
+        edits: {metered: true, importance: volume, idempotency: sidecar, unit: edit}
+        notes: {metered: true, importance: volume, idempotency: sidecar, unit: note}
+      plans:
+        plan:
+          edits: [\(edits)]
+          notes: [\(notes)]
+      """
+    }
+
     /// Who holds something of an account, as its header says.
     static func lessees(_ stack: Stack, _ account: String) throws -> Set<LesseeID> {
       let keys = KeySpace(
