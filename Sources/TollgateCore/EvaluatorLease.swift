@@ -59,6 +59,9 @@ extension Evaluator {
   package enum LeaseBound: Hashable, Sendable {
     case quota(Int64)
     case sliding(Int64, lengthMilliseconds: Int64)
+    /// Of a grant's instance: what it has, less what is owed. What is shown of it is the sum of all
+    /// that its item is burnt from.
+    case grant(Int64, deficit: CounterKey, others: [CounterKey: WallTime])
   }
 
   package struct LeaseTerm: Hashable, Sendable {
@@ -374,7 +377,10 @@ private struct LeaseTurn {
       guard value.settle(settles, in: period.start) else { return false }
       value.hold(-spent - freed, in: period.start)
       changed.insert(key)
-      if settles < 0, value.start == period.start { clamp(key, value) }
+      // What came over into a grant's instance is not forgiven.
+      if settles < 0, value.start == period.start, !bounds.contains(where: \.isGrant) {
+        clamp(key, value)
+      }
     }
     let offset = state.offsets[key].flatMap { $0.start == value.start ? $0.units : nil } ?? 0
     if isOurs, grants, let target = term.target, target > left, period.contains(now),
@@ -383,6 +389,7 @@ private struct LeaseTurn {
       let free = bounds.map { bound -> Int64 in
         let used = value.settled - offset + value.held
         switch bound {
+        case .grant(let amount, let deficit, _): return amount - used - owed(deficit)
         case .quota(let amount): return amount - used
         case .sliding(let amount, let length):
           let isBefore = value.previousStart.milliseconds == period.start.milliseconds - length
@@ -403,12 +410,36 @@ private struct LeaseTurn {
       portions[place] = left > 0 ? EvaluatorLease.Portion(left: left, period: period) : nil
     }
     let isCurrent = value.start == period.start
-    answer.portions.append(
-      .init(
-        left: left,
-        settled: !isThere ? 0 : isCurrent ? value.settled - offset : value.previousSettled,
-        held: !isThere ? 0 : isCurrent ? value.held : value.previousHeld))
+    var shown = Evaluator.LeaseState.Portion(
+      left: left,
+      settled: !isThere ? 0 : isCurrent ? value.settled - offset : value.previousSettled,
+      held: !isThere ? 0 : isCurrent ? value.held : value.previousHeld)
+    if isThere { addOthers(bounds, to: &shown) }
+    answer.portions.append(shown)
     return true
+  }
+
+  private func reading(_ key: CounterKey) -> (value: CounterValue, offset: Int64) {
+    let value = counters[key] ?? state.counters[key] ?? CounterValue(start: .init(milliseconds: 0))
+    return (value, state.offsets[key].flatMap { $0.start == value.start ? $0.units : nil } ?? 0)
+  }
+
+  private func owed(_ deficit: CounterKey) -> Int64 {
+    let (value, offset) = reading(deficit)
+    return max(0, value.settled - offset + value.held)
+  }
+
+  private func addOthers(
+    _ bounds: [Evaluator.LeaseBound], to shown: inout Evaluator.LeaseState.Portion
+  ) {
+    for case .grant(_, _, let others) in bounds {
+      for (key, start) in others {
+        let (value, offset) = reading(key)
+        guard value.start == start else { continue }
+        shown.settled += value.settled - offset
+        shown.held += value.held
+      }
+    }
   }
 
   /// Nothing can be forgiven that was not counted.
@@ -491,4 +522,8 @@ extension CounterValue {
     previousHeld = 0
     return true
   }
+}
+
+extension Evaluator.LeaseBound {
+  fileprivate var isGrant: Bool { if case .grant = self { true } else { false } }
 }

@@ -125,9 +125,18 @@ public struct Resolution: Hashable, Sendable {
   /// Sources before what is charged by them.
   public var pricings: [Pricing] = []
   /// What a sidecar may answer from a lease: of features that it may remember by itself, with no
-  /// limit that is counted exactly, and nothing that configuration alone denies.
+  /// limit that is counted exactly, and nothing that configuration alone denies. Nor where anything
+  /// is priced, held or may be had beyond grants: what is leased to somebody else must not make
+  /// that cost money.
   package var isLeasable: Bool {
-    mayLease && unknownZone == nil && !isRich && !isDenied
+    mayLease && unknownZone == nil && !isDenied && !isReservable && pricings.isEmpty
+      && limits.allSatisfy { limit in
+        switch limit.rule {
+        case .concurrency, .spendCap: false
+        case .credit: isPrepaid(limit.item)
+        case .deny, .quota, .rate, .sliding, .unlimited: true
+        }
+      }
   }
   /// Configuration alone denies it, whatever was used.
   package var isDenied: Bool {
@@ -289,7 +298,8 @@ private struct Resolver {
     let feature = global.catalog.features[item.feature]
     resolution.metered.append(feature?.metered ?? false)
     if feature?.importance == .money { resolution.importance = .money }
-    if feature?.idempotency != .sidecar { resolution.mayLease = false }
+    // What others are charged to is decided with them.
+    if feature?.idempotency != .sidecar || isCharged(item.feature) { resolution.mayLease = false }
     // Or it is charged by what may be: then some of it may be held, too.
     if feature?.reservable == true || isChargedByHolds(item.feature) {
       resolution.isReservable = true
@@ -325,6 +335,10 @@ private struct Resolver {
   private mutating func drawOwn(for item: Int, _ feature: Name) {
     guard account.grants.contains(where: { $0.feature == feature }) else { return }
     draw(Credit(included: nil, allowsOverage: true), feature, 0, for: item, feature)
+  }
+
+  private func isCharged(_ feature: Name) -> Bool {
+    global.catalog.rates.rates.contains { $0.into == feature }
   }
 
   private func isChargedByHolds(_ feature: Name) -> Bool {

@@ -63,7 +63,13 @@ import TollgateTesting
     #expect(try !leased("[\(day)]", feature: #""idempotency": "global""#))
     #expect(try !leased(#"[{"id": "d", "quota": 5, "per": "day", "precision": "exact"}]"#))
     #expect(try !leased(#"[{"id": "g", "gate": false}]"#))
-    #expect(try !leased(#"[{"id": "c", "credit": true}]"#))
+    // Prepaid; what goes beyond grants costs money.
+    #expect(try leased(#"[{"id": "c", "credit": true}]"#))
+    #expect(try !leased(#"[{"id": "c", "credit": true, "overage": "allow"}]"#))
+    #expect(try !leased(#"[{"id": "c", "credit": true, "enforcement": "shadow"}]"#))
+    #expect(
+      try !leased(#"[{"id": "c", "credit": true}, {"id": "m", "spend_cap": 5, "per": "day"}]"#))
+    #expect(try !leased(#"[{"id": "c", "concurrency": 5}]"#))
     // Seven in a microsecond have no whole microseconds each; seven in a second nearly have.
     #expect(try !leased(#"[{"id": "r", "rate": 7000000, "per": "1s"}]"#))
     #expect(try leased(#"[{"id": "r", "rate": 7, "per": "1s"}]"#))

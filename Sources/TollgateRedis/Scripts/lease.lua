@@ -17,13 +17,14 @@
 --           leases too; per portion: hash, place of its field's name in this run, that of its
 --           lease's (0: it is only counted), start and end of its period, units to settle, units
 --           that are wanted in all (-1: as it is), whether it is of a rate, number of limits, per limit: kind
---           (1 quota, 2 rate, 4 sliding), a, b (amount; interval and tolerance; amount and length);
---           then the amounts of the deltas
+--           (1 quota, 2 rate, 4 sliding, 6 grant), a, b (amount; interval and tolerance; amount and length;
+--           amount and place of the field of what is owed), of a grant then 9, a, b for each other one that
+--           its item is burnt from (place of its field, start of its instance); the amounts of the deltas
 --         · one body per delta
 -- Reply {0, now, first, answer...}: the first sequence of its deltas (0: none); an answer per
 --       account: MessagePack of code (0, 7 stale), flags (1 something is due, 2 recalled, 4 the outbox is crowded, 8 the epoch is young), when the lease
 --       expires (0: there is none), per portion: left, settled and held as limits see them (of a
---       rate: left, arrival time ms, 0); where it is stale: global version, account version
+--       rate: left, arrival time ms, 0; of a grant: left, and the sums of all its item is burnt from); where it is stale: global version, account version
 --       (-1: none), configuration (empty: as known)
 --       {1, now, first, answer...} this call was made before: what it settles is settled already
 --       {2, f, seq} · {4} · {5} · {8, account...} not seeded, nothing was done · {10, account, portion}
@@ -97,6 +98,22 @@ local function slotOf(cell, start, ending, field)
   end
 end
 
+-- The counter whose field has this place, read once: as C below has it.
+local function cellAt(C, raw, pos)
+  local cell = C[pos]
+  if not cell then
+    local text = raw[pos]
+    if text then
+      local from, s, h, off, before, bs, bh, reset = decode(text)
+      cell = {from, s, h, off, before, bs, bh, reset, text, false}
+    else
+      cell = {0, 0, 0, 0, 0, 0, 0, nil, false, false}
+    end
+    C[pos] = cell
+  end
+  return cell
+end
+
 local arg = 3
 for a = 1, accounts do
   local P = {decode(ARGV[arg])}
@@ -162,16 +179,7 @@ for a = 1, accounts do
       local k, pos, place, start, ending, settled, wanted, rated, limits = unpack(P, b + 1, b + 9)
       local cell, slot, arrival = C[pos], nil, nil
       if rated == 0 then
-        if not cell then
-          local text = raw[pos]
-          if text then
-            local from, s, h, off, before, bs, bh, reset = decode(text)
-            cell = {from, s, h, off, before, bs, bh, reset, text, false}
-          else
-            cell = {0, 0, 0, 0, 0, 0, 0, nil, false, false}
-          end
-          C[pos] = cell
-        end
+        cell = cellAt(C, raw, pos)
       else
         if not cell then
           local text = raw[pos]
@@ -243,8 +251,9 @@ for a = 1, accounts do
           if cell[slot] > LARGEST or cell[slot] < -LARGEST then
             return {10, a, p}
           end
-          -- Nothing can be forgiven that was not counted.
-          if settled < 0 and slot == 2 and cell[4] > 0 and cell[4] > cell[2] then
+          -- Nothing can be forgiven that was not counted; what a grant has there came over into it.
+          if settled < 0 and slot == 2 and cell[4] > 0 and cell[4] > cell[2]
+            and (limits == 0 or P[b + 10] ~= 6) then
             cell[4] = max(0, cell[2])
           end
         end
@@ -261,14 +270,20 @@ for a = 1, accounts do
         elseif slot == 2 and ms >= start and ms < ending then
           local free = cell[4] - cell[2] - cell[3]
           for l = b + 10, b + 7 + limits * 3, 3 do
-            local most = P[l + 1]
-            if P[l] == 4 then
+            local kind, most = P[l], P[l + 1]
+            if kind == 4 then
               local length = P[l + 2]
               -- include: reach
               most = most - still
+            elseif kind == 6 then
+              -- What is owed is paid first.
+              local owed = cellAt(C, raw, P[l + 2])
+              most = most - max(0, owed[2] - owed[4] + owed[3])
             end
-            most = most + free
-            room = room and room < most and room or most
+            if kind ~= 9 then
+              most = most + free
+              room = room and room < most and room or most
+            end
           end
         end
         -- Near the edge every check is one call of its own.
@@ -309,6 +324,12 @@ for a = 1, accounts do
         T[t + 2], T[t + 3] = floor((max(cell[1], now) + 999) / 1000), 0
       elseif slot then
         T[t + 2], T[t + 3] = cell[slot] - (slot == 2 and cell[4] or 0), cell[slot + 1]
+        for l = b + 13, P[b + 10] == 6 and b + 7 + limits * 3 or 0, 3 do
+          local other = cellAt(C, raw, P[l + 1])
+          if other[1] == P[l + 2] then
+            T[t + 2], T[t + 3] = T[t + 2] + other[2] - other[4], T[t + 3] + other[3]
+          end
+        end
       else
         T[t + 2], T[t + 3] = 0, 0
       end

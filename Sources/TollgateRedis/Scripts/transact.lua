@@ -10,7 +10,7 @@
 -- ARGV  1 fence text · 2 seen sequence
 --       3 MessagePack: epoch as text and as number, dedupe window ms, bytes of records allowed for
 --         money and for volume, outbox entries allowed, mode (0 consume, 1 check, 2 post,
---         3 reserve), global version, account version, time of the id ms, not after ms (0: none),
+--         3 reserve, 4 consume, and a denial that rests on leases is not recorded), global version, account version, time of the id ms, not after ms (0: none),
 --         class letter and number of the slice, items asked for, depth of the subject, ttl ms,
 --         overrun, bound, live holds allowed, ms after the epoch's begin in which nothing is let in,
 --         whether the ledger vouches for a post that is older than the window (1)
@@ -31,6 +31,10 @@ local CHECK, POST, RESERVE, OLD = 1, 2, 3, false
 local A = {decode(ARGV[3])}
 local e, epoch, window, moneyMax, volumeMax, outMax, mode = unpack(A, 1, 7)
 local opTime, class, slice, asked, depth = A[10], A[12], A[13], A[14], A[15]
+local quiet = mode == 4
+if quiet then
+  mode = 0
+end
 local LEVELS, INDEX = 4, 5 + depth
 local HOLDS = 5 + depth + (depth > 1 and 1 or 0)
 local id, print = sub(ARGV[4], 1, 16), sub(ARGV[4], 17, 32)
@@ -312,7 +316,7 @@ if reason < 16 and mode ~= CHECK then
 end
 
 -- The record: the answer, and what a replay gives again and a cancel takes back.
-local states = ''
+local states, rests = '', quiet and reason == 23
 for i = 1, items do
   local least, limit, settled, held, reset
   for l = 1, limits do
@@ -352,6 +356,7 @@ for i = 1, items do
       settled, held = cell[2] - cell[4], cell[3]
     end
   end
+  rests = rests or quiet and (reason == 22 or reason == 30) and held > 0
   states = states .. encode(limit, least, settled, held, reset)
 end
 local first = births > 0 and mode ~= CHECK and (tonumber(M[2]) or 0) + 1 or 0
@@ -393,8 +398,9 @@ end
 local answer = print .. encode(reason, ms, A[8], A[9], epoch, first, mode == CHECK and 0 or mask, 0,
   binding and P[binding + 1] or 0, binding and P[binding + 3] or '', retry, items) .. states
   .. encode(unpack(tail))
--- A refusal that is not about what was asked passes by itself: the same id may come again.
-if mode == CHECK or reason == 17 or reason == 24 or reason == 33 or full
+-- A refusal that is not about what was asked passes by itself: the same id may come again. So may
+-- one that rests on what leases hold (`decide` has the same).
+if mode == CHECK or rests or reason == 17 or reason == 24 or reason == 33 or full
   or (mode == POST and unknown) then
   return {0, answer, int(ms)}
 end

@@ -19,6 +19,18 @@ package struct LeasePortion: Hashable, Sendable {
   package enum Bound: Hashable, Sendable {
     case quota(amount: Int64)
     case sliding(amount: Int64, lengthMilliseconds: Int64)
+    /// What this grant has, less what is owed. `others`: what else its item is burnt from.
+    case grant(amount: Int64, others: [Instance])
+  }
+
+  package struct Instance: Hashable, Sendable {
+    package var grant: Name
+    package var start: WallTime
+
+    package init(grant: Name, start: WallTime) {
+      self.grant = grant
+      self.start = start
+    }
   }
 
   package var subject: Subject
@@ -195,6 +207,8 @@ extension LeaseAccount {
     /// Of each portion: hash, place in the hash's names, place of its lease in the header's.
     var places: [(hash: Int, field: Int, lease: Int?)] = []
     places.reserveCapacity(portions.count)
+    /// Of what is owed and of other grants, as they are met. Grants are the account's.
+    var grants: [Int] = []
     func place(_ name: [UInt8], _ hash: Int) -> Int {
       if let found = names[hash].firstIndex(of: name) { return found }
       names[hash].append(name)
@@ -216,7 +230,12 @@ extension LeaseAccount {
         portion.isLeased
         ? place(mark + portion.subject.leaseName(field), 0) : nil
       places.append((hash, place(Array(field.utf8), hash), lease))
+      for window in portion.alsoRead {
+        let other = KeySpace.field(feature: portion.feature, window: window)
+        grants.append(place(Array(other.utf8), 0))
+      }
     }
+    var grant = grants.makeIterator()
     var writer = MessagePackWriter(capacity: 64 + 96 * portions.count)
     writer.append(globalVersion)
     writer.append(accountVersion)
@@ -256,7 +275,7 @@ extension LeaseAccount {
         writer.append(portion.settle)
         writer.append(target)
         writer.append(0)
-        writer.append(portion.bounds.count)
+        writer.append(portion.bounds.reduce(0) { $0 + $1.terms })
         for bound in portion.bounds {
           switch bound {
           case .quota(let amount):
@@ -267,6 +286,15 @@ extension LeaseAccount {
             writer.append(4)
             writer.append(amount)
             writer.append(length)
+          case .grant(let amount, let others):
+            writer.append(6)
+            writer.append(amount)
+            writer.append(starts[0] + (grant.next() ?? 0))
+            for other in others {
+              writer.append(9)
+              writer.append(starts[0] + (grant.next() ?? 0))
+              writer.append(other.start.milliseconds)
+            }
           }
         }
       case .rate(_, let interval, let tolerance):
@@ -293,7 +321,25 @@ extension Subject {
   }
 }
 
+extension LeasePortion.Bound {
+  /// How many the script is told.
+  fileprivate var terms: Int {
+    switch self {
+    case .quota, .sliding: 1
+    case .grant(_, let others): 1 + others.count
+    }
+  }
+}
+
 extension LeasePortion {
+  /// Counters that are looked at beside its own, in the order of its bounds.
+  fileprivate var alsoRead: [Window] {
+    bounds.flatMap { bound -> [Window] in
+      guard case .grant(_, let others) = bound else { return [] }
+      return [.deficit] + others.map { .grant($0.grant) }
+    }
+  }
+
   /// Of an operation that may be leased: every counter it adds to and every rate it draws from,
   /// with the limits that judge each. Amounts of its items do not matter.
   package static func all(of resolution: Resolution, subject: Subject) -> [LeasePortion] {
@@ -315,6 +361,14 @@ extension LeasePortion {
             source: .rate(
               limit: limit.id, intervalMicroseconds: interval, toleranceMicroseconds: tolerance)))
       case .unlimited, .deny, .concurrency, .credit, .spendCap: continue
+      }
+    }
+    for draws in resolution.draws.values {
+      for draw in draws where !draw.isVoided {
+        let others = draws.filter { $0.cell != draw.cell && !$0.isVoided }.map {
+          Instance(grant: $0.grant, start: resolution.cells[$0.cell].period.start)
+        }
+        portions[draw.cell].bounds.append(.grant(amount: draw.amount, others: others))
       }
     }
     return portions

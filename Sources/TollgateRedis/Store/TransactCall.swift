@@ -62,6 +62,8 @@ package struct TransactCall: ScriptCall {
   package enum Mode: Hashable, Sendable {
     case consume, check, post
     case reserve(ReserveTerms)
+    /// As in `DecideOperation.Mode`.
+    case consumeBeforeRecall
 
     fileprivate var number: Int {
       switch self {
@@ -69,6 +71,7 @@ package struct TransactCall: ScriptCall {
       case .check: 1
       case .post: 2
       case .reserve: 3
+      case .consumeBeforeRecall: 4
       }
     }
   }

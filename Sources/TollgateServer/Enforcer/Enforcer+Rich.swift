@@ -38,6 +38,8 @@ extension Enforcer {
           ttlMilliseconds: request.terms?.ttlMilliseconds ?? HoldBounds.ttlDefault,
           overrun: request.terms?.overrun ?? .standard,
           holdsMax: configuration.limits.holdsPerAccountMax))
+    case .consume where request.leased != nil && request.leaseStep == .atomic:
+      mode = .consumeBeforeRecall
     case .consume, .cancel, .settle, .release, .extend, .refund: mode = .consume
     }
     guard let fence = fence(request.bucket) else { return storeIsAway(request) }
@@ -232,6 +234,7 @@ extension Enforcer {
       case .allowed(let ticket) = breaker.admit(now: monotonicNow())
     else { return storeIsAway(request) }
     let sentAt = NIODeadline.now()
+    if leases != nil { request.sentAt = LeaseHub.bootNanoseconds() }
     let wasInDoubt = request.inDoubt
     if !isHarmless { request.inDoubt = true }
     begun(bucket)

@@ -55,7 +55,9 @@ extension Enforcer {
         answer = Self.decoded(bytes) ?? .error(.internalError, "an answer cannot be read")
       case .known:
         answer = .decision(leaseDecision(.allowed, request))
-      case .knownDenied: answer = .decision(leaseDecision(.quotaExceeded, request))
+      case .knownDenied:
+        answer = .decision(
+          leaseDecision(resolution.draws.isEmpty ? .quotaExceeded : .creditExhausted, request))
       case .cancelled: answer = .decision(leaseDecision(.cancelled, request))
       case .mismatch(let item, _): answer = Self.mismatch(amounts: item != nil)
       case .tooOld:
@@ -209,7 +211,7 @@ extension Enforcer {
   /// feature that is leased.
   private func awaitsRecall(_ request: Request, _ resolution: Resolution) {
     // Where configuration denies it, as that of an account that is not loaded yet, nothing is held.
-    guard request.mode == .consume, !resolution.isRich, !resolution.isDenied, let global,
+    guard request.mode == .consume, !resolution.isDenied, let global,
       request.items.contains(where: { Self.isSidecarScope($0, global) }),
       !Self.isSidecarScope(request, global)
     else { return }
@@ -220,7 +222,8 @@ extension Enforcer {
 
   /// It is denied for a feature that leases hold some of.
   private func bindsWhatIsLeased(_ decision: Decision, of request: Request) -> Bool {
-    guard let global, decision.reason == .quotaExceeded, let binding = decision.bindingItem,
+    guard let global, decision.reason == .quotaExceeded || decision.reason == .creditExhausted,
+      let binding = decision.bindingItem,
       request.items.indices.contains(binding), decision.items.indices.contains(binding)
     else { return false }
     return Self.isSidecarScope(request.items[binding], global) && decision.items[binding].held > 0
@@ -288,7 +291,7 @@ extension Decision {
   var mayBeHeld: Bool {
     switch reason {
     case .rateLimited: true
-    case .quotaExceeded: items.contains { $0.held > 0 }
+    case .quotaExceeded, .creditExhausted: items.contains { $0.held > 0 }
     default: false
     }
   }

@@ -27,21 +27,27 @@ enum LeaseBinding {
         attributes: request.attributes
       ).shape
     else { return nil }
-    let portions = LeasePortion.all(of: resolution, subject: request.subject)
+    guard let draws = burnt(request, resolution, decision) else { return nil }
+    let all = LeasePortion.all(of: resolution, subject: request.subject)
     // Those of cells lie as the cells do, then those of rates as their limits do.
+    let cells = counted(resolution, draws)
+    var portions = cells.map { all[$0] }
+    let places = Dictionary(uniqueKeysWithValues: zip(cells, portions.indices))
     var used = resolution.items.indices.map { item in
-      resolution.cells.indices.filter { resolution.cells[$0].item == item }
+      cells.filter { resolution.cells[$0].item == item }.compactMap { places[$0] }
     }
     var portionOfLimit: [Int: Int] = [:]
-    var rates = resolution.cells.count..<portions.count
+    var rates = all[resolution.cells.count...]
     for (limit, applied) in resolution.limits.enumerated() {
       switch applied.rule {
-      case .quota(let cell, _), .sliding(let cell, _, _): portionOfLimit[limit] = cell
+      case .quota(let cell, _), .sliding(let cell, _, _): portionOfLimit[limit] = places[cell]
       case .rate:
         guard let rate = rates.popFirst() else { return nil }
-        portionOfLimit[limit] = rate
-        used[applied.item].append(rate)
-      case .deny, .concurrency, .credit, .spendCap, .unlimited: continue
+        portionOfLimit[limit] = portions.count
+        used[applied.item].append(portions.count)
+        portions.append(rate)
+      case .credit: portionOfLimit[limit] = draws[applied.item].flatMap { places[$0.cell] }
+      case .deny, .concurrency, .spendCap, .unlimited: continue
       }
     }
     var items: [LeaseRegistration.Item] = []
@@ -52,25 +58,67 @@ enum LeaseBinding {
       items.append(
         LeaseRegistration.Item(
           portions: used[item], shown: shown.flatMap { portionOfLimit[$0] },
-          amount: shown.map { Self.amount(of: resolution.limits[$0]) } ?? -1))
+          amount: shown.map { Self.amount(of: resolution.limits[$0], resolution) } ?? -1))
     }
+    // What came back to a grant before the one that is burnt is burnt next: Redis is asked again.
+    let isLater = draws.contains { item, draw in
+      resolution.draws[item]?.first { !$0.isVoided }?.cell != draw.cell
+    }
+    var validUntil = resolution.validUntil
+    if isLater { validUntil = min(validUntil, decision.time + laterGrantMilliseconds) }
     return LeaseRegistration(
       bucket: bucket, account: Array(request.account.utf8), key: key,
       globalVersion: versions.global, accountVersion: versions.account, confirmedAt: confirmedAt,
-      now: now, validUntil: resolution.validUntil.milliseconds,
+      now: now, validUntil: validUntil.milliseconds,
       isStaleAllowed: !resolution.limits.isEmpty
         && resolution.limits.allSatisfy { $0.failurePolicy == .stale },
       items: items, portions: portions.map(Self.named),
       demand: request.items.map(\.amount).max() ?? 1,
       template: template(decision, resolution, versions),
-      definition: LeaseDefinition(resolution, catalogVersion: versions.catalog).bytes)
+      definition: LeaseDefinition(resolution, cells: cells, catalogVersion: versions.catalog)
+        .bytes)
   }
 
-  private static func amount(of limit: AppliedLimit) -> Int64 {
+  /// A shape is burnt from the same grant for no longer than this, where another comes before it.
+  private static let laterGrantMilliseconds: Int64 = 10_000
+  /// An item is not leased that is burnt from more grants than this.
+  private static let grantsMax = 16
+
+  /// By item, the grant that all of it was burnt from: the first that had anything, so a lease is
+  /// taken of that one, in the order of burning. nil: it took more than one, or what is left of it
+  /// goes over into its next instance, which must not miss what leases hold.
+  private static func burnt(
+    _ request: Request, _ resolution: Resolution, _ decision: Decision
+  ) -> [Int: Draw]? {
+    var found: [Int: Draw] = [:]
+    for (item, draws) in resolution.draws {
+      let burns = decision.burns.filter { $0.item == item }
+      guard let burn = burns.first, burns.count == 1, burn.amount == request.items[item].amount,
+        draws.count <= grantsMax, let draw = draws.first(where: { $0.grant == burn.grant }),
+        !draw.isVoided, draw.rollover == .none
+      else { return nil }
+      found[item] = draw
+    }
+    return found
+  }
+
+  /// The cells that units are added to: not those of other grants, or of what is owed.
+  private static func counted(_ resolution: Resolution, _ draws: [Int: Draw]) -> [Int] {
+    resolution.cells.indices.filter { index in
+      let cell = resolution.cells[index]
+      return cell.window.tally == .units || draws[cell.item]?.cell == index
+    }
+  }
+
+  private static func amount(of limit: AppliedLimit, _ resolution: Resolution) -> Int64 {
     switch limit.rule {
     case .quota(_, let amount), .sliding(_, let amount, _): amount
     case .rate(_, let tolerance, let interval): tolerance / interval
-    case .deny, .concurrency, .credit, .spendCap, .unlimited: -1
+    case .credit:
+      resolution.draws[limit.item]?.reduce(0) { sum, draw in
+        draw.isVoided ? sum : Quantity.adding(sum, draw.amount) ?? Quantity.maximum
+      } ?? -1
+    case .deny, .concurrency, .spendCap, .unlimited: -1
     }
   }
 

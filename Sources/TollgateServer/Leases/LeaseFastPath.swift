@@ -101,7 +101,7 @@ import TollgateWire
     for index in place..<place + count {
       let bytes = unsafe spend(
         index, kind, frame.now, wall,
-        into: UnsafeMutableRawBufferPointer(rebasing: room[written...]), &counts)
+        into: UnsafeMutableRawBufferPointer(rebasing: room[written...]), frame.features, &counts)
       guard bytes > 0 else {
         // What was spent is known by its id where the frame goes now.
         if index > place { hub.spent() }
@@ -171,7 +171,8 @@ import TollgateWire
   @inline(__always)
   private func spend(
     _ index: Int, _ kind: LeaseKind, _ now: Int64, _ wall: Int64,
-    into room: UnsafeMutableRawBufferPointer, _ counts: inout Counts
+    into room: UnsafeMutableRawBufferPointer, _ features: ProtocolFeatures,
+    _ counts: inout Counts
   ) -> Int {
     let outcome = with(index, kind, now, wall) { unsafe hub.table.spend($0, into: room) }
     switch outcome {
@@ -183,9 +184,21 @@ import TollgateWire
       return bytes
     case .denied(let bytes):
       counts.denied += 1
+      if !features.contains(.reservations) { unsafe Self.tellInOlderWords(room) }
       return bytes
     case .known, .knownDenied, .mismatch, .tooOld, .cancelled, .miss: return 0
     }
+  }
+
+  /// A reason that the peer does not know becomes the one that it is told instead.
+  private static func tellInOlderWords(_ answer: UnsafeMutableRawBufferPointer) {
+    let number = unsafe UInt16(
+      littleEndian: answer.loadUnaligned(
+        fromByteOffset: AnswerTemplate.reasonOffset, as: UInt16.self))
+    guard let reason = Reason(rawValue: number) else { return }
+    unsafe answer.storeBytes(
+      of: reason.knownWithoutReservations.rawValue.littleEndian,
+      toByteOffset: AnswerTemplate.reasonOffset, as: UInt16.self)
   }
 
   package func turnEnded() {

@@ -163,32 +163,40 @@ final class LeaseKeeper {
 
   /// Redis denied it, finally: the same is denied from memory for a while.
   func denied(_ request: Request, _ resolution: Resolution, _ decision: Decision, sentAt: Int64) {
-    guard request.items.count == 1, decision.reason == .quotaExceeded, let shape = request.shape,
-      let state = decision.items.first, let reset = state.reset,
+    guard request.items.count == 1, let shape = request.shape, let state = decision.items.first,
       let limit = resolution.limits.first(where: { $0.id == decision.binding })
     else { return }
-    let amount: Int64
-    switch limit.rule {
-    case .quota(_, let found): amount = found
-    case .sliding, .rate, .deny, .concurrency, .credit, .spendCap, .unlimited: return
+    let isSettled: Bool
+    let reset: WallTime?
+    switch (limit.rule, decision.reason) {
+    case (.quota(_, let amount), .quotaExceeded):
+      isSettled = state.settled >= amount
+      reset = state.reset
+    case (.credit, .creditExhausted):
+      isSettled = state.held == 0
+      // Or when credit is added, which ends the shape.
+      reset = decision.retryAfter.map { decision.time + $0 } ?? resolution.validUntil
+    default: return
     }
+    guard let reset else { return }
     var answer = decision
     answer.source = .lease
-    answer.retryAfter = max(1, reset - decision.time)
+    if decision.retryAfter != nil || decision.reason == .quotaExceeded {
+      answer.retryAfter = max(1, reset - decision.time)
+    }
     let template = AnswerTemplate(answer)
+    var patches = [
+      LeasePatch(.replayed, at: template.flagsOffset), LeasePatch(.time, at: template.timeOffset),
+    ]
+    if answer.retryAfter != nil {
+      patches.append(LeasePatch(.retryAfter, at: template.retryOffset))
+    }
     hub.table.noteDenial(
       bucket: request.bucket,
       LeaseDenialNote(
         key: shape, amount: request.items[0].amount,
-        isSettledAlone: state.limit == limit.id && state.settled >= amount,
-        reset: reset.milliseconds, confirmedAt: sentAt,
-        template: LeaseTemplate(
-          bytes: template.bytes,
-          patches: [
-            LeasePatch(.replayed, at: template.flagsOffset),
-            LeasePatch(.time, at: template.timeOffset),
-            LeasePatch(.retryAfter, at: template.retryOffset),
-          ])))
+        isSettledAlone: state.limit == limit.id && isSettled, reset: reset.milliseconds,
+        confirmedAt: sentAt, template: LeaseTemplate(bytes: template.bytes, patches: patches)))
   }
 
   // MARK: - Ticks

@@ -61,6 +61,7 @@ struct LeaseCounter: Hashable {
 enum LeaseRule: Hashable {
   case quota(amount: Int64)
   case sliding(amount: Int64, lengthMilliseconds: Int64)
+  case grant(amount: Int64, others: [LeasePortion.Instance])
   /// Microseconds.
   case rate(interval: Int64, tolerance: Int64)
 
@@ -69,6 +70,7 @@ enum LeaseRule: Hashable {
     case .quota(let amount): self = .quota(amount: amount)
     case .sliding(let amount, let length):
       self = .sliding(amount: amount, lengthMilliseconds: length)
+    case .grant(let amount, let others): self = .grant(amount: amount, others: others)
     }
   }
 
@@ -77,6 +79,7 @@ enum LeaseRule: Hashable {
     case .quota(let amount): (1, amount, 0)
     case .rate(let interval, let tolerance): (2, interval, tolerance)
     case .sliding(let amount, let length): (4, amount, length)
+    case .grant(let amount, let others): (6, amount, Int64(others.count))
     }
   }
 
@@ -88,6 +91,11 @@ enum LeaseRule: Hashable {
       writer.append(kind)
       writer.append(a)
       writer.append(b)
+      guard case .grant(_, let others) = rule else { continue }
+      for other in others {
+        writer.append(other.grant.text)
+        writer.append(other.start.milliseconds)
+      }
     }
     return writer.bytes
   }
@@ -106,6 +114,14 @@ enum LeaseRule: Hashable {
       case 1: rules.append(.quota(amount: a))
       case 2: rules.append(.rate(interval: a, tolerance: b))
       case 4: rules.append(.sliding(amount: a, lengthMilliseconds: b))
+      case 6:
+        var others: [LeasePortion.Instance] = []
+        for _ in 0..<b {
+          guard let grant = reader.text().flatMap({ try? Name($0) }), let start = reader.integer()
+          else { return nil }
+          others.append(.init(grant: grant, start: WallTime(milliseconds: start)))
+        }
+        rules.append(.grant(amount: a, others: others))
       default: return nil
       }
     }
@@ -129,13 +145,14 @@ struct LeaseDefinition: Hashable {
     self.items = items
   }
 
-  init(_ resolution: Resolution, catalogVersion: Int64) {
+  /// - Parameter cells: those that units are added to.
+  init(_ resolution: Resolution, cells: [Int], catalogVersion: Int64) {
     self.init(
       catalogVersion: catalogVersion,
       items: resolution.items.indices.map { item in
         Item(
           isMetered: resolution.metered[item],
-          cells: resolution.cells.filter { $0.item == item }
+          cells: cells.map { resolution.cells[$0] }.filter { $0.item == item }
             .map { CellReference(level: $0.level, window: $0.window, period: $0.period) })
       })
   }

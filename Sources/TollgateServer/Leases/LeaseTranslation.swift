@@ -148,6 +148,7 @@ enum LeaseTranslation {
           case .quota(let amount): .quota(amount: amount)
           case .sliding(let amount, let length):
             .sliding(amount: amount, lengthMilliseconds: length)
+          case .grant(let amount, let others): .grant(amount: amount, others: others)
           case .rate: nil
           }
         })
@@ -166,11 +167,17 @@ enum LeaseTranslation {
     let item = definition.items[delta.item]
     guard item.isMetered else { return (nil, true) }
     let billing = item.cells.first { $0.level == 1 && $0.window == .month }
+    let cells = item.cells.filter { $0.window.tally == .units }
+    // A grant that covered it.
+    let parts = item.cells.filter { $0.window.tally != .units }.map {
+      CountedPart(level: $0.level, window: $0.window, period: $0.period, amount: delta.amount)
+    }
     let body = UsageBody(
       subject: record.subject, feature: record.items[delta.item].feature,
-      period: billing?.period ?? Window.month.period(containing: time), cells: item.cells,
-      catalogVersion: definition.catalogVersion, source: .lease, attributes: record.attributes)
-    return (body.encode(), billing != nil)
+      period: billing?.period ?? Window.month.period(containing: time), cells: cells,
+      catalogVersion: definition.catalogVersion, source: .lease, attributes: record.attributes,
+      parts: parts)
+    return (body.encode(), billing != nil && parts.isEmpty)
   }
 
   /// In the order of the exchange's accounts and portions.

@@ -7,6 +7,8 @@ package import TollgateCore
 package struct AnswerTemplate: Hashable, Sendable {
   /// As in DECISIONS, the length in front included.
   package let bytes: [UInt8]
+  /// Of the reason, two bytes, behind the length and the status.
+  package static let reasonOffset = 2 + 2
   /// Where the numbers stand, in `bytes`; each has eight bytes, little-endian.
   package let timeOffset: Int
   /// Of the flags; `replayed` is a bit in them.
@@ -24,8 +26,8 @@ package struct AnswerTemplate: Hashable, Sendable {
     var buffer = ByteBuffer()
     DecisionRecord.decision(decision).encode(into: &buffer)
     bytes = Array(buffer.readableBytesView)
-    // Length and status, reason, source: then the flags and the time.
-    flagsOffset = 2 + 2 + 2 + 1
+    // Reason and source, then the flags and the time.
+    flagsOffset = Self.reasonOffset + 2 + 1
     timeOffset = flagsOffset + 1
     // The versions, the retry time, the binding item and limit, the number of items.
     var offset = timeOffset + 8 * 4 + 1

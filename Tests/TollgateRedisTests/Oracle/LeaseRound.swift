@@ -12,9 +12,11 @@ struct LeaseRound {
     "exchange", "several accounts", "replay", "repeat with a higher ordinal", "ghost", "too old",
     "from the future", "stale", "granted", "given back", "older period", "refund", "revived",
     "crowded", "ended", "released", "end", "closed", "recall", "recalled", "config", "ALLOWED",
-    "QUOTA_EXCEEDED", "RATE_LIMITED", "rate drawn", "sliding",
+    "QUOTA_EXCEEDED", "RATE_LIMITED", "rate drawn", "sliding", "CREDIT_EXHAUSTED", "grant", "owed",
+    "posted",
   ]
-  static let features = ["f0", "f1", "f2"].map { Catalog.name($0) }
+  /// `f3` is burnt from grants.
+  static let features = ["f0", "f1", "f2", "f3"].map { Catalog.name($0) }
 
   let rig: StoreRig
   /// Nothing is settled beyond what is leased, and no limit lowered: hard limits hold.
@@ -24,15 +26,15 @@ struct LeaseRound {
   var evaluator: Evaluator
   var operations = 0
   var failed = false
-  private var versions: [Subject: AccountConfig] = [:]
-  private var subjects: [Subject] = []
-  private var microseconds = StoreRig.start.milliseconds * 1000
+  var versions: [Subject: AccountConfig] = [:]
+  var subjects: [Subject] = []
+  var microseconds = StoreRig.start.milliseconds * 1000
   private var lessees: [TestLessee]
   /// Calls made, to be made again.
   private var calls: [LeaseCall] = []
   /// Portions of periods that may be over.
   private var older: [LeasePortion] = []
-  private var sequence: Int64 = 0
+  var sequence: Int64 = 0
 
   init(rig: StoreRig, random: SeededRandom, tally: [String: Int]) throws {
     self.rig = rig
@@ -56,60 +58,23 @@ struct LeaseRound {
     for name in ["a", "b"] {
       let account = try Subject(name)
       try rig.seed(name)
-      versions[account] = rig.account
+      var config = rig.account
+      for grant in 0..<Int.random(in: 0...2, using: &self.random) {
+        config.grants.append(newGrant(grant))
+      }
+      versions[account] = config
       evaluator.state.accountVersions[account] = 1
       subjects += try [name, name + "/x", name + "/y", name + "/x/run"].map { try Subject($0) }
     }
   }
 
-  private static func catalog(_ random: inout SeededRandom) -> Catalog {
-    // Where little is counted and nothing of it by period, subjects go when they are idle.
-    let isSparse = random.chance(0.25)
-    let windows: [Window] =
-      isSparse
-      ? [.lifetime]
-      : [.minute, .hour, .day, .month, .lifetime, .seconds(7), .seconds(90), .year]
-    var known: [Name: Feature] = [:]
-    var entitlements: [Name: [Limit]] = [:]
-    for feature in features {
-      var found = Feature(name: feature, metered: random.chance(0.7), importance: .volume, unit: "")
-      found.idempotency = .sidecar
-      known[feature] = found
-      entitlements[feature] = (0..<Int.random(in: 0...(isSparse ? 2 : 3), using: &random)).map {
-        number in
-        let amount = Int64.random(in: 1...(random.chance(0.3) ? 40 : 3000), using: &random)
-        let kind: LimitKind =
-          switch random.unit() {
-          case ..<0.2 where !isSparse:
-            .sliding(
-              amount: amount,
-              lengthMilliseconds: [1000, 7000, 90_000].randomElement(using: &random) ?? 1000)
-          case ..<0.75:
-            .quota(amount: amount, window: windows.randomElement(using: &random) ?? .day)
-          default:
-            .rate(
-              amount: Int64.random(in: 1...300, using: &random),
-              periodMilliseconds: [1000, 600_000, 3_600_000].randomElement(using: &random) ?? 1000,
-              burst: Int64.random(in: 1...(random.chance(0.5) ? 12 : 300), using: &random))
-          }
-        return Catalog.limit(
-          "\(feature).l\(number)", kind, level: Int.random(in: 1...3, using: &random),
-          random.chance(0.85) ? .hard : .soft)
-      }
-    }
-    return Catalog(
-      levels: ["account", "member", "run"].map { Catalog.name($0) }, unknownAccount: .deny,
-      features: known,
-      plans: [Catalog.name("pro"): Plan(name: Catalog.name("pro"), entitlements: entitlements)])
-  }
-
-  private var now: WallTime {
+  var now: WallTime {
     WallTime(milliseconds: max(microseconds, evaluator.state.latest) / 1000)
   }
 
-  private mutating func count(_ what: String) { tally[what, default: 0] += 1 }
+  mutating func count(_ what: String) { tally[what, default: 0] += 1 }
 
-  private mutating func fail(_ text: String) {
+  mutating func fail(_ text: String) {
     failed = true
     Issue.record("\(text)")
   }
@@ -146,7 +111,7 @@ struct LeaseRound {
     try rig.redis.command("SET", "test:now", "\(microseconds)")
   }
 
-  private func resolve(_ subject: Subject, _ items: [Item]) -> Resolution {
+  func resolve(_ subject: Subject, _ items: [Item]) -> Resolution {
     Resolution.resolve(
       subject: subject, items: items, global: rig.global,
       account: versions[subject.account] ?? AccountConfig(), now: now, zones: .utcOnly)
@@ -159,7 +124,9 @@ struct LeaseRound {
     let item = Item(
       feature: try #require(Self.features.randomElement(using: &random)),
       amount: Int64.random(in: 0...(random.chance(0.2) ? 300 : 8), using: &random))
-    let plan = DecidePlan(items: [item], resolution: resolve(subject, [item]))
+    let resolution = resolve(subject, [item])
+    if resolution.isRich { return try transact(subject, item, resolution) }
+    let plan = DecidePlan(items: [item], resolution: resolution)
     let id = OperationID(time: now, using: &random)
     let call = DecideCall(
       keySpace: rig.keySpace, fence: rig.fence, operation: id,
@@ -181,7 +148,7 @@ struct LeaseRound {
     if got != wanted { fail("\(item) of \(subject)\nexpected \(wanted)\n     got \(got)") }
   }
 
-  private func place(_ portion: LeasePortion) -> EvaluatorLease.Place {
+  func place(_ portion: LeasePortion) -> EvaluatorLease.Place {
     switch portion.source {
     case .cell(let window, _):
       .counter(CounterKey(subject: portion.subject, feature: portion.feature, window: window))
@@ -227,9 +194,9 @@ struct LeaseRound {
       guard
         let subject = subjects.filter({ $0.account == account }).randomElement(using: &random)
       else { continue }
-      let items = Self.features.prefix(random.chance(0.5) ? 1 : 3).map {
-        Item(feature: $0, amount: 1)
-      }
+      let features =
+        random.chance(0.3) ? [Self.credit] : Array(Self.features.prefix(random.chance(0.5) ? 1 : 3))
+      let items = features.map { Item(feature: $0, amount: 1) }
       for portion in LeasePortion.all(of: resolve(subject, items), subject: subject)
       where !portions.contains(where: { place($0) == place(portion) }) {
         portions.append(portion)
@@ -237,7 +204,11 @@ struct LeaseRound {
     }
     let current = portions
     for portion in older.shuffled(using: &random).prefix(2)
-    where portion.subject.account == account && !portions.contains(portion) {
+    where portion.subject.account == account
+      && !portions.contains(where: {
+        place($0) == place(portion) && start($0) == start(portion)
+      })
+    {
       portions.append(portion)
     }
     older += current.filter { _ in random.chance(0.1) }
@@ -318,12 +289,7 @@ struct LeaseRound {
           case (.counter(let key), .cell(_, let period)):
             of = .counter(
               key, period,
-              portion.bounds.map {
-                switch $0 {
-                case .quota(let amount): .quota(amount)
-                case .sliding(let amount, let length): .sliding(amount, lengthMilliseconds: length)
-                }
-              })
+              portion.bounds.map { bound($0, of: key) })
           case (.rate(let key), .rate(_, let interval, let tolerance)):
             of = .rate(key, interval: interval, tolerance: tolerance)
           default: preconditionFailure("a portion is of what its source is")
@@ -369,6 +335,9 @@ struct LeaseRound {
         if answer.left > left - portion.settle, answer.left > 0 {
           count("granted")
           if case .rate = portion.source { count("rate drawn") }
+          if portion.bounds.contains(where: { if case .grant = $0 { true } else { false } }) {
+            count("grant")
+          }
           if portion.bounds.contains(where: { if case .sliding = $0 { true } else { false } }) {
             count("sliding")
           }
@@ -461,6 +430,7 @@ struct LeaseRound {
       config.overrides = RandomCatalog.overrides(rig.global.catalog, account, now, &random).filter {
         if case .amount = $0.change { true } else { false }
       }
+      if random.chance(0.5) { changeGrants(&config) }
     }
     versions[account] = config
     evaluator.state.accountVersions[account] = config.version
@@ -507,6 +477,7 @@ struct LeaseRound {
         let value = evaluator.state.reading(key, in: cell.period.start).counter
         if value.settled + value.held > amount { fail("\(key): \(value) above \(amount)") }
       }
+      checkGrants(of: subject, resolution)
     }
   }
 
