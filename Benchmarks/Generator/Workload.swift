@@ -50,8 +50,9 @@ package struct Workload: Sendable {
   package let names: SubjectNames
   package let amounts: [AmountRule]
   package let rows: [TraceRow]
-  /// nil: one after another, each as often as all others.
+  /// nil: one after another, each as often as all others, and so often in a row.
   private let accounts: Popularity?
+  private let times: Int
   /// The amounts where no row says them.
   private let constants: [Int64]
   private let seed: UInt64
@@ -59,14 +60,16 @@ package struct Workload: Sendable {
   private let threads: Int
   private var random: SplitMix
   private var upcoming: Int
+  private var asked = 0
 
   package init(
-    names: SubjectNames, accounts: Popularity?, amounts: [AmountRule], rows: [TraceRow] = [],
-    seed: UInt64, thread: Int = 0, threads: Int = 1
+    names: SubjectNames, accounts: Popularity?, times: Int = 1, amounts: [AmountRule],
+    rows: [TraceRow] = [], seed: UInt64, thread: Int = 0, threads: Int = 1
   ) {
     precondition(accounts.map { $0.count == names.accounts } ?? rows.isEmpty)
     self.names = names
     self.accounts = accounts
+    self.times = times
     self.amounts = amounts
     constants = amounts.map { $0.amount(nil) }
     self.rows = rows
@@ -79,8 +82,8 @@ package struct Workload: Sendable {
 
   package func forThread(_ thread: Int, of threads: Int) -> Workload {
     Workload(
-      names: names, accounts: accounts, amounts: amounts, rows: rows, seed: seed, thread: thread,
-      threads: threads)
+      names: names, accounts: accounts, times: times, amounts: amounts, rows: rows, seed: seed,
+      thread: thread, threads: threads)
   }
 
   /// True where a trace has no more rows.
@@ -97,8 +100,13 @@ package struct Workload: Sendable {
     guard rows.isEmpty else { return unsafe row(into: out) }
     for index in constants.indices { unsafe out[index] = constants[index] }
     guard accounts != nil else {
-      defer { upcoming = upcoming + threads < names.count ? upcoming + threads : thread }
-      return upcoming < names.count ? upcoming : 0
+      let subject = upcoming < names.count ? upcoming : 0
+      asked += 1
+      if asked >= times {
+        asked = 0
+        upcoming = upcoming + threads < names.count ? upcoming + threads : thread
+      }
+      return subject
     }
     return subject(&random)
   }

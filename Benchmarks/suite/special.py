@@ -59,7 +59,8 @@ def commands(rig):
 
 
 def memory(rig):
-    """k: resident memory of a sidecar of its own: idle, then with live subjects."""
+    """k: resident memory of a sidecar of its own: idle, then with live subjects, each of which was
+    asked for often enough to be leased."""
     steps = [1000, 10_000] if rig.options.quick else [100_000, 1_000_000]
     bars = {100_000: 120, 1_000_000: 800}
     sidecar = rig.servers.sidecar("ours", f"unix:{rig.ours_redis.path}", rig.ledger_path, number=8)
@@ -69,7 +70,8 @@ def memory(rig):
         rows.append(entry("k", "resident memory idle, MB", process.resident(sidecar.pid), 40))
         for count in steps:
             rig.ours(["--connections", "16", "--in-flight", "16", "--subjects", str(count),
-                      "--distribution", "each", "--requests", str(count), "--prefix", "live-",
+                      "--distribution", "each", "--times", "3", "--requests", str(3 * count),
+                      "--prefix", "live-",
                       "--feature", "bench.limits1=1", "--drain", "300"],
                      f"{count} live subjects", sidecars=[sidecar])
             rows.append(entry("k", f"resident memory with {count:,} live subjects, MB",

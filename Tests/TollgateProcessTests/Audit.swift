@@ -64,6 +64,20 @@ enum Audit {
     return sums
   }
 
+  /// What was burnt of each grant of `acme`, by the sidecar.
+  static func burnt(_ stack: Stack) throws -> [String: Int64] {
+    struct Reply: Decodable {
+      struct Grant: Decodable {
+        var id: String
+        var burnt: Int64?
+      }
+      var grants: [Grant]
+    }
+    let text = try stack.command(["grant", "list", "acme", "--json"])
+    let grants = try JSONDecoder().decode(Reply.self, from: Data(text.utf8)).grants
+    return Dictionary(uniqueKeysWithValues: grants.map { ($0.id, $0.burnt ?? 0) })
+  }
+
   /// Loads each account under the current epoch, so that there are counters to compare.
   static func touch(
     _ stack: Stack, _ subjects: [String], feature: String = "calls", sidecar: Int = 0

@@ -164,6 +164,12 @@ import TollgateWire
       #expect(unsafe mine.next(into: &amounts) == thread)
     }
     #expect(seen.sorted() == Array(0..<names.count))
+    var thrice = Workload(
+      names: names, accounts: nil, times: 3, amounts: [.constant(1)], seed: 1
+    ).forThread(1, of: 2)
+    var amounts: [Int64] = [0]
+    let drawn = (0..<7).map { _ in unsafe thrice.next(into: &amounts) }
+    #expect(drawn == [1, 1, 1, 3, 3, 3, 5])
   }
 
   @Test("Zipf draws follow their weights")

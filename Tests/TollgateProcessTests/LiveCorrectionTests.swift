@@ -229,19 +229,6 @@ extension LiveTests {
             - {id: spend.cap, spend_cap: 1000, per: month}
       """
 
-    private static func burnt(_ stack: Stack) throws -> [String: Int64] {
-      struct Reply: Decodable {
-        struct Grant: Decodable {
-          var id: String
-          var burnt: Int64?
-        }
-        var grants: [Grant]
-      }
-      let text = try stack.command(["grant", "list", "acme", "--json"])
-      let grants = try JSONDecoder().decode(Reply.self, from: Data(text.utf8)).grants
-      return Dictionary(uniqueKeysWithValues: grants.map { ($0.id, $0.burnt ?? 0) })
-    }
-
     @Test func whatRatesMadeOfItGoesBackToTheGrantsItCameFrom() throws {
       var random = SeededRandom.fromEnvironment("refunds of priced use")
       let stack = try Stack(.init(catalog: Self.rich, accounts: ["acme": "pro", "beta": "pro"]))
@@ -269,23 +256,23 @@ extension LiveTests {
       }
       // 150 each: promo 50 and included 100, then overage.
       let (first, second) = (try consume(), try consume())
-      #expect(try Self.burnt(stack) == ["promo": 50, "spend.included": 100])
+      #expect(try Audit.burnt(stack) == ["promo": 50, "spend.included": 100])
       let part = try back(second, [("tokens", 333)])
       #expect(part.settlements.map(\.charged) == [-333, -49])
       #expect(part.burns == [.init(item: 1, grant: nil, amount: -49)])
       let half = try back(first, [("tokens", 500)])
       #expect(half.settlements.map(\.charged) == [-500, -75])
       #expect(half.burns.map(\.grant?.text) == ["spend.included"])
-      #expect(try Self.burnt(stack) == ["promo": 50, "spend.included": 25])
+      #expect(try Audit.burnt(stack) == ["promo": 50, "spend.included": 25])
       let rest = try back(first, [])
       #expect(rest.derived.map(\.text) == ["tokens", "spend"])
       #expect(rest.burns.map(\.amount) == [-25, -50])
-      #expect(try Self.burnt(stack) == ["promo": 0, "spend.included": 0])
+      #expect(try Audit.burnt(stack) == ["promo": 0, "spend.included": 0])
       try Self.balance(stack, ["acme tokens": 667, "acme spend": 101])
       // The books go by the same grants, and Redis is rebuilt from them.
       try stack.redis.connect().command("FLUSHALL")
       try Self.balance(stack, ["acme tokens": 667, "acme spend": 101])
-      #expect(try Self.burnt(stack) == ["promo": 0, "spend.included": 0])
+      #expect(try Audit.burnt(stack) == ["promo": 0, "spend.included": 0])
     }
 
     @Test func aSettleIsRefundedAndAReservationNamesItsSettles() throws {
@@ -339,7 +326,7 @@ extension LiveTests {
       }
       #expect(back.map(\.charged) == [-502, -503, -495])
       #expect(back.map(\.actual) == [-1005, -1005, -990])
-      #expect(try Self.burnt(stack) == ["spend.included": 0])
+      #expect(try Audit.burnt(stack) == ["spend.included": 0])
     }
 
     /// A debt that a grant has paid: refunded in two parts, the units go back to that grant.
@@ -365,7 +352,7 @@ extension LiveTests {
         items: [Item(feature: try Name("tokens"), amount: 1)], attributes: ["model": "small"])
       _ = try connection.operate([record], deadline: 5000)
       // What was owed, and what was used now.
-      #expect(try Self.burnt(stack) == ["spend.included": 1000, "late": 165])
+      #expect(try Audit.burnt(stack) == ["spend.included": 1000, "late": 165])
       // One that paid nothing of it, and is burnt last.
       try stack.command([
         "grant", "add", "acme", "spend", "1000", "--grant", "other", "--priority", "200",
@@ -386,7 +373,7 @@ extension LiveTests {
           units == 4
           ? ["spend.included": 1000, "late": 940, "other": 65]
           : ["spend.included": 0, "late": 850, "other": 65]
-        #expect(try Self.burnt(stack) == burnt)
+        #expect(try Audit.burnt(stack) == burnt)
       }
       try Self.balance(stack, ["acme tokens": 61, "acme spend": 915])
     }

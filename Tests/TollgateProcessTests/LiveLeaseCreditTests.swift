@@ -55,19 +55,6 @@ extension LiveTests.Leases {
     try Audit.check(stack, load, subjects: ["acme"], touching: "credits")
   }
 
-  private static func burnt(_ stack: Stack) throws -> [String: Int64] {
-    struct Reply: Decodable {
-      struct Grant: Decodable {
-        var id: String
-        var burnt: Int64?
-      }
-      var grants: [Grant]
-    }
-    let text = try stack.command(["grant", "list", "acme", "--json"])
-    let grants = try JSONDecoder().decode(Reply.self, from: Data(text.utf8)).grants
-    return Dictionary(uniqueKeysWithValues: grants.map { ($0.id, $0.burnt ?? 0) })
-  }
-
   /// Five credits.
   private static func record(_ random: inout SeededRandom) throws -> OperationRecord {
     OperationRecord(
@@ -125,7 +112,7 @@ extension LiveTests.Leases {
     for watch in watches + [last] { #expect(try watch.finish().violations.prefix(3).isEmpty) }
     try Self.check(stack, tally)
     #expect(
-      try Self.burnt(stack)
+      try Audit.burnt(stack)
         == ["first": Self.first, "credits.month": Self.included, "later": Self.later])
     print("\(tally.sources) of \(sum), denied \(tally.denied)")
   }
@@ -148,7 +135,7 @@ extension LiveTests.Leases {
     let took = ContinuousClock.now - voided
     let tally = try driver.finish()
     try Self.check(stack, tally)
-    let burnt = try Self.burnt(stack)
+    let burnt = try Audit.burnt(stack)
     // Of the voided one nothing was let through later than that.
     let after = (burnt["first"] ?? 0) - Int64(before)
     print("denied after \(took); of the voided one \(after) more than was known when it was voided")
@@ -180,18 +167,18 @@ extension LiveTests.Leases {
       #expect(try Self.ask(connection, one).source == .lease)
       if settles {
         try eventually(within: .seconds(10), "it is settled") {
-          try Self.burnt(stack)["first"] == count + 5
+          try Audit.burnt(stack)["first"] == count + 5
         }
       }
       #expect(try Self.ask(connection, one, .cancel).reason == .cancelled)
     }
     try eventually(within: .seconds(10), "all of it is taken back") {
-      try Self.burnt(stack)["first"] == count
+      try Audit.burnt(stack)["first"] == count
     }
     var tally = LeaseTally()
     tally.admitted["acme"] = count
     try Self.check(stack, tally)
-    #expect(try Self.burnt(stack) == ["first": count, "credits.month": 0])
+    #expect(try Audit.burnt(stack) == ["first": count, "credits.month": 0])
   }
 
   @Test func killedWhileCreditIsLeasedAJournalLosesNothing() throws {
@@ -214,7 +201,7 @@ extension LiveTests.Leases {
     let tally = try driver.finish()
     #expect(tally.unresolved == 0)
     try Self.check(stack, tally)
-    #expect(try Self.burnt(stack)["first"] == tally.admitted["acme"])
+    #expect(try Audit.burnt(stack)["first"] == tally.admitted["acme"])
   }
 
   /// What is settled of a lease after its epoch is burnt from the grant it was of.
@@ -237,6 +224,6 @@ extension LiveTests.Leases {
     }
     let tally = try driver.finish()
     try Self.check(stack, tally)
-    #expect(try Self.burnt(stack)["first"] == tally.admitted["acme"])
+    #expect(try Audit.burnt(stack)["first"] == tally.admitted["acme"])
   }
 }

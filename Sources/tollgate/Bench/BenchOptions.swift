@@ -140,6 +140,9 @@ struct BenchShape: ParsableArguments {
   @Option(help: "How subjects are drawn: uniform, zipf, or each: one after another.")
   var distribution = "uniform"
 
+  @Option(help: "With --distribution each: how often each is asked for before the next one.")
+  var times = 1
+
   @Option(help: "Exponent of zipf.")
   var exponent = 1.1
 
@@ -235,6 +238,9 @@ struct BenchShape: ParsableArguments {
       ["uniform", "zipf", "each"].contains(distribution),
       "--distribution \(distribution): give uniform, zipf or each.")
     try require(
+      times == 1 || distribution == "each" && times > 1,
+      "--times \(times): from 1, and with --distribution each.")
+    try require(
       !isTrace || distribution != "each", "a trace draws its subjects: give uniform or zipf.")
     try require(
       trace == nil || syntheticTrace == nil, "--trace and --synthetic-trace exclude each other.")
@@ -301,7 +307,7 @@ struct BenchShape: ParsableArguments {
       names: names,
       accounts: distribution == "zipf"
         ? .zipf(subjects, exponent: exponent)
-        : distribution == "each" ? nil : .uniform(subjects),
+        : distribution == "each" ? nil : .uniform(subjects), times: times,
       amounts: try items().map(\.amount), rows: try rows(), seed: seed)
   }
 }
