@@ -92,9 +92,10 @@ final class Enforcer {
   /// When Redis last answered a call of this loop.
   var answeredAt = NIODeadline.uptimeNanoseconds(0) { didSet { onReply?() } }
   var onReply: (() -> Void)?
-  /// Batches of leases that Redis finds too old, and which of their deltas are not settled yet.
-  var lateExchanges: [LeaseExchange.Token: Set<DeltaID>] = [:]
-  var endsLateExchanges = false
+  /// Batches of leases that Redis finds too old, and that the ledger may have.
+  var lateExchanges: [LeaseExchange.Token: LateExchange] = [:]
+  var hurriesLateExchanges = false
+  var watchesLateExchanges = false
   var quiescing: [Int: [() -> Void]] = [:]
   private var breakerWasOpen = false
   var encoder = UsageBodyCache()
