@@ -584,6 +584,7 @@ final class Enforcer {
 
   func linkConnected() {
     linkIsUp = true
+    callTime.linked()
     metrics.redisReconnects.add()
     resume(.link)
   }
