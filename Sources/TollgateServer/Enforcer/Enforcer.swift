@@ -319,7 +319,9 @@ final class Enforcer {
         return attempt(request)
       }
       let asks = request.mode == .consume || request.mode == .post
-      if text.hasPrefix("OOM"), asks { return answerFromRecord(request, epoch: epoch) }
+      if text.hasPrefix("OOM"), asks {
+        return answerFromRecord(request, epoch: epoch) { _ in self.storeIsAway(request) }
+      }
       storeIsAway(request)
     }
   }
