@@ -322,6 +322,21 @@ extension LiveTests.Leases {
     try retries.expectBilled(["acme": units])
   }
 
+  /// The loop that hears of a shape is seldom the one that sends the exchanges of its bucket, which
+  /// rests until it is told.
+  @Test(arguments: [0, 1]) func theLoopOfTheBucketIsToldOfAShape(loop: Int) throws {
+    let map = BucketMap(buckets: 4)
+    let found = (0..<100).map { "a\($0)" }.first { account in
+      map.bucket(ofAccount: account) % 2 == loop
+    }
+    let account = try #require(found)
+    var options = Self.options(100_000, sidecars: 1, accounts: [account])
+    options.extra += "\nevent_loops: 2\nlocal_loops: 0"
+    let retries = try Retries(options)
+    let (_, _, units) = try retries.leased(0, "\(account)/ann/7")
+    try retries.expectBilled([account: units])
+  }
+
   /// What no table remembers any more Redis would count again: only what it recorded is answered.
   @Test func anIdOlderThanTheTableIsNotCountedAgainWhereNothingIsLeasedAnyMore() throws {
     var options = Self.three(["acme"])

@@ -461,8 +461,8 @@ final class Enforcer {
       return sent + stalls.stalled(since: sent, now: monotonic(now))
     }
     noteBreaker(breaker.observed(oldestUnansweredSince: oldest, now: monotonic(now)))
-    let patience = Self.answersFlow.nanoseconds + callTime.quickest
-    isStuck = isBreakerOpen || oldest.map { monotonic(now) - $0 > patience } ?? false
+    let silence = oldest.map { monotonic(now) - $0 }
+    isStuck = isBreakerOpen || Self.isStuck(silence: silence, way: callTime.quickest)
     if intakeCount > 0, hasRoom { onRoom?() }
     let late = wheel.advance(to: now)
     for request in late { deadlinePassed(request) }
