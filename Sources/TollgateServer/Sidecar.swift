@@ -503,7 +503,8 @@ final class Sidecar: Sendable {
     // Without a journal nobody comes back to them: what else their accounts used is settled.
     guard configuration.journal == nil, await lateExchangeDeltas() > 0 else { return }
     for loop in loops { loop.onLoop { $0.giveUpLateExchanges() } }
-    await awaitReturn(until: end)
+    // Not longer: what is handed over after this needs time as well.
+    await awaitReturn(until: min(end, .now() + .milliseconds(Self.lateReturnMilliseconds)))
   }
 
   /// Late batches are waited for only so long: what else is to be done needs the time.
