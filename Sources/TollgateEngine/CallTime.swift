@@ -23,8 +23,14 @@ package struct CallTime: Sendable {
   private var stretch: Int64 = 0
   private var slowest: Int64 = 0
   private var notedAt: Int64 = 0
+  /// Whether a call over the present link was answered.
+  private var knowsWay = false
 
   package init() {}
+
+  /// There is a new link to Redis, maybe to another one: what was quick over the old one may never
+  /// be again, and whoever never has a call alone would hold it against the new one for ever.
+  package mutating func linked() { knowsWay = false }
 
   /// A call was answered at `now`, after `took`; both in nanoseconds, of one monotonic clock.
   /// - Parameter isAlone: nothing else was under way when it was sent. One that stood behind others
@@ -32,7 +38,9 @@ package struct CallTime: Sendable {
   ///   way would come to be the queue.
   package mutating func note(_ took: Int64, at now: Int64, isAlone: Bool = true) {
     let number = now / Self.stretchNanoseconds
-    if notedAt == 0 || isAlone && number > stretch {
+    if !knowsWay {
+      (least, leastBefore, stretch, knowsWay) = (took, took, number, true)
+    } else if isAlone && number > stretch {
       leastBefore = number == stretch + 1 ? least : took
       least = took
       stretch = number
@@ -44,7 +52,8 @@ package struct CallTime: Sendable {
     notedAt = max(notedAt, now)
   }
 
-  /// Nanoseconds of the quickest call of late, which is the way to Redis and back.
+  /// Nanoseconds of the quickest call of late, which is the way to Redis and back. Over a new link
+  /// that of the old one until the first answer.
   package var quickest: Int64 { min(least, leastBefore) }
 
   /// Nanoseconds that a call is expected to take at most.

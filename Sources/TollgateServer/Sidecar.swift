@@ -477,8 +477,15 @@ final class Sidecar: Sendable {
     }
     if await refreshGauges().late > 0 {
       await healer.reposter?.handOver(until: end)
-      let left = await refreshGauges().late
+      await awaitReturn(until: end)
+      let kept = configuration.journal == nil ? 0 : await lateExchangeDeltas()
+      let left = await refreshGauges().late - kept
       if left > 0 { logger.critical("late deltas are lost", metadata: ["count": "\(left)"]) }
+      if kept > 0 {
+        logger.warning(
+          "late deltas of leases stay in the journal: this sidecar has to be started here again",
+          metadata: ["count": "\(kept)"])
+      }
     }
     if let path = configuration.listenUnix { Listener.removeSocket(path) }
   }
@@ -488,13 +495,37 @@ final class Sidecar: Sendable {
     leases.table.close(now: LeaseHub.now)
     for loop in loops {
       loop.onLoop {
-        $0.endLateExchanges()
+        $0.hurryLateExchanges()
         $0.leases?.wake()
       }
     }
+    await awaitReturn(until: end)
+    // Without a journal nobody comes back to them: what else their accounts used is settled.
+    guard configuration.journal == nil, await lateExchangeDeltas() > 0 else { return }
+    for loop in loops { loop.onLoop { $0.giveUpLateExchanges() } }
+    // Not longer: what is handed over after this needs time as well.
+    await awaitReturn(until: min(end, .now() + .milliseconds(Self.lateReturnMilliseconds)))
+  }
+
+  /// Late batches are waited for only so long: what else is to be done needs the time.
+  private func awaitReturn(until end: NIODeadline) async {
+    let lateEnd = NIODeadline.now() + .milliseconds(Self.lateReturnMilliseconds)
     while NIODeadline.now() < end, !leases.table.isReturned {
+      if await lateExchangeDeltas() > 0 {
+        if NIODeadline.now() > lateEnd { return }
+        healer.lateNap.wake()
+      }
       try? await Task.sleep(for: .milliseconds(5))
     }
+  }
+
+  static let lateReturnMilliseconds: Int64 = 1_000
+
+  /// What late batches of leases have to settle.
+  private func lateExchangeDeltas() async -> Int64 {
+    var count = 0
+    for loop in loops { count += await loop.value { $0.lateExchangeDeltas } }
+    return Int64(count)
   }
 
   // MARK: - Loops

@@ -80,6 +80,21 @@ import TollgateTesting
     #expect(time.quickest == 80 * Self.millisecond)
   }
 
+  /// From a near Redis to a far one under load without a pause: no call is ever alone.
+  @Test func aNewLinkIsAnotherWay() {
+    let ways: [(before: Int64, first: Int64, after: Int64)] = [(1, 200, 150), (150, 3, 1)]
+    for way in ways {
+      var time = after([way.before])
+      time.linked()
+      #expect(time.quickest == way.before * Self.millisecond)
+      for (number, took) in [way.first, way.after, 900].enumerated() {
+        let at = Self.start + Int64(number) * Self.millisecond
+        time.note(took * Self.millisecond, at: at, isAlone: false)
+      }
+      #expect(time.quickest == way.after * Self.millisecond)
+    }
+  }
+
   /// The shape of a cold start: most calls are quick, one in five is not, and what has waited for
   /// its account must not be sent with less time than the slow one takes.
   @Test func whatHasWaitedIsNotSentWhereASlowCallOfLateWouldMissItsDeadline() {

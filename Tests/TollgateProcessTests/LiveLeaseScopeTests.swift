@@ -294,16 +294,7 @@ extension LiveTests.Leases {
   func aRetryIsKnownWhereNothingIsLeasedAnyMore(localLoops: Int, change: String) throws {
     var options = Self.three(["acme"])
     options.extra += "\nlocal_loops: \(localLoops)"
-    options.catalog = """
-      levels: [account, member, run]
-      features:
-        edits: {metered: true, importance: volume, idempotency: sidecar, unit: edit}
-      plans:
-        plan:
-          edits: [{id: edits.day, quota: 100000, per: day}]
-        strict:
-          edits: [{id: edits.day, quota: 100000, per: day, precision: exact}]
-      """
+    options.catalog = Self.becomesExact(limit: 100_000)
     let retries = try Retries(options)
     var (record, _, units) = try retries.leased(0, "acme/ann/7", 5)
     try retries.stack.command(
@@ -329,6 +320,96 @@ extension LiveTests.Leases {
       try retries.stack.command(["account", "unfreeze", "acme", "--reason", "paid"])
     }
     try retries.expectBilled(["acme": units])
+  }
+
+  /// The loop that hears of a shape is seldom the one that sends the exchanges of its bucket, which
+  /// rests until it is told.
+  @Test(arguments: [0, 1]) func theLoopOfTheBucketIsToldOfAShape(loop: Int) throws {
+    let map = BucketMap(buckets: 4)
+    let found = (0..<100).map { "a\($0)" }.first { account in
+      map.bucket(ofAccount: account) % 2 == loop
+    }
+    let account = try #require(found)
+    var options = Self.options(100_000, sidecars: 1, accounts: [account])
+    options.extra += "\nevent_loops: 2\nlocal_loops: 0"
+    let retries = try Retries(options)
+    let (_, _, units) = try retries.leased(0, "\(account)/ann/7")
+    try retries.expectBilled([account: units])
+  }
+
+  /// What no table remembers any more Redis would count again: only what it recorded is answered.
+  @Test func anIdOlderThanTheTableIsNotCountedAgainWhereNothingIsLeasedAnyMore() throws {
+    var options = Self.three(["acme"])
+    options.catalog = Self.becomesExact(limit: 100_000)
+    let retries = try Retries(options)
+    let (record, _, leased) = try retries.leased(0, "acme/ann/7", 5)
+    var units = leased
+    try retries.waitUntilSettled()
+    try retries.stack.command(["account", "set", "acme", "--plan", "strict"])
+    var exact = record
+    try eventually(within: .seconds(10), "it is heard of") {
+      exact = try retries.record("acme/ann/7")
+      let decision = try retries.decision(0, exact)
+      if decision.isAllowed { units += 1 }
+      return decision.source == .redis
+    }
+    // Without a journal it remembers nothing from before its start.
+    try retries.restart(0)
+    for _ in 0..<2 {
+      #expect(try retries.refusal(0, record) == .idTooOld)
+      let again = try retries.decision(0, exact)
+      #expect(again.isAllowed && again.replayed && again.source == .redis, "\(again)")
+    }
+    let other = try retries.record("acme/ann/7", 6, id: exact.id)
+    #expect(try retries.refusal(0, other) == .idempotencyMismatch)
+    // What is new is decided as ever.
+    let fresh = try retries.record("acme/ann/7", 3)
+    #expect(try retries.decision(0, fresh).isAllowed)
+    #expect(try retries.decision(0, fresh).replayed)
+    try retries.expectBilled(["acme": units + 3])
+  }
+
+  @Test(arguments: [0, 1])
+  func whatTheTableDeniedIsDeniedWhereNothingIsLeasedAnyMore(localLoops: Int) throws {
+    var options = Self.three(["acme"])
+    options.extra += "\nlocal_loops: \(localLoops)"
+    options.catalog = Self.becomesExact(limit: 50)
+    let retries = try Retries(options)
+    var units: Int64 = 0
+    var denied = try retries.record("acme/ann/7")
+    try eventually(within: .seconds(20), "the table denies") {
+      denied = try retries.record("acme/ann/7")
+      let decision = try retries.decision(0, denied)
+      if decision.isAllowed { units += 1 }
+      return !decision.isAllowed && decision.source == .lease
+    }
+    try retries.stack.command(["account", "set", "acme", "--plan", "strict"])
+    try eventually(within: .seconds(10), "the raise is heard of") {
+      let isAllowed = try retries.decision(0, retries.record("acme/ann/7")).isAllowed
+      if isAllowed { units += 1 }
+      return isAllowed
+    }
+    for _ in 0..<2 {
+      let again = try retries.decision(0, denied)
+      #expect(again.reason == .quotaExceeded && again.replayed, "\(again)")
+    }
+    // Used elsewhere, it counts all the same.
+    #expect(try retries.decision(0, denied, as: .post).isAllowed)
+    try retries.expectBilled(["acme": units + 1])
+  }
+
+  /// A plan whose accounts are answered from leases, and one whose are not.
+  private static func becomesExact(limit: Int64) -> String {
+    """
+    levels: [account, member, run]
+    features:
+      edits: {metered: true, importance: volume, idempotency: sidecar, unit: edit}
+    plans:
+      plan:
+        edits: [{id: edits.day, quota: \(limit), per: day}]
+      strict:
+        edits: [{id: edits.day, quota: 100000, per: day, precision: exact}]
+    """
   }
 
   @Test func oneWithoutAJournalRefusesWhatWasMintedBefore() throws {

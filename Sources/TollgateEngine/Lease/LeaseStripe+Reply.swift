@@ -85,6 +85,19 @@ extension LeaseStripe {
     return true
   }
 
+  /// What an open exchange settles is not forgotten: the ring turns no further than to the first of
+  /// it. True: half a turn was made since, or so many are open that the log has no room for more.
+  mutating func standsInTheWay(_ number: UInt32) -> Bool {
+    guard let pending = exchanges[number] else { return false }
+    let sent = pending.entries.map { entries[$0.entry].sent }.min() ?? ring.head
+    if ring.head &- sent > ring.slots / 2 { return true }
+    // It moves so many records at most in one go.
+    for _ in 0..<8 where makeLogRoom(LeaseLog.payloadBytesMax, keeping: doneReserve) {
+      return false
+    }
+    return true
+  }
+
   /// It cannot be put into words, so nobody can settle it.
   mutating func abandon(_ number: UInt32, now: Int64) {
     guard exchanges[number] != nil else { return }

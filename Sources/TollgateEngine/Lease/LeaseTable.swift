@@ -187,6 +187,11 @@ package import TollgateCore
     with(token.bucket) { $0.tooOld(token.number, wasDone: wasDone, now: now.nanoseconds) }
   }
 
+  /// Whether an exchange that stays open leaves too little room for the operations of others.
+  package func standsInTheWay(_ token: LeaseExchange.Token) -> Bool {
+    with(token.bucket) { $0.standsInTheWay(token.number) }
+  }
+
   /// It cannot be sent, ever: what it settles is counted as unresolved.
   package func abandon(_ token: LeaseExchange.Token, now: MonotonicTime) {
     with(token.bucket) { $0.abandon(token.number, now: now.nanoseconds) }

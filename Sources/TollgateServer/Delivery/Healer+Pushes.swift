@@ -19,6 +19,8 @@ extension Healer {
       metrics.ledgerUp.set(1)
       deploymentCheck.linked()
       compare(linked)
+      // It can be asked what of that it has.
+      lateNap.wake()
     case .disconnected:
       metrics.ledgerUp.set(0)
       book.unlinked()

@@ -8,7 +8,8 @@
 // Exactly once in effect without a claim of its own: whatever is asked or appended twice, because
 // an answer was lost or a retry was faster, has one delta id. The ledger posts it once and answers
 // DUPLICATE to the other, whose counter effect the shipper takes back (promise 3). Nothing is let
-// go before the ledger or Redis has said that they have it.
+// go before the ledger or Redis has said that they have it. What leases let through is appended
+// unasked where the ledger does not answer for long (Enforcer+LateExchanges).
 
 import Logging
 import NIOCore
@@ -58,7 +59,12 @@ struct Reposter: Sendable {
         }
         await drainConfig()
       }
-      if metrics.lateDeltas.current > 0 {
+      for loop in loops {
+        for (bucket, entries) in await loop.value({ $0.overdueDeltas }) where !Task.isCancelled {
+          await postUnasked(entries, bucket, of: loop)
+        }
+      }
+      if metrics.lateDeltas.current > 0, ledger.isUp {
         try? await Task.sleep(for: .milliseconds(Self.roundMilliseconds))
       } else {
         await healer.lateNap.rest(until: Nap.end(after: Self.idleMilliseconds))
@@ -145,6 +151,13 @@ struct Reposter: Sendable {
     (try? await healer.isSettled(bucket, epoch)) ?? false
   }
 
+  /// What leases let through and the ledger was asked for in vain. Where accounts of the bucket may
+  /// be seeded, whatever else of it there was in Redis is in the books.
+  private func postUnasked(_ entries: [OutboxEntry], _ bucket: Int, of loop: LoopUnit) async {
+    guard let epoch = await healer.epoch(of: bucket), await isSettled(bucket, epoch) else { return }
+    _ = await append(entries, bucket, epoch, of: loop)
+  }
+
   /// One batch of one bucket. True: there may be more, and it is worth trying at once.
   private func drain(
     _ bucket: Int, of loop: LoopUnit, asking: Bool = true
@@ -163,7 +176,23 @@ struct Reposter: Sendable {
     if !known.isEmpty { await loop.value { [known] in $0.lateSettled(known, bucket: bucket) } }
     // Twice in the list after an append of unknown outcome, a delta is appended once.
     var taken = known
-    var rest = entries.filter { taken.insert($0.id).inserted }[...]
+    var (isWell, unseeded) = await append(
+      entries.filter { taken.insert($0.id).inserted }, bucket, epoch, of: loop)
+    guard asking || unseeded.isEmpty else { return false }
+    for account in unseeded {
+      let outcome = await healer.load(
+        account: account, bucket: bucket, epoch: epoch, purpose: .post)
+      if outcome == .failed || outcome == .busy { isWell = false }
+    }
+    return isWell
+  }
+
+  /// Puts them into the outbox, each once. Answers whether it goes on well, and which accounts have
+  /// to be seeded before theirs can be counted.
+  private func append(
+    _ entries: [OutboxEntry], _ bucket: Int, _ epoch: Int64, of loop: LoopUnit
+  ) async -> (isWell: Bool, unseeded: Set<Subject>) {
+    var rest = entries[...]
     var isWell = true
     var unseeded: Set<Subject> = []
     while !rest.isEmpty, isWell {
@@ -202,13 +231,7 @@ struct Reposter: Sendable {
         $0.lateSettled(ids, bucket: bucket)
       }
     }
-    guard asking || unseeded.isEmpty else { return false }
-    for account in unseeded {
-      let outcome = await healer.load(
-        account: account, bucket: bucket, epoch: epoch, purpose: .post)
-      if outcome == .failed || outcome == .busy { isWell = false }
-    }
-    return isWell
+    return (isWell, unseeded)
   }
 
   private func repost(

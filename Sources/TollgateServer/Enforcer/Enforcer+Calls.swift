@@ -25,14 +25,24 @@ extension Enforcer {
     var queue: Deque<Pending> = []
     /// On their way to Redis.
     var calls = 0
+
+    /// Whether another call may leave.
+    ///
+    /// - Parameters:
+    ///   - sent: operations of this loop that Redis has not answered.
+    ///   - way: to Redis and back, nanoseconds.
+    static func maySend(calls: Int, waiting: Int, sent: Int, way: Int64) -> Bool {
+      guard calls > 0 else { return waiting > 0 }
+      // Redis is done with what it was sent long before the first of it is answered. Where the way
+      // is short it is not, and more would only make a queue there, which is taken for an outage.
+      return calls < callsMax && waiting >= DecideBatch.operationsMax
+        && 2 * Int64(sent) * LoadEstimator.assumed < way
+    }
   }
 
   private func maySend(_ lane: Lane) -> Bool {
-    guard lane.calls > 0 else { return !lane.queue.isEmpty }
-    // Redis is done with what it was sent long before the first of it is answered. Where the way
-    // is short it is not, and more would only make a queue there, which is taken for an outage.
-    return lane.calls < Lane.callsMax && lane.queue.count >= DecideBatch.operationsMax
-      && 2 * Int64(sent) * LoadEstimator.assumed < callTime.quickest
+    Lane.maySend(
+      calls: lane.calls, waiting: lane.queue.count, sent: sent, way: callTime.quickest)
   }
 
   /// One operation on its way to the store.

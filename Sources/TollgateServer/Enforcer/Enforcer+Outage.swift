@@ -57,6 +57,16 @@ extension Enforcer {
   /// Redis is taken to be answering while its last answer is not older than this and a call.
   static var answersFlow: TimeAmount { .milliseconds(50) }
 
+  /// Whether what Redis was sent does not come back. An answer that is on its way is none that
+  /// stays away, however far Redis is.
+  ///
+  /// - Parameters:
+  ///   - silence: since its oldest call was sent; nil: it has answered all. Nanoseconds.
+  ///   - way: to Redis and back.
+  static func isStuck(silence: Int64?, way: Int64) -> Bool {
+    silence.map { $0 > answersFlow.nanoseconds + way } ?? false
+  }
+
   /// Accounts are taken to be loading while one came within this time and that of a call.
   static var loadingFlows: TimeAmount { .milliseconds(500) }
 

@@ -92,9 +92,10 @@ final class Enforcer {
   /// When Redis last answered a call of this loop.
   var answeredAt = NIODeadline.uptimeNanoseconds(0) { didSet { onReply?() } }
   var onReply: (() -> Void)?
-  /// Batches of leases that Redis finds too old, and which of their deltas are not settled yet.
-  var lateExchanges: [LeaseExchange.Token: Set<DeltaID>] = [:]
-  var endsLateExchanges = false
+  /// Batches of leases that Redis finds too old, and that the ledger may have.
+  var lateExchanges: [LeaseExchange.Token: LateExchange] = [:]
+  var hurriesLateExchanges = false
+  var watchesLateExchanges = false
   var quiescing: [Int: [() -> Void]] = [:]
   private var breakerWasOpen = false
   var encoder = UsageBodyCache()
@@ -318,7 +319,9 @@ final class Enforcer {
         return attempt(request)
       }
       let asks = request.mode == .consume || request.mode == .post
-      if text.hasPrefix("OOM"), asks { return answerFromRecord(request, epoch: epoch) }
+      if text.hasPrefix("OOM"), asks {
+        return answerFromRecord(request, epoch: epoch) { _ in self.storeIsAway(request) }
+      }
       storeIsAway(request)
     }
   }
@@ -458,8 +461,8 @@ final class Enforcer {
       return sent + stalls.stalled(since: sent, now: monotonic(now))
     }
     noteBreaker(breaker.observed(oldestUnansweredSince: oldest, now: monotonic(now)))
-    let patience = Self.answersFlow.nanoseconds + callTime.quickest
-    isStuck = isBreakerOpen || oldest.map { monotonic(now) - $0 > patience } ?? false
+    let silence = oldest.map { monotonic(now) - $0 }
+    isStuck = isBreakerOpen || Self.isStuck(silence: silence, way: callTime.quickest)
     if intakeCount > 0, hasRoom { onRoom?() }
     let late = wheel.advance(to: now)
     for request in late { deadlinePassed(request) }
@@ -583,6 +586,7 @@ final class Enforcer {
 
   func linkConnected() {
     linkIsUp = true
+    callTime.linked()
     metrics.redisReconnects.add()
     resume(.link)
   }

@@ -98,20 +98,7 @@ extension Enforcer {
         _ = table.tooOld(exchange.token, wasDone: true, now: LeaseHub.now)
         return
       }
-      // Whether an earlier copy was done the ledger knows: it is asked, as of all late deltas. The
-      // journal keeps the batch until then, as whoever is killed now has them nowhere else; but not
-      // for longer than a ledger that is there takes, as meanwhile its accounts settle nothing.
-      let entries = call.entries(bornAt: redisNow)
-      lateExchanges[exchange.token] = Set(entries.map(\.id))
-      retained.opened(bucket: bucket, epoch: call.fence.epoch)
-      let dropped = retained.dropped
-      for entry in entries { retained.add(entry, bucket: bucket, epoch: call.fence.epoch - 1) }
-      metrics.retainedDropped.add(retained.dropped - dropped)
-      lateExchangesSettled([])
-      guard !endsLateExchanges else { return endLateExchange(exchange.token) }
-      eventLoop.assumeIsolated().scheduleTask(in: Self.lateExchangeTime) {
-        self.endLateExchange(exchange.token)
-      }
+      isLate(exchange.token, call)
     case .fromFuture, .error:
       if case .error(let text) = outcome {
         logger.debug("an exchange was refused", metadata: ["error": "\(text)"])
@@ -126,31 +113,6 @@ extension Enforcer {
       logger.error("units of leases would leave a counter's range; they stay unsettled")
       table.notSent(exchange.token)
     }
-  }
-
-  /// These late deltas are in the books, or on their way there in an outbox: exchanges that have no
-  /// other are over.
-  func lateExchangesSettled(_ ids: Set<DeltaID>) {
-    guard !lateExchanges.isEmpty else { return }
-    for (token, deltas) in lateExchanges {
-      let left = deltas.subtracting(ids)
-      lateExchanges[token] = left
-      // Where nothing is late any more, what it had was let go at the bound, and is counted so.
-      if left.isEmpty || retained.lateCount == 0 { endLateExchange(token) }
-    }
-  }
-
-  private static var lateExchangeTime: TimeAmount { .seconds(5) }
-
-  private func endLateExchange(_ token: LeaseExchange.Token) {
-    guard lateExchanges.removeValue(forKey: token) != nil else { return }
-    _ = leases?.hub.table.tooOld(token, wasDone: true, now: LeaseHub.now)
-  }
-
-  /// Nothing is waited for any more: late deltas are handed over by whoever ends this sidecar.
-  func endLateExchanges() {
-    endsLateExchanges = true
-    for token in lateExchanges.keys { endLateExchange(token) }
   }
 
   private func leaseIsStale(_ stale: LeaseAnswer.Stale, _ account: String, _ bucket: Int) {

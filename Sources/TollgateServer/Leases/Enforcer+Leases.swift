@@ -36,7 +36,7 @@ extension Enforcer {
       return false
     }
     guard LeaseBinding.isLeasable(resolution) else {
-      if wasLetThrough(request, by: leases) { return true }
+      if wasDecided(request, by: leases) { return true }
       awaitsRecall(request, resolution)
       return false
     }
@@ -60,8 +60,7 @@ extension Enforcer {
           leaseDecision(resolution.draws.isEmpty ? .quotaExceeded : .creditExhausted, request))
       case .cancelled: answer = .decision(leaseDecision(.cancelled, request))
       case .mismatch(let item, _): answer = Self.mismatch(amounts: item != nil)
-      case .tooOld:
-        answer = .error(.idTooOld, "the id is older than what this sidecar remembers")
+      case .tooOld: answer = Self.tooOld
       case .miss(.unknownKey) where request.mode == .consume:
         // False: another connection's copy was faster.
         asksAgain = !leases.hub.table.mark(bucket: request.bucket, id: request.id)
@@ -83,8 +82,8 @@ extension Enforcer {
   // MARK: - What leases let through before
 
   /// It is not leased any more, as its limit was made exact or its account frozen: what was let
-  /// through before that under its id stands, and Redis does not know of it.
-  private func wasLetThrough(_ request: Request, by leases: LeaseKeeper) -> Bool {
+  /// through or denied before that under its id stands, and Redis does not know of it.
+  private func wasDecided(_ request: Request, by leases: LeaseKeeper) -> Bool {
     guard request.mode == .consume, !request.inDoubt, let global, let shape = request.shape,
       Self.isSidecarScope(request, global)
     else { return false }
@@ -92,10 +91,23 @@ extension Enforcer {
     case .answer(let reason): finish(request, .decision(leaseDecision(reason, request)))
     case .cancelled: finish(request, .decision(leaseDecision(.cancelled, request)))
     case .mismatch(let amounts): finish(request, Self.mismatch(amounts: amounts))
-    // Too old for the table is not too old for Redis, which remembers for longer.
-    case .goesOn, .tooOld, .unregistered, .later: return false
+    case .tooOld: answerTooOld(request)
+    case .goesOn, .unregistered, .later: return false
     }
     return true
+  }
+
+  /// A lease may have let it through, and nobody here remembers: Redis, which does not know either,
+  /// would count it a second time. What Redis itself decided it remembers for longer.
+  private func answerTooOld(_ request: Request) {
+    answerFromRecord(request, epoch: buckets[request.bucket].epoch) { [self] isKnown in
+      guard isKnown else { return storeIsAway(request) }
+      finish(request, Self.tooOld)
+    }
+  }
+
+  private static var tooOld: Outcome {
+    .error(.idTooOld, "the id is older than what this sidecar remembers")
   }
 
   /// A POST or CANCEL of what a sidecar remembers by itself: whether the table knows of it.
@@ -114,8 +126,7 @@ extension Enforcer {
       decision.replayed = false
       finish(request, .decision(decision))
     case .mismatch(let amounts): finish(request, Self.mismatch(amounts: amounts))
-    case .tooOld:
-      finish(request, .error(.idTooOld, "the id is older than what this sidecar remembers"))
+    case .tooOld: finish(request, Self.tooOld)
     case .unregistered:
       request.leaseStep = .new
       learnShape(of: request)

@@ -76,7 +76,7 @@ final class LeaseKeeper {
     }
   }
 
-  /// What the table says to a POST or CANCEL.
+  /// What the table says to a POST or CANCEL, or where nothing is leased any more.
   enum Known {
     /// It does not know the id; Redis answers.
     case goesOn
@@ -95,7 +95,8 @@ final class LeaseKeeper {
     case .allowed: .answer(.allowed)
     case .cancelled: .answer(.cancelled)
     // What was let through elsewhere counts although it was denied here.
-    case .denied, .unknown: .goesOn
+    case .denied: request.mode == .post ? .goesOn : .answer(.quotaExceeded)
+    case .unknown: .goesOn
     case .mismatch(let item, _): .mismatch(amounts: item != nil)
     case .tooOld: .tooOld
     }

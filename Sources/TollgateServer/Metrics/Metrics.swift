@@ -76,6 +76,7 @@ struct LeaseMetrics: Sendable {
   let shapes = Gauge()
   let recovering = Gauge()
   let lateExchanges = Gauge()
+  let lateExchangesGivenUp = Counter()
   let exchanges = Counter()
   let settledUnits = Counter()
   let recalls = Counter()
@@ -291,6 +292,10 @@ struct Metrics: Sendable {
       "tollgate_lease_late_exchanges",
       "Batches that a lost Redis leaves to the ledger, and that it does not have yet.",
       leases.lateExchanges)
+    counter(
+      "tollgate_lease_late_exchanges_given_up_total",
+      "Those that were not kept so long, as what they settle took the room of other operations.",
+      leases.lateExchangesGivenUp)
     counter("tollgate_lease_exchanges_total", "Calls to Redis about leases.", leases.exchanges)
     counter("tollgate_lease_settled_units_total", "Units settled by them.", leases.settledUnits)
     counter("tollgate_lease_recalls_total", "Times others were asked to give back.", leases.recalls)

@@ -274,4 +274,63 @@ import TollgateTesting
     #expect(counted == spent && spent > 1_000)
     #expect(redis.violations.isEmpty && !scene.isUnsettled)
   }
+
+  // MARK: - Batches that stay open
+
+  /// Only the ledger can say whether it was done, and the ledger is away.
+  @Test func anOpenBatchStandsInTheWayFromHalfATurnOn() throws {
+    let redis = ModelRedis()
+    redis.amounts = ["acme": 1_000, "other": 1_000_000]
+    let scene = LeaseScene().begin(redis)
+    scene.begin(redis, .simple("other"), demand: 100_000)
+    scene.spend(.simple(), 3)
+    scene.pass(10)
+    let open = try #require(scene.collect())
+    /// How many of so many are let through.
+    func others(_ count: Int) -> Int {
+      (0..<count).count { number in
+        let outcome = scene.spend(.simple("other"), 1)
+        if number % 16 == 15 { scene.run(10, redis) }
+        if case .allowed = outcome { return true }
+        return false
+      }
+    }
+    #expect(others(128) == 128)
+    #expect(!scene.table.standsInTheWay(open.token))
+    #expect(others(1) == 1)
+    #expect(scene.table.standsInTheWay(open.token))
+    // It is never forgotten: in the end there is no room for others.
+    #expect(others(128) < 128)
+    scene.table.lost(open.token)
+    let again = try #require(scene.collect())
+    scene.table.tooOld(again.token, wasDone: true, now: scene.monotonic)
+    #expect(!scene.table.standsInTheWay(open.token))
+    scene.pass(10)
+    #expect(others(300) == 300)
+  }
+
+  @Test func manyOpenBatchesStandInTheWayBeforeTheLogIsFull() throws {
+    let redis = ModelRedis()
+    let scene = LeaseScene(LeaseMemory(LeaseScene.geometry(slots: 4096)))
+    var open: [LeaseExchange.Token] = []
+    while open.count < 1_000 {
+      let shape = Shape.simple("a\(open.count)")
+      redis.amounts["a\(open.count)"] = 1_000
+      scene.begin(redis, shape)
+      scene.spend(shape, 1)
+      scene.pass(10)
+      guard let exchange = scene.collect() else { break }
+      #expect(exchange.deltas.count == 1)
+      if let first = open.first, scene.table.standsInTheWay(first) { break }
+      open.append(exchange.token)
+    }
+    #expect((10..<1_000).contains(open.count))
+    let first = try #require(open.first)
+    #expect(scene.table.standsInTheWay(first))
+    scene.table.lost(first)
+    let again = try #require(scene.collect())
+    #expect(again.isRepeat)
+    #expect(scene.table.tooOld(again.token, wasDone: true, now: scene.monotonic))
+    #expect(!scene.table.standsInTheWay(open[1]))
+  }
 }
