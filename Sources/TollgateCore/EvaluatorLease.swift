@@ -59,9 +59,18 @@ extension Evaluator {
   package enum LeaseBound: Hashable, Sendable {
     case quota(Int64)
     case sliding(Int64, lengthMilliseconds: Int64)
-    /// Of a grant's instance: what it has, less what is owed. What is shown of it is the sum of all
-    /// that its item is burnt from.
-    case grant(Int64, deficit: CounterKey, others: [CounterKey: WallTime])
+    /// Of a grant's instance: what it has, less what is owed. Shown is the credit of its item.
+    case grant(Int64, deficit: CounterKey, others: [CounterKey: GrantShare])
+  }
+
+  package struct GrantShare: Hashable, Sendable {
+    package var start: WallTime
+    package var amount: Int64
+
+    package init(start: WallTime, amount: Int64) {
+      self.start = start
+      self.amount = amount
+    }
   }
 
   package struct LeaseTerm: Hashable, Sendable {
@@ -414,7 +423,7 @@ private struct LeaseTurn {
       left: left,
       settled: !isThere ? 0 : isCurrent ? value.settled - offset : value.previousSettled,
       held: !isThere ? 0 : isCurrent ? value.held : value.previousHeld)
-    if isThere { addOthers(bounds, to: &shown) }
+    if isThere { showCredit(bounds, in: &shown) }
     answer.portions.append(shown)
     return true
   }
@@ -429,16 +438,24 @@ private struct LeaseTurn {
     return max(0, value.settled - offset + value.held)
   }
 
-  private func addOthers(
-    _ bounds: [Evaluator.LeaseBound], to shown: inout Evaluator.LeaseState.Portion
+  /// All amounts less settled and held are what grants have beyond what is owed.
+  private func showCredit(
+    _ bounds: [Evaluator.LeaseBound], in shown: inout Evaluator.LeaseState.Portion
   ) {
-    for case .grant(_, _, let others) in bounds {
-      for (key, start) in others {
+    for case .grant(let amount, let deficit, let others) in bounds {
+      var sum = amount
+      var left = max(0, amount - shown.settled - shown.held) - owed(deficit)
+      for (key, share) in others {
+        sum += share.amount
         let (value, offset) = reading(key)
-        guard value.start == start else { continue }
-        shown.settled += value.settled - offset
-        shown.held += value.held
+        if value.start == share.start {
+          shown.held += value.held
+          left += max(0, share.amount + offset - value.settled - value.held)
+        } else {
+          left += share.amount
+        }
       }
+      shown.settled = sum - left - shown.held
     }
   }
 

@@ -55,13 +55,14 @@ extension LiveTests.Leases {
     try Audit.check(stack, load, subjects: ["acme"], touching: "credits")
   }
 
-  /// Five credits.
-  private static func record(_ random: inout SeededRandom) throws -> OperationRecord {
+  private static func record(
+    _ random: inout SeededRandom, _ amount: Int64 = 5
+  ) throws -> OperationRecord {
     OperationRecord(
       id: OperationID(
         time: WallTime(milliseconds: Int64(Date().timeIntervalSince1970 * 1000)), using: &random),
       subject: try Subject("acme/ann/7"),
-      items: [Item(feature: try Name("credits"), amount: 5)])
+      items: [Item(feature: try Name("credits"), amount: amount)])
   }
 
   private static func ask(
@@ -136,7 +137,6 @@ extension LiveTests.Leases {
     let tally = try driver.finish()
     try Self.check(stack, tally)
     let burnt = try Audit.burnt(stack)
-    // Of the voided one nothing was let through later than that.
     let after = (burnt["first"] ?? 0) - Int64(before)
     print("denied after \(took); of the voided one \(after) more than was known when it was voided")
     #expect(burnt["credits.month"] == 100)
@@ -175,10 +175,51 @@ extension LiveTests.Leases {
     try eventually(within: .seconds(10), "all of it is taken back") {
       try Audit.burnt(stack)["first"] == count
     }
+    // Nothing is held, and there is less than is asked for: who asks for as much as there is goes on.
+    try eventually(within: .seconds(10), "it is given back") {
+      try !stack.command(["explain", "acme/ann/7", "credits"]).contains("lease of")
+    }
+    #expect(try !Self.ask(connection, try Self.record(&random, 100_000)).isAllowed)
+    #expect(try Self.ask(connection, try Self.record(&random)).isAllowed)
+    count += 5
     var tally = LeaseTally()
     tally.admitted["acme"] = count
     try Self.check(stack, tally)
     #expect(try Audit.burnt(stack) == ["first": count, "credits.month": 0])
+  }
+
+  /// Its shape is gone with the process that let it through, and there is no credit to ask for the
+  /// like of it with.
+  @Test func whatIsCancelledAfterTheLastCreditIsTakenBack() throws {
+    var random = SeededRandom.fromEnvironment("whatIsCancelledAfterTheLastCredit")
+    let stack = try Self.credit(sidecars: 1, included: 200, journals: true)
+    var connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+    var leased: OperationRecord?
+    var count: Int64 = 0
+    try eventually(within: .seconds(20), every: .milliseconds(1), "all of it is burnt") {
+      let one = try Self.record(&random)
+      let answer = try Self.ask(connection, one)
+      if answer.isAllowed {
+        count += 5
+        if answer.source == .lease { leased = leased ?? one }
+      }
+      return !answer.isAllowed && count == 200
+    }
+    let one = try #require(leased)
+    try eventually(within: .seconds(10), "it is settled") {
+      try Audit.burnt(stack)["credits.month"] == 200
+    }
+    try stack.restartSidecar(0)
+    try stack.waitReady(0)
+    connection = try WireConnection(stack.endpoint(0), token: Stack.checkToken)
+    #expect(try Self.ask(connection, one, .cancel).reason == .cancelled)
+    try eventually(within: .seconds(10), "it is taken back") {
+      try Audit.burnt(stack)["credits.month"] == 195
+    }
+    #expect(try Self.ask(connection, try Self.record(&random)).isAllowed)
+    var tally = LeaseTally()
+    tally.admitted["acme"] = 200
+    try Self.check(stack, tally)
   }
 
   @Test func killedWhileCreditIsLeasedAJournalLosesNothing() throws {

@@ -55,6 +55,18 @@ import TollgateTesting
     return try #require(reply.answer.decided).decision
   }
 
+  /// What leases say is left is what Redis says.
+  private static func expectCredit(
+    _ rig: StoreRig, _ lessee: inout TestLessee, location: SourceLocation = #_sourceLocation
+  ) throws {
+    let state = try #require(try ask(rig, 0, .check).items.first)
+    let amounts = rig.account.grants[0].amount + 60
+    for portion in try exchange(rig, &lessee) {
+      #expect(
+        amounts - portion.settled - portion.held == state.remaining, sourceLocation: location)
+    }
+  }
+
   @Test func aGrantIsLeasedLikeAQuotaAndShownWithTheOthers() throws {
     let rig = try Self.rig()
     var one = TestLessee(1)
@@ -63,6 +75,7 @@ import TollgateTesting
     #expect(answer.map(\.left) == [48, 0])
     // Settled and held of both.
     #expect(answer.map(\.settled) == [4, 4] && answer.map(\.held) == [48, 48])
+    try Self.expectCredit(rig, &one)
     // What is leased is not burnt: 48 are left of the first, then the second is burnt.
     let decision = try Self.ask(rig, 50)
     #expect(decision.burns.map { $0.grant?.text } == ["first", "plan"])
@@ -80,6 +93,7 @@ import TollgateTesting
     rig.account.grants[0].amount = 140
     // Of the 40 that were added 30 are owed: 10 are free, and half of them are granted to one.
     #expect(try Self.exchange(rig, &one, target: [1000, nil])[0].left == 5)
+    try Self.expectCredit(rig, &one)
   }
 
   @Test func aDenialThatRestsOnLeasesIsNotRecorded() throws {
@@ -109,5 +123,9 @@ import TollgateTesting
     _ = try Self.exchange(rig, &one, settle: [0, -3])
     let cell = try #require(try rig.cell("acme", "tokens", plan))
     #expect(cell.settled == 2 && cell.forgiven == 20)
+    try Self.expectCredit(rig, &one)
+    // The first is given less than was burnt of it: it has nothing, and takes nothing of the other.
+    rig.account.grants[0].amount = 30
+    try Self.expectCredit(rig, &one)
   }
 }

@@ -16,6 +16,8 @@ import TollgateTesting
     var more = ""
     var rates = ""
     var burns: [(grant: String?, amount: Int64)] = [("promo", 5)]
+    /// What is left where it is denied.
+    var left: Int64?
 
     func registration() throws -> LeaseRegistration? {
       let yaml = """
@@ -50,6 +52,12 @@ import TollgateTesting
       decision.items = [
         Decision.ItemState(limit: try Name("credits.month"), remaining: 145, settled: 5)
       ]
+      if let left {
+        decision.reason = .creditExhausted
+        decision.binding = try Name("credits.month")
+        decision.bindingItem = 0
+        decision.items[0].remaining = left
+      }
       decision.burns = try burns.map {
         Decision.Burn(item: 0, grant: try $0.grant.map { try Name($0) }, amount: $0.amount)
       }
@@ -83,6 +91,19 @@ import TollgateTesting
     #expect(Self.leased(second) == ["$credits.month"])
     // Something may come back to the one before it.
     #expect(second.validUntil == Self.now.milliseconds + 10_000)
+  }
+
+  /// Nothing is burnt any more: how it is denied is known until something changes.
+  @Test func whereNothingIsLeftAnyGrantWillDo() throws {
+    var none = Case()
+    none.burns = []
+    none.left = 0
+    let found = try #require(try none.registration())
+    #expect(Self.leased(found) == ["$credits.month"])
+    #expect(found.validUntil == Window.month.period(containing: Self.now).end.milliseconds)
+    none.left = 3
+    let some = try #require(try none.registration())
+    #expect(some.validUntil == Self.now.milliseconds + 10_000)
   }
 
   @Test func whatIsNotLeased() throws {

@@ -18,13 +18,15 @@
 --           lease's (0: it is only counted), start and end of its period, units to settle, units
 --           that are wanted in all (-1: as it is), whether it is of a rate, number of limits, per limit: kind
 --           (1 quota, 2 rate, 4 sliding, 6 grant), a, b (amount; interval and tolerance; amount and length;
---           amount and place of the field of what is owed), of a grant then 9, a, b for each other one that
---           its item is burnt from (place of its field, start of its instance); the amounts of the deltas
+--           amount and place of the field of what is owed), of a grant then for each other one that its item
+--           is burnt from 9, place of its field, start of its instance and 9, amount, 0; the amounts of the
+--           deltas
 --         · one body per delta
 -- Reply {0, now, first, answer...}: the first sequence of its deltas (0: none); an answer per
 --       account: MessagePack of code (0, 7 stale), flags (1 something is due, 2 recalled, 4 the outbox is crowded, 8 the epoch is young), when the lease
 --       expires (0: there is none), per portion: left, settled and held as limits see them (of a
---       rate: left, arrival time ms, 0; of a grant: left, and the sums of all its item is burnt from); where it is stale: global version, account version
+--       rate: left, arrival time ms, 0; of a grant: left, and what its item's credit lacks of all amounts,
+--       with what is held apart); where it is stale: global version, account version
 --       (-1: none), configuration (empty: as known)
 --       {1, now, first, answer...} this call was made before: what it settles is settled already
 --       {2, f, seq} · {4} · {5} · {8, account...} not seeded, nothing was done · {10, account, portion}
@@ -324,11 +326,19 @@ for a = 1, accounts do
         T[t + 2], T[t + 3] = floor((max(cell[1], now) + 999) / 1000), 0
       elseif slot then
         T[t + 2], T[t + 3] = cell[slot] - (slot == 2 and cell[4] or 0), cell[slot + 1]
-        for l = b + 13, P[b + 10] == 6 and b + 7 + limits * 3 or 0, 3 do
-          local other = cellAt(C, raw, P[l + 1])
-          if other[1] == P[l + 2] then
-            T[t + 2], T[t + 3] = T[t + 2] + other[2] - other[4], T[t + 3] + other[3]
+        if limits > 0 and P[b + 10] == 6 then
+          -- As `creditOf` has it: none has less than nothing, and what is owed is paid first.
+          local owed = cellAt(C, raw, P[b + 12])
+          local held = T[t + 3]
+          local gone = max(0, owed[2] - owed[4] + owed[3]) + math.min(T[t + 2] + held, P[b + 11])
+          for l = b + 13, b + 7 + limits * 3, 6 do
+            local other = cellAt(C, raw, P[l + 1])
+            if other[1] == P[l + 2] then
+              held = held + other[3]
+              gone = gone + math.min(other[2] - other[4] + other[3], P[l + 4])
+            end
           end
+          T[t + 2], T[t + 3] = gone - held, held
         end
       else
         T[t + 2], T[t + 3] = 0, 0

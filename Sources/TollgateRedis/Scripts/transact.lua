@@ -356,7 +356,9 @@ for i = 1, items do
       settled, held = cell[2] - cell[4], cell[3]
     end
   end
-  rests = rests or quiet and (reason == 22 or reason == 30) and held > 0
+  -- Where another limit leaves less than the credit, what is held of its grants is not shown.
+  rests = rests or quiet and ((reason == 22 or reason == 30) and held > 0
+    or reason == 30 and i == P[binding + 1] and limit ~= P[binding + 3])
   states = states .. encode(limit, least, settled, held, reset)
 end
 local first = births > 0 and mode ~= CHECK and (tonumber(M[2]) or 0) + 1 or 0

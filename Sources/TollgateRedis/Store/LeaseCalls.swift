@@ -26,10 +26,12 @@ package struct LeasePortion: Hashable, Sendable {
   package struct Instance: Hashable, Sendable {
     package var grant: Name
     package var start: WallTime
+    package var amount: Int64
 
-    package init(grant: Name, start: WallTime) {
+    package init(grant: Name, start: WallTime, amount: Int64) {
       self.grant = grant
       self.start = start
+      self.amount = amount
     }
   }
 
@@ -294,6 +296,9 @@ extension LeaseAccount {
               writer.append(9)
               writer.append(starts[0] + (grant.next() ?? 0))
               writer.append(other.start.milliseconds)
+              writer.append(9)
+              writer.append(other.amount)
+              writer.append(0)
             }
           }
         }
@@ -326,7 +331,7 @@ extension LeasePortion.Bound {
   fileprivate var terms: Int {
     switch self {
     case .quota, .sliding: 1
-    case .grant(_, let others): 1 + others.count
+    case .grant(_, let others): 1 + 2 * others.count
     }
   }
 }
@@ -366,7 +371,8 @@ extension LeasePortion {
     for draws in resolution.draws.values {
       for draw in draws where !draw.isVoided {
         let others = draws.filter { $0.cell != draw.cell && !$0.isVoided }.map {
-          Instance(grant: $0.grant, start: resolution.cells[$0.cell].period.start)
+          Instance(
+            grant: $0.grant, start: resolution.cells[$0.cell].period.start, amount: $0.amount)
         }
         portions[draw.cell].bounds.append(.grant(amount: draw.amount, others: others))
       }

@@ -57,7 +57,7 @@ extension Enforcer {
         answer = .decision(leaseDecision(.allowed, request))
       case .knownDenied:
         answer = .decision(
-          leaseDecision(resolution.draws.isEmpty ? .quotaExceeded : .creditExhausted, request))
+          leaseDecision(resolution.isOfCreditAlone ? .creditExhausted : .quotaExceeded, request))
       case .cancelled: answer = .decision(leaseDecision(.cancelled, request))
       case .mismatch(let item, _): answer = Self.mismatch(amounts: item != nil)
       case .tooOld: answer = Self.tooOld
@@ -214,17 +214,16 @@ extension Enforcer {
       decideFinally(request)
       return true
     }
-    recall(request, resolution)
+    recall(request, resolution, decision)
     return true
   }
 
   /// Not answered from leases, and yet what it asks for may be held by some: by another shape of a
-  /// feature that is leased.
+  /// feature that is leased, or of the limits that are.
   private func awaitsRecall(_ request: Request, _ resolution: Resolution) {
     // Where configuration denies it, as that of an account that is not loaded yet, nothing is held.
     guard request.mode == .consume, !resolution.isDenied, let global,
-      request.items.contains(where: { Self.isSidecarScope($0, global) }),
-      !Self.isSidecarScope(request, global)
+      request.items.contains(where: { Self.isSidecarScope($0, global) })
     else { return }
     request.leaseStep = .atomic
     request.leased = resolution
@@ -237,7 +236,9 @@ extension Enforcer {
       let binding = decision.bindingItem,
       request.items.indices.contains(binding), decision.items.indices.contains(binding)
     else { return false }
-    return Self.isSidecarScope(request.items[binding], global) && decision.items[binding].held > 0
+    let state = decision.items[binding]
+    return Self.isSidecarScope(request.items[binding], global)
+      && (state.held > 0 || decision.reason == .creditExhausted && state.limit != decision.binding)
   }
 
   /// Denied, not recorded, and asked for again when leases were asked to give back.
@@ -246,13 +247,14 @@ extension Enforcer {
       && !decision.isAllowed && !decision.replayed && decision.mayBeHeld
   }
 
-  private func recall(_ request: Request, _ resolution: Resolution) {
+  private func recall(_ request: Request, _ resolution: Resolution, _ decision: Decision) {
     guard let leases, let fence = fence(request.bucket), let connection = link?.connection else {
       return decideFinally(request)
     }
     let call = RecallCall(
       keySpace: keys, fence: fence, account: request.subject.account,
-      asker: LesseeID(leases.hub.lessee), wanted: LeaseBinding.wanted(request, resolution))
+      asker: LesseeID(leases.hub.lessee),
+      wanted: LeaseBinding.wanted(request, resolution, decision))
     guard !call.wanted.isEmpty else { return decideFinally(request) }
     metrics.leases.recalls.add()
     begun(request.bucket)
@@ -302,7 +304,11 @@ extension Decision {
   var mayBeHeld: Bool {
     switch reason {
     case .rateLimited: true
-    case .quotaExceeded, .creditExhausted: items.contains { $0.held > 0 }
+    case .quotaExceeded: items.contains { $0.held > 0 }
+    // Where another limit leaves less, what is held of its grants is not shown.
+    case .creditExhausted:
+      items.contains { $0.held > 0 }
+        || bindingItem.map { items.indices.contains($0) && items[$0].limit != binding } ?? false
     default: false
     }
   }

@@ -65,7 +65,9 @@ enum LeaseBinding {
       resolution.draws[item]?.first { !$0.isVoided }?.cell != draw.cell
     }
     var validUntil = resolution.validUntil
-    if isLater { validUntil = min(validUntil, decision.time + laterGrantMilliseconds) }
+    if isLater, !decision.isOutOfCredit {
+      validUntil = min(validUntil, decision.time + laterGrantMilliseconds)
+    }
     return LeaseRegistration(
       bucket: bucket, account: Array(request.account.utf8), key: key,
       globalVersion: versions.global, accountVersion: versions.account, confirmedAt: confirmedAt,
@@ -87,16 +89,24 @@ enum LeaseBinding {
   /// By item, the grant that all of it was burnt from: the first that had anything, so a lease is
   /// taken of that one, in the order of burning. nil: it took more than one, or what is left of it
   /// goes over into its next instance, which must not miss what leases hold.
+  ///
+  /// Where it is only to be known how the like of it is settled or denied, any will do: nothing is
+  /// leased of a grant that has nothing left, and what has is burnt by Redis first.
   private static func burnt(
     _ request: Request, _ resolution: Resolution, _ decision: Decision
   ) -> [Int: Draw]? {
     var found: [Int: Draw] = [:]
-    for (item, draws) in resolution.draws {
+    for (item, all) in resolution.draws {
+      let draws = all.filter { !$0.isVoided && $0.rollover == .none }
+      guard all.count <= grantsMax else { return nil }
       let burns = decision.burns.filter { $0.item == item }
-      guard let burn = burns.first, burns.count == 1, burn.amount == request.items[item].amount,
-        draws.count <= grantsMax, let draw = draws.first(where: { $0.grant == burn.grant }),
-        !draw.isVoided, draw.rollover == .none
-      else { return nil }
+      var draw = draws.first { $0.grant == burns.first?.grant }
+      if request.isForShape || !decision.isAllowed {
+        draw = draw ?? draws.last
+      } else if burns.count != 1 || burns[0].amount != request.items[item].amount {
+        return nil
+      }
+      guard let draw else { return nil }
       found[item] = draw
     }
     return found
@@ -163,9 +173,38 @@ enum LeaseBinding {
 }
 
 extension LeaseBinding {
-  /// The counters and rates that judge a request: what a recall asks for.
-  static func wanted(_ request: Request, _ resolution: Resolution) -> [RecallCall.Wanted] {
-    LeasePortion.all(of: resolution, subject: request.subject).filter(\.isLeased)
-      .prefix(RecallCall.wantedMax).map { .init(subject: $0.subject, field: $0.field) }
+  /// The counters and rates that judge a request: what a recall asks for. Those of the feature that
+  /// is denied come first.
+  static func wanted(
+    _ request: Request, _ resolution: Resolution, _ decision: Decision
+  ) -> [RecallCall.Wanted] {
+    let denied = decision.bindingItem.map { resolution.items[$0].feature }
+    let leased = LeasePortion.all(of: resolution, subject: request.subject).filter(\.isLeased)
+    let first = leased.filter { $0.feature == denied } + leased.filter { $0.feature != denied }
+    return first.prefix(RecallCall.wantedMax).map { .init(subject: $0.subject, field: $0.field) }
+  }
+}
+
+extension Decision {
+  /// No grant has anything left, and nobody holds any of it.
+  var isOutOfCredit: Bool {
+    guard reason == .creditExhausted, let bindingItem, items.indices.contains(bindingItem) else {
+      return false
+    }
+    let state = items[bindingItem]
+    return state.limit == binding && state.remaining == 0 && state.held == 0
+  }
+}
+
+extension Resolution {
+  /// No other limit denies it for what was used.
+  var isOfCreditAlone: Bool {
+    !draws.isEmpty
+      && limits.allSatisfy { limit in
+        switch limit.rule {
+        case .quota, .sliding, .concurrency, .spendCap: limit.enforcement != .hard
+        case .deny, .rate, .credit, .unlimited: true
+        }
+      }
   }
 }

@@ -164,7 +164,9 @@ final class LeaseKeeper {
 
   /// Redis denied it, finally: the same is denied from memory for a while.
   func denied(_ request: Request, _ resolution: Resolution, _ decision: Decision, sentAt: Int64) {
-    guard request.items.count == 1, let shape = request.shape, let state = decision.items.first,
+    // By prices or holds that came with a newer catalog more was decided than leases know of.
+    guard LeaseBinding.isLeasable(resolution), request.items.count == 1,
+      let shape = request.shape, let state = decision.items.first,
       let limit = resolution.limits.first(where: { $0.id == decision.binding })
     else { return }
     let isSettled: Bool
@@ -174,12 +176,14 @@ final class LeaseKeeper {
       isSettled = state.settled >= amount
       reset = state.reset
     case (.credit, .creditExhausted):
-      isSettled = state.held == 0
+      isSettled = decision.isOutOfCredit
       // Or when credit is added, which ends the shape.
       reset = decision.retryAfter.map { decision.time + $0 } ?? resolution.validUntil
     default: return
     }
     guard let reset else { return }
+    // It may be another grant by now that it was burnt from last, and none is burnt any more.
+    if decision.isOutOfCredit { learn(request, resolution, decision, sentAt: sentAt) }
     var answer = decision
     answer.source = .lease
     if decision.retryAfter != nil || decision.reason == .quotaExceeded {

@@ -95,6 +95,7 @@ enum LeaseRule: Hashable {
       for other in others {
         writer.append(other.grant.text)
         writer.append(other.start.milliseconds)
+        writer.append(other.amount)
       }
     }
     return writer.bytes
@@ -115,11 +116,14 @@ enum LeaseRule: Hashable {
       case 2: rules.append(.rate(interval: a, tolerance: b))
       case 4: rules.append(.sliding(amount: a, lengthMilliseconds: b))
       case 6:
+        guard (0...64).contains(b) else { return nil }
         var others: [LeasePortion.Instance] = []
         for _ in 0..<b {
-          guard let grant = reader.text().flatMap({ try? Name($0) }), let start = reader.integer()
+          guard let grant = reader.text().flatMap({ try? Name($0) }), let start = reader.integer(),
+            let amount = reader.integer()
           else { return nil }
-          others.append(.init(grant: grant, start: WallTime(milliseconds: start)))
+          others.append(
+            .init(grant: grant, start: WallTime(milliseconds: start), amount: amount))
         }
         rules.append(.grant(amount: a, others: others))
       default: return nil

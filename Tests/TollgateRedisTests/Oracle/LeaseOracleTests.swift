@@ -67,7 +67,7 @@ import TollgateTesting
     (.lease, "local applies = not again", "local applies = true"),
     (.lease, "most = most - max(0, owed[2] - owed[4] + owed[3])", ""),
     (
-      .lease, "T[t + 2] + other[2] - other[4], T[t + 3] + other[3]", "T[t + 2] + other[2], T[t + 3]"
+      .lease, "math.min(other[2] - other[4] + other[3], P[l + 4])", "other[2] - other[4] + other[3]"
     ),
     (.lease, "applies = ordinal > latest and", "applies = ordinal >= latest and"),
     (.lease, "(state == 0 or P[7] == 1)", "true"),

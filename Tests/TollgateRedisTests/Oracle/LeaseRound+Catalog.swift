@@ -146,7 +146,9 @@ extension LeaseRound {
       return .grant(
         amount, deficit: deficit,
         others: Dictionary(
-          uniqueKeysWithValues: others.map { (counter(.grant($0.grant)), $0.start) }))
+          uniqueKeysWithValues: others.map {
+            (counter(.grant($0.grant)), .init(start: $0.start, amount: $0.amount))
+          }))
     }
   }
 
