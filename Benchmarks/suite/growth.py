@@ -46,6 +46,7 @@ def limits(rig, say):
 
 def subjects(rig, say):
     sizes = [1, 100] if rig.options.quick else [10 ** n for n in range(7)]
+    sizes = [n for n in sizes if n <= rig.options.most]
 
     def run(n):
         rig.ours_redis.forget(outbox=False)

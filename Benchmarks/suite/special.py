@@ -62,6 +62,7 @@ def memory(rig):
     """k: resident memory of a sidecar of its own: idle, then with live subjects, each of which was
     asked for often enough to be leased."""
     steps = [1000, 10_000] if rig.options.quick else [100_000, 1_000_000]
+    steps = [count for count in steps if count <= rig.options.most]
     bars = {100_000: 120, 1_000_000: 800}
     sidecar = rig.servers.sidecar("ours", f"unix:{rig.ours_redis.path}", rig.ledger_path, number=8)
     rows = []
