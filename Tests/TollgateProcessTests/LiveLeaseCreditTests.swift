@@ -128,7 +128,6 @@ extension LiveTests.Leases {
     }
     try stack.command(["grant", "void", "acme", "first", "--reason", "test"])
     let voided = ContinuousClock.now
-    let before = driver.soFar.allowed
     // What the plan includes is burnt from then on.
     try eventually(within: .seconds(20), every: .milliseconds(1), "it bites") {
       driver.soFar.denialsInRow > 20
@@ -136,10 +135,8 @@ extension LiveTests.Leases {
     let took = ContinuousClock.now - voided
     let tally = try driver.finish()
     try Self.check(stack, tally)
-    let burnt = try Audit.burnt(stack)
-    let after = (burnt["first"] ?? 0) - Int64(before)
-    print("denied after \(took); of the voided one \(after) more than was known when it was voided")
-    #expect(burnt["credits.month"] == 100)
+    print("denied after \(took)")
+    #expect(try Audit.burnt(stack)["credits.month"] == 100)
     #expect(took < .seconds(1))
   }
 
@@ -230,15 +227,7 @@ extension LiveTests.Leases {
     load.amounts = 1...3
     load.pause = .milliseconds(1)
     let driver = LeaseDriver(stack.endpoints, load, seed: &random)
-    var leased = 0
-    for kill in 0..<(Self.rounds ?? 4) {
-      try eventually(within: .seconds(60), "leases answer before kill \(kill)") {
-        driver.soFar.sources[.lease] ?? 0 > leased + 100
-      }
-      Thread.sleep(forTimeInterval: random.unit() * 0.1)
-      try stack.restartSidecar(Int(random.next() % 2))
-      leased = driver.soFar.sources[.lease] ?? 0
-    }
+    try Self.kill(Self.rounds ?? 4, stack, under: driver, &random)
     let tally = try driver.finish()
     #expect(tally.unresolved == 0)
     try Self.check(stack, tally)

@@ -132,6 +132,21 @@ extension LiveTests {
       try Self.audit(stack, total, subjects: accounts)
     }
 
+    /// One of two sidecars after another, at any moment in which leases answer.
+    static func kill(
+      _ times: Int, _ stack: Stack, under driver: LeaseDriver, _ random: inout SeededRandom
+    ) throws {
+      var leased = 0
+      for kill in 0..<times {
+        try eventually(within: .seconds(60), "leases answer before kill \(kill)") {
+          driver.soFar.sources[.lease] ?? 0 > leased + 100
+        }
+        Thread.sleep(forTimeInterval: random.unit() * 0.1)
+        try stack.restartSidecar(Int(random.next() % 2))
+        leased = driver.soFar.sources[.lease] ?? 0
+      }
+    }
+
     @Test func killedUnderLeasedLoadAJournalLosesNothing() throws {
       var random = SeededRandom.fromEnvironment("killedUnderLeasedLoad")
       var options = Self.options(1_000_000_000, sidecars: 2, accounts: ["acme", "beta"])
@@ -141,15 +156,7 @@ extension LiveTests {
         callers: 8, subjects: ["acme/ann/7", "acme/bob/8", "beta/x/1"], amounts: 1...3)
       load.pause = .milliseconds(1)
       let driver = LeaseDriver(stack.endpoints, load, seed: &random)
-      var leased = 0
-      for kill in 0..<(Self.rounds ?? 8) {
-        try eventually(within: .seconds(60), "leases answer before kill \(kill)") {
-          driver.soFar.sources[.lease] ?? 0 > leased + 100
-        }
-        Thread.sleep(forTimeInterval: random.unit() * 0.1)
-        try stack.restartSidecar(Int(random.next() % 2))
-        leased = driver.soFar.sources[.lease] ?? 0
-      }
+      try Self.kill(Self.rounds ?? 8, stack, under: driver, &random)
       let tally = try driver.finish()
       #expect(tally.unresolved == 0)
       try Self.audit(stack, tally, subjects: ["acme", "beta"])

@@ -113,21 +113,16 @@ import TollgateTesting
     var beyond = Case()
     beyond.burns = [("promo", 3), (nil, 2)]
     #expect(try beyond.registration() == nil, "beyond the grants")
-    var overage = Case()
-    overage.limits = "[{id: credits.month, credit: {every: month, amount: 50}, overage: allow}]"
-    #expect(try overage.registration() == nil, "what goes beyond costs money")
-    var soft = Case()
-    soft.limits =
-      "[{id: credits.month, credit: {every: month, amount: 50}, overage: deny, enforcement: soft}]"
-    #expect(try soft.registration() == nil, "a soft limit")
-    var exact = Case()
-    exact.limits =
-      "[{id: credits.month, credit: {every: month, amount: 50}, overage: deny, precision: exact}]"
-    #expect(try exact.registration() == nil, "exact")
-    var capped = Case()
-    capped.limits =
-      "[{id: c, credit: {every: month, amount: 50}, overage: deny}, {id: s, spend_cap: 5, per: day}]"
-    #expect(try capped.registration() == nil, "a cap on money")
+    let prepaid = "id: credits.month, credit: {every: month, amount: 50}"
+    for (limits, why) in [
+      ("[{\(prepaid), overage: allow}]", "what goes beyond costs money"),
+      ("[{\(prepaid), overage: deny, enforcement: soft}]", "a soft limit"),
+      ("[{\(prepaid), overage: deny, precision: exact}]", "exact"),
+      ("[{\(prepaid), overage: deny}, {id: s, spend_cap: 5, per: day}]", "a cap on money"),
+    ] {
+      #expect(try Case(limits: limits).registration() == nil, "\(why)")
+    }
+    #expect(try Case(limits: "[{\(prepaid), overage: deny}]").registration() != nil)
     var charged = Case()
     charged.rates = "rates: [{id: r, feature: tokens, into: credits, price: 1}]"
     #expect(try charged.registration() == nil, "others are charged to it")
