@@ -32,12 +32,13 @@ class Rig:
         return result
 
     def shape(self, connections=50, depth=1, records=1, feature="bench.units", seconds=None,
-              subjects=ACCOUNTS, extra=()):
+              subjects=ACCOUNTS, extra=(), warmup=0.5):
         seconds = self.options.seconds if seconds is None else seconds
+        warmup = min(warmup, seconds) if self.options.quick else warmup
         return ["--connections", str(connections), "--in-flight", str(depth),
                 "--records", str(records), "--feature", f"{feature}=1",
                 "--subjects", str(subjects), "--seconds", str(seconds),
-                "--warmup", str(min(0.5, seconds)), *extra]
+                "--warmup", str(warmup), *extra]
 
     def ours(self, shape, label, transport="unix", sidecars=None, redis=None, may_deny=False,
              audit_at=None):

@@ -5,6 +5,11 @@ import statistics
 from . import catalog, drive
 
 
+# Accounts that a sidecar has never seen are loaded at some thousands a second, and leased when they
+# were asked for twice: what is measured is what comes after.
+LOADED_PER_SECOND = 2_000
+
+
 class Table:
     def __init__(self, name, axis, points):
         self.name, self.axis, self.points = name, axis, points
@@ -51,6 +56,7 @@ def subjects(rig, say):
     def run(n):
         rig.ours_redis.forget(outbox=False)
         return rig.ours(rig.shape(50, 16, feature="bench.limits1", subjects=n,
+                                  warmup=max(0.5, n / LOADED_PER_SECOND),
                                   extra=("--prefix", f"many{n}-", "--drain", "300")),
                         f"{n} subjects")
     return sweep(rig, "subjects", "subjects", sizes, run, say)
@@ -72,8 +78,10 @@ def sidecars(rig, say):
                                             rig.ledger_path, number=20 + len(more)))
         return sweep(
             rig, "sidecars on one Redis", "sidecars", sizes,
-            lambda n: rig.ours(rig.shape(48, 16, feature="bench.limits1"), f"{n} sidecars",
-                               sidecars=more[:n]), say)
+            lambda n: rig.ours(
+                rig.shape(48, 16, feature="bench.limits1",
+                          warmup=max(0.5, n * drive.ACCOUNTS / LOADED_PER_SECOND)),
+                f"{n} sidecars", sidecars=more[:n]), say)
     finally:
         for sidecar in more[1:]:
             rig.servers.stop(sidecar.process)

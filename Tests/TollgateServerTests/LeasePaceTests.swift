@@ -40,6 +40,52 @@ import TollgateTesting
     #expect(during == [false, false] && later)
   }
 
+  /// Each of so many is settled once in that time, at the pace.
+  @Test(arguments: [(0, 500), (250, 500), (251, 502), (1_000, 2_000), (2_000, 4_000), (.max, 4_000)])
+  func usageWaitsAsLongAsAllThatIsHotTakes(_ waiting: Int, _ milliseconds: Int64) {
+    var pace = LeasePace()
+    pace.measured(waiting: waiting)
+    #expect(pace.settle == milliseconds * 1_000_000)
+    #expect(pace.demand == 2 * pace.settle)
+  }
+
+  @Test func itIsSlowlyLessAgain() {
+    var pace = LeasePace()
+    pace.measured(waiting: 2_000)
+    var steps = 0
+    var before = pace.settle
+    while pace.settle > 2 * LeasePace.settleLeast, steps < 1_000 {
+      pace.measured(waiting: 0)
+      #expect(pace.settle < before)
+      before = pace.settle
+      steps += 1
+    }
+    #expect((20...40).contains(steps))
+    for _ in 0..<1_000 { pace.measured(waiting: 0) }
+    #expect(pace.settle < LeasePace.settleLeast + 100)
+  }
+
+  /// Near and quick, far and quick, near and slow for being asked too much; and never too long.
+  @Test(arguments: [
+    (1, 1, 500), (9, 1, 500), (150, 150, 1_500), (41, 1, 2_410), (68, 2, 3_980), (5_000, 1, 4_000),
+    (5_000, 5_000, 4_000), (.max, .max, 4_000), (1, 3, 500),
+  ] as [(Int64, Int64, Int64)])
+  func aSlowRedisIsAskedSeldom(_ took: Int64, _ way: Int64, _ milliseconds: Int64) {
+    var pace = LeasePace()
+    for _ in 0..<200 {
+      pace.called(
+        took.multipliedReportingOverflow(by: 1_000_000).overflow ? .max : took * 1_000_000,
+        way: way.multipliedReportingOverflow(by: 1_000_000).overflow ? .max : way * 1_000_000)
+    }
+    #expect(abs(pace.settle - milliseconds * 1_000_000) < 1_000_000)
+  }
+
+  @Test func whatWaitsIsCountedFourTimesASecond() {
+    var pace = LeasePace()
+    let times = (0..<1_000).count { pace.isToMeasure(at: Int64($0) * 10_000_000) }
+    #expect(times == 40)
+  }
+
   @Test func anExchangeOfTheTableIsACall() throws {
     let limits = LeaseHub.limits(
       ServerConfiguration(

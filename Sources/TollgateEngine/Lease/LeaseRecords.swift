@@ -215,4 +215,6 @@ struct LeaseLine: BitwiseCopyable {
   var urgentLast: UInt32 = 0
   var first: UInt32 = 0
   var last: UInt32 = 0
+  /// Those that are due or will be.
+  var waiting: UInt32 = 0
 }

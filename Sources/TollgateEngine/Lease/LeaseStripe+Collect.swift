@@ -44,9 +44,11 @@ extension LeaseStripe {
   /// What is to be sent now for this bucket; nil: nothing is due. Asked again until nil.
   /// - Parameter isSpare: what is a tick old may go; else only what wants to be exchanged at once
   ///   and what has waited for `settle`. With either goes what would soon follow it.
+  /// - Parameter settle: nanoseconds; see `LeaseTable.collect`.
   mutating func collect(
-    bucket: Int, now: Int64, id: () -> OperationID, isSpare: Bool
+    bucket: Int, now: Int64, id: () -> OperationID, isSpare: Bool, settle: Int64
   ) -> LeaseExchange? {
+    settleNanoseconds = max(configuration.settleNanoseconds, settle)
     upkeep(now: now)
     let line = line(of: bucket)
     if let number = again[Int(line)].popLast() { return sendAgain(number, now: now, id: id()) }
@@ -59,12 +61,12 @@ extension LeaseStripe {
       || unsettledUnits > unsettledUnitsMax / 2
     let due =
       isSpare || isPressed
-      ? now : now &- max(0, configuration.settleNanoseconds &- configuration.tickNanoseconds)
+      ? now : now &- max(0, settleNanoseconds &- configuration.tickNanoseconds)
     let isDue = lines[line].first != 0 && accounts[lines[line].first].dueAt <= due
     guard isDue || lines[line].urgentFirst != 0 else { return nil }
     // Accounts that are settled together are due together from then on: a call for many of them,
     // and each as seldom as may be. Who only wants units brings none of those that are young.
-    let along = isDue ? now : now &- configuration.settleNanoseconds / 4 * 3
+    let along = isDue ? now : now &- settleNanoseconds / 4 * 3
     var by = due
     var pending = PendingExchange(id: id(), bucket: bucket)
     // Whoever is passed over is looked at again when what keeps it is over.

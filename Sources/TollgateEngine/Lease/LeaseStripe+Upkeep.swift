@@ -4,6 +4,14 @@
 import TollgateCore
 
 extension LeaseStripe {
+  /// After so long without use a portion is given back: not before two settles would have been due,
+  /// or what comes a little less often would be taken up and given back each time.
+  var idleNanoseconds: Int64 { max(configuration.idleNanoseconds, 2 * settleNanoseconds) }
+
+  /// What is used in so long a portion shall hold: between two settles no more is spent than half
+  /// of the ceiling.
+  var coverMilliseconds: Int64 { max(configuration.coverMilliseconds, settleNanoseconds / 250_000) }
+
   /// An operation found too little, or no lease: more is asked for, or, where Redis had no more to
   /// give, what is left is given back, so that the atomic decision sees all of it.
   @inline(never)
@@ -12,7 +20,7 @@ extension LeaseStripe {
     let isEnded = request.now >= accounts[e.account].localEnd
     entries[entry].usedAt = max(e.usedAt, request.now)
     // Nobody asked for long: a lease for the first who does would be given back unused.
-    if isEnded, request.now &- e.usedAt > configuration.idleNanoseconds { return }
+    if isEnded, request.now &- e.usedAt > idleNanoseconds { return }
     for place in 0..<UInt32(e.judgedCount) {
       let reference = references[e.references + place]
       let portion = reference.portion
@@ -67,12 +75,12 @@ extension LeaseStripe {
     fold(portion, now: now)
     if p.has(LeasePortion.isRecalled) || p.references == 0 { return floor }
     let after = max(0, p.left - p.inFlight)
-    if p.used == 0, now &- portions[portion].usedAt >= configuration.idleNanoseconds {
+    if p.used == 0, now &- portions[portion].usedAt >= idleNanoseconds {
       return floor
     }
     if now < p.restUntil { return -1 }
     let use = portions[portion].rate.multipliedReportingOverflow(
-      by: configuration.coverMilliseconds)
+      by: coverMilliseconds)
     let wanted = max(
       floor,
       min(
@@ -87,8 +95,8 @@ extension LeaseStripe {
   mutating func enterWheel(_ portion: UInt32, now: Int64) {
     guard !portions[portion].has(LeasePortion.isInWheel) else { return }
     // When it will be idle, if it stays unused; one that is idle is given back already.
-    let rest = portions[portion].usedAt &+ configuration.idleNanoseconds &- now
-    let wait = rest > 0 ? rest &+ Self.wheelNanoseconds : configuration.idleNanoseconds
+    let rest = portions[portion].usedAt &+ idleNanoseconds &- now
+    let wait = rest > 0 ? rest &+ Self.wheelNanoseconds : idleNanoseconds
     let turn = min(Int64(Self.wheelSlots - 1), max(1, wait / Self.wheelNanoseconds))
     let slot = Int((now / Self.wheelNanoseconds + turn) & Int64(Self.wheelSlots - 1))
     portions[portion].set(LeasePortion.isInWheel, true)
@@ -124,7 +132,7 @@ extension LeaseStripe {
     guard p.left > 0 || p.targetInFlight > 0 else { return releaseIfUnused(portion) }
     fold(portion, now: now)
     let isIdle =
-      p.references == 0 || now &- portions[portion].usedAt >= configuration.idleNanoseconds
+      p.references == 0 || now &- portions[portion].usedAt >= idleNanoseconds
     let rest = accounts[p.account].localEnd &- now
     if isIdle || rest < configuration.leaseMilliseconds * 500_000 { want(portion) }
     enterWheel(portion, now: now)

@@ -14,6 +14,8 @@ import TollgateCore
 
 struct LeaseStripe: ~Copyable {
   let configuration: LeaseConfiguration
+  /// How old usage may become before it is settled; at least what is configured.
+  var settleNanoseconds: Int64
   let stripes: Int
   let lessee: UInt64
 
@@ -74,6 +76,7 @@ struct LeaseStripe: ~Copyable {
     lessee: UInt64, horizon: Int64, index: UnsafeMutableRawPointer
   ) {
     self.configuration = configuration
+    settleNanoseconds = configuration.settleNanoseconds
     self.stripes = stripes
     self.lessee = lessee
     unsettledUnitsMax = configuration.unsettledUnitsMax / Int64(stripes)
@@ -119,6 +122,7 @@ struct LeaseStripe: ~Copyable {
       accounts[lines[line].last].dueNext = account
     }
     lines[line].last = account
+    lines[line].waiting += 1
   }
 
   /// It is exchanged with the next call of its bucket.
@@ -159,6 +163,7 @@ struct LeaseStripe: ~Copyable {
     guard first != 0, accounts[first].dueAt <= by else { return (0, false) }
     lines[line].first = accounts[first].dueNext
     if lines[line].first == 0 { lines[line].last = 0 }
+    lines[line].waiting -= 1
     accounts[first].set(LeaseAccount.isQueued, false)
     return (first, false)
   }

@@ -147,13 +147,20 @@ package import TollgateCore
 
   /// What is due of this bucket, to be sent at once: `now` becomes the time it was sent. `id` is
   /// new. Call until nil, every few milliseconds.
-  /// `isSpare`: whether there is capacity for more than what has to go.
+  /// `isSpare`: whether there is capacity for more than what has to go. `settle`: when usage has to
+  /// go, in nanoseconds, where the configured time is too short for all that is hot.
   package func collect(
-    bucket: Int, now: MonotonicTime, id: @autoclosure () -> OperationID, isSpare: Bool = true
+    bucket: Int, now: MonotonicTime, id: @autoclosure () -> OperationID, isSpare: Bool = true,
+    settle: Int64 = 0
   ) -> LeaseExchange? {
     with(bucket) {
-      $0.collect(bucket: bucket, now: now.nanoseconds, id: id, isSpare: isSpare)
+      $0.collect(bucket: bucket, now: now.nanoseconds, id: id, isSpare: isSpare, settle: settle)
     }
+  }
+
+  /// Accounts of the bucket with usage that is in no batch.
+  package func waiting(bucket: Int) -> Int {
+    with(bucket) { Int($0.lines[$0.line(of: bucket)].waiting) }
   }
 
   package func replied(

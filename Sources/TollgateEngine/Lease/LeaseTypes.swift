@@ -231,7 +231,8 @@ package struct LeaseConfiguration: Sendable {
   package var marginMilliseconds: Int64 = 500
   /// Usage is settled when it is this old, where there is capacity to spare …
   package var tickNanoseconds: Int64 = 10_000_000
-  /// … and else when it is this old.
+  /// … and else when it is this old, or older where so many are hot (`LeaseTable.collect`). What
+  /// is idle, and what a portion shall cover, then grows with it.
   package var settleNanoseconds: Int64 = 500_000_000
   /// Without word of the configuration for so long, nothing is spent.
   package var freshNanoseconds: Int64 = 1_000_000_000
@@ -242,8 +243,7 @@ package struct LeaseConfiguration: Sendable {
   package var restNanoseconds: Int64 = 250_000_000
   /// How long a correction waits for spends that absorb it.
   package var correctionNanoseconds: Int64 = 1_000_000_000
-  /// A portion shall hold what is used in this time: four times `settle`, so that between two
-  /// settles no more is spent than half of the ceiling.
+  /// A portion shall hold what is used in this time: four times `settle`.
   package var coverMilliseconds: Int64 = 2_000
   /// A portion's target is at most this.
   package var targetMax: Int64 = 1 << 40

@@ -323,6 +323,7 @@ extension Enforcer {
       answeredAt = now
       callTime.note(
         (now - sentAt).nanoseconds, at: monotonic(now).nanoseconds, isAlone: isAlone)
+      leases?.called((now - sentAt).nanoseconds)
       worked(batch.count, at: now)
       metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
       noteBreaker(

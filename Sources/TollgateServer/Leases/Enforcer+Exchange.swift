@@ -57,6 +57,7 @@ extension Enforcer {
     case .success(let reply):
       answeredAt = now
       metrics.redisLatency.record(nanoseconds: (now - sentAt).nanoseconds)
+      leases?.called((now - sentAt).nanoseconds)
       noteBreaker(
         breaker.answered(
           ticket, latency: redisTime(since: sentAt, to: now), now: monotonic(now)))

@@ -25,16 +25,10 @@ final class LeaseKeeper {
   /// A tick that was overtaken by `wake` does nothing.
   private var generation = 0
   private var random = SystemRandomNumberGenerator()
-  /// Shapes by hash, with when they were asked for last (boot time): young and old.
-  private var young: [UInt64: Int64] = [:]
-  private var old: [UInt64: Int64] = [:]
+  private var shapes = HotShapes()
   private var memory = LeaseTranslation.Memory()
   private var scratch = [UInt8](repeating: 0, count: LeaseFastPath.answerBytesMax)
 
-  /// Asked for again within this time, a shape is leased: within a second, and where Redis is far
-  /// within as many calls as one caller makes who does other things in between.
-  static func demandNanoseconds(call: Int64) -> Int64 { max(1_000_000_000, 20 * call) }
-  static let seenMax = 8_192
   /// Exchanges of one bucket in one tick.
   static let exchangesPerTick = 16
   /// While there are leases, but nothing is used: only what is idle is given back then.
@@ -136,15 +130,7 @@ final class LeaseKeeper {
   func seen(_ request: Request, _ resolution: Resolution, _ decision: Decision, sentAt: Int64) {
     guard let shape = request.shape else { return }
     let now = LeaseHub.bootNanoseconds()
-    let hash = LeaseHash.of(shape)
-    let last = young[hash] ?? old[hash]
-    if young.count >= Self.seenMax {
-      old = young
-      young = [:]
-    }
-    young[hash] = now
-    guard let last, now - last <= Self.demandNanoseconds(call: enforcer.callTime.usual)
-    else { return }
+    guard shapes.note(LeaseHash.of(shape), at: now, within: pace.demand) else { return }
     learn(request, resolution, decision, sentAt: sentAt)
   }
 
@@ -206,6 +192,9 @@ final class LeaseKeeper {
 
   // MARK: - Ticks
 
+  /// A call of this loop was answered after so many nanoseconds.
+  func called(_ took: Int64) { pace.called(took, way: enforcer.callTime.quickest) }
+
   /// There may be something to exchange from now on, of a bucket that may be another keeper's.
   private func stir() {
     hub.spent()
@@ -223,6 +212,9 @@ final class LeaseKeeper {
   }
 
   private func tick() {
+    if pace.isToMeasure(at: LeaseHub.bootNanoseconds()) {
+      pace.measured(waiting: own.reduce(0) { $0 + hub.table.waiting(bucket: $1) })
+    }
     var sent = 0
     for bucket in own { sent += exchange(bucket) }
     var load = hub.table.load
@@ -252,7 +244,7 @@ final class LeaseKeeper {
       guard
         let exchange = hub.table.collect(
           bucket: bucket, now: now, id: OperationID(time: enforcer.redisNow, using: &random),
-          isSpare: pace.isSpare(at: now.nanoseconds))
+          isSpare: pace.isSpare(at: now.nanoseconds), settle: pace.settle)
       else { break }
       pace.sent(accounts: exchange.accounts.count)
       sent += 1

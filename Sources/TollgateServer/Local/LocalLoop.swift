@@ -37,9 +37,9 @@ final class LocalLoop {
   /// A frame up to this size is kept until it is all there; a larger one, which can be nothing that
   /// the fast path answers, goes to the conversation as it comes.
   static let wholeBytesMax = WireLimits.dataFrameBytesMax
-  /// More answers than this do not wait for the end of the turn.
-  /// More answers than this do not wait for the end of the turn: some eighty.
-  static let outputBytesMax = 8 * 1024
+  /// More answers than this do not wait for the end of the turn: some six hundred. Of a few at a
+  /// time, each write would wake the peer, which on a shared core takes it from this loop.
+  static let outputBytesMax = 64 * 1024
   /// Connections accepted in one turn.
   static let acceptsMax = 64
   /// How long no connection is accepted when there are no descriptors left.

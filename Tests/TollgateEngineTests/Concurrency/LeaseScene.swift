@@ -196,15 +196,17 @@ struct Shape {
 
   var monotonic: MonotonicTime { MonotonicTime(nanoseconds: now) }
 
-  func collect(isSpare: Bool = true) -> LeaseExchange? {
-    table.collect(bucket: bucket, now: monotonic, id: mint(), isSpare: isSpare)
+  /// - Parameter settle: milliseconds.
+  func collect(isSpare: Bool = true, settle: Int64 = 0) -> LeaseExchange? {
+    table.collect(
+      bucket: bucket, now: monotonic, id: mint(), isSpare: isSpare, settle: settle * 1_000_000)
   }
 
   /// Everything that is due goes to Redis and is answered at once.
   @discardableResult
-  func exchange(with redis: ModelRedis) -> Int {
+  func exchange(with redis: ModelRedis, settle: Int64 = 0) -> Int {
     var count = 0
-    while let exchange = collect() {
+    while let exchange = collect(settle: settle) {
       redis.now = wall
       table.replied(exchange.token, redis.exchange(exchange), now: monotonic)
       count += 1
@@ -224,12 +226,12 @@ struct Shape {
   var isUnsettled: Bool { table.gauges.unsettledUnits != 0 }
 
   /// Time passes in small steps, and exchanges with it.
-  func run(_ milliseconds: Int64, _ redis: ModelRedis, step: Int64 = 10) {
+  func run(_ milliseconds: Int64, _ redis: ModelRedis, step: Int64 = 10, settle: Int64 = 0) {
     var left = milliseconds
     while left > 0 {
       pass(step)
       left -= step
-      exchange(with: redis)
+      exchange(with: redis, settle: settle)
     }
   }
 }

@@ -41,6 +41,48 @@ import TollgateTesting
     #expect(scene.collect(isSpare: false)?.deltas.map(\.amount) == [7])
   }
 
+  @Test func whereManyAreHotUsageWaitsLonger() {
+    for (settle, rest) in [(0, 490), (200, 490), (4_000, 3_990)] as [(Int64, Int64)] {
+      let redis = ModelRedis()
+      redis.amounts["acme"] = 1_000_000
+      let scene = LeaseScene().begin(redis)
+      scene.table.subscribed(since: scene.monotonic)
+      scene.spend(.simple(), 3)
+      scene.pass(rest + 9)
+      #expect(scene.collect(isSpare: false, settle: settle) == nil)
+      #expect(scene.table.waiting(bucket: 0) == 1)
+      scene.pass(1)
+      let exchange = scene.collect(isSpare: false, settle: settle)
+      #expect(exchange?.deltas.map(\.amount) == [3])
+      #expect(scene.table.waiting(bucket: 0) == 0)
+    }
+  }
+
+  @Test(arguments: [(0, 2_000), (1_000, 4_000), (4_000, 16_000)] as [(Int64, Int64)])
+  func aPortionHoldsWhatIsUsedInFourSettles(_ settle: Int64, _ cover: Int64) {
+    redis.amounts["acme"] = 1 << 30
+    let scene = LeaseScene().begin(redis)
+    for _ in 0..<2_000 {
+      scene.spend(.simple(), 1)
+      scene.run(10, redis, settle: settle)
+      scene.table.subscribed(since: scene.monotonic)
+      scene.table.heard(at: scene.monotonic)
+    }
+    // A hundred a second.
+    #expect((cover / 20...cover / 5).contains(redis.held("acme")))
+  }
+
+  @Test(arguments: [(0, 1_000), (600, 1_200), (4_000, 8_000)] as [(Int64, Int64)])
+  func whatIsIdleIsGivenBackAfterTwoSettles(_ settle: Int64, _ idle: Int64) {
+    let scene = LeaseScene().begin(redis)
+    scene.spend(.simple(), 1)
+    scene.run(idle - 200, redis, settle: settle)
+    #expect(redis.held("acme") > 0)
+    // It may be looked at for the first time only then.
+    scene.run(idle + 700, redis, settle: settle)
+    #expect(redis.held("acme") == 0)
+  }
+
   /// Accounts of a bucket that are used all the time are settled together, each as seldom as may be.
   @Test func whatIsYoungGoesWithWhatIsDue() {
     let scene = LeaseScene().begin(redis)

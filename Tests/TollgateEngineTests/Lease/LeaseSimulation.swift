@@ -286,7 +286,10 @@ final class Simulation {
   private func send(_ index: Int, _ scene: LeaseScene) {
     let incarnation = sidecars[index].incarnation
     var sent = 0
-    while sent < 8, let exchange = scene.collect() {
+    // Now and then there is more to settle than is settled early, or in time.
+    let isSpare = isQuiet || random.chance(0.75)
+    let settle: Int64 = isQuiet || random.chance(0.75) ? 0 : 4_000
+    while sent < 8, let exchange = scene.collect(isSpare: isSpare, settle: settle) {
       sent += 1
       let fate = isQuiet ? 1 : random.unit()
       let delay = Int64.random(in: 0...Self.latency, using: &random)
