@@ -183,4 +183,5 @@ def python(rig):
                               ("p99 µs", "p99"))]
 
 
-ROWS = {"i": commands, "k": memory, "l": start, "m": pod, "n": distant, "o": python}
+# Memory last: an audit looks at every account that there is.
+ROWS = {"i": commands, "l": start, "m": pod, "n": distant, "o": python, "k": memory}

@@ -247,11 +247,7 @@ extension LedgerStore {
         }
       )
     }
-    let totals = rows.map {
-      UsageTotal(
-        account: $0[0], feature: $0[1], start: $0[2], end: $0[3], adjustment: $0[4],
-        actual: $0[5], charged: $0[6], absorbed: $0[7], deltas: $0[8])
-    }
+    let totals = rows.map(Self.total)
     let next =
       totals.count < limit
       ? nil
@@ -260,6 +256,58 @@ extension LedgerStore {
           account: $0.account, feature: $0.feature, start: $0.start, adjustment: $0.adjustment)
       }
     return (LedgerPage(elements: totals, next: next), position, parts)
+  }
+
+  package struct AccountTotals: Hashable, Sendable, Codable {
+    package var account: String
+    package var totals: [UsageTotal]
+    package var parts: [CellBalance]?
+    /// The first of its lines only: it is to be asked for by itself.
+    package var isMore: Bool?
+  }
+
+  /// Accounts in one question, and lines of the books in one answer.
+  package static let accountsMax = 500
+  package static let accountLinesMax = 10_000
+
+  /// The same of several accounts of one bucket, in one snapshot; of the first of them where all
+  /// would be more than fits. nil: they are not of one bucket.
+  package func totals(
+    ofAccounts accounts: [String], partsSince: WallTime
+  ) throws -> (accounts: [AccountTotals], position: BucketPosition)? {
+    guard let deployment, let first = accounts.first else { return nil }
+    func bucket(_ account: String) -> Int {
+      Int(StableHash.of(account) % UInt64(deployment.buckets))
+    }
+    guard accounts.allSatisfy({ bucket($0) == bucket(first) }) else { return nil }
+    return try read { db in
+      var found: [AccountTotals] = []
+      var lines = 0
+      for account in accounts where lines < Self.accountLinesMax {
+        let rows = try Row.fetchAll(
+          try db.cachedStatement(
+            sql: """
+              SELECT account, feature, period_start, max(period_end), adjustment, sum(actual),
+                sum(charged), sum(absorbed), sum(deltas)
+              FROM series WHERE account = ? AND deltas > 0
+              GROUP BY account, feature, period_start, adjustment
+              ORDER BY account, feature, period_start, adjustment LIMIT ?
+              """), arguments: [account, Self.pageMax])
+        let parts = try Self.parts(db, account: account, since: partsSince)
+        lines += rows.count + parts.count + 1
+        found.append(
+          AccountTotals(
+            account: account, totals: rows.map(Self.total), parts: parts,
+            isMore: rows.count == Self.pageMax ? true : nil))
+      }
+      return (found, try Self.position(db, of: bucket(first)))
+    }
+  }
+
+  private static func total(_ row: Row) -> UsageTotal {
+    UsageTotal(
+      account: row[0], feature: row[1], start: row[2], end: row[3], adjustment: row[4],
+      actual: row[5], charged: row[6], absorbed: row[7], deltas: row[8])
   }
 
   private static func position(_ db: Database, of bucket: Int) throws -> BucketPosition {

@@ -99,9 +99,11 @@ struct LedgerReads: Sendable {
     var cursor: String?
     var count: Int?
     var partsSince: Int64?
+    var accounts: [String]?
   }
   private struct TotalsAnswer: Encodable {
     var totals: [UsageTotal]
+    var accounts: [LedgerStore.AccountTotals]?
     var parts: [CellBalance]?
     var position: BucketPosition?
     var lost: Int64?
@@ -212,6 +214,17 @@ struct LedgerReads: Sendable {
   }
 
   private func totals(_ query: TotalsQuery) throws -> TotalsAnswer {
+    if let accounts = query.accounts {
+      guard (1...LedgerStore.accountsMax).contains(accounts.count), let since = query.partsSince,
+        let (found, position) = try store.totals(
+          ofAccounts: accounts, partsSince: WallTime(milliseconds: since))
+      else {
+        throw WireError.refused(
+          .invalidDocument,
+          "accounts: 1 to \(LedgerStore.accountsMax) of one bucket, with partsSince")
+      }
+      return TotalsAnswer(totals: [], accounts: found, position: position)
+    }
     let key = try query.cursor.map { text in
       let parts = text.split(separator: "|", omittingEmptySubsequences: false)
       guard parts.count == 4, let start = Int64(parts[2]) else { throw Self.badCursor(text) }

@@ -163,6 +163,63 @@ import TollgateWire
     #expect(answer.position == BucketPosition(bucket: Int(bucket), epoch: 1, cursor: 1))
   }
 
+  /// Of accounts of one bucket (of four); what each is told alone.
+  private func accounts(ofBucket bucket: UInt64, _ count: Int) -> [String] {
+    Array((0...).lazy.map { "a\($0)" }.filter { StableHash.of($0) % 4 == bucket }.prefix(count))
+  }
+
+  @Test func totalsOfSeveralAccountsAreThoseOfEach() throws {
+    let accounts = accounts(ofBucket: 1, 5)
+    try books.open(1)
+    let entries = try (1...20).map {
+      try usage(
+        Int64($0), op: $0, amount: Int64($0), subject: accounts[$0 % 4] + "/x",
+        feature: "f\($0 % 3)")
+    }
+    _ = try books.apply(entries, bucket: 1)
+    let answer = try #require(
+      try books.store.totals(ofAccounts: accounts, partsSince: start))
+    #expect(answer.position == BucketPosition(bucket: 1, epoch: 1, cursor: 20))
+    #expect(answer.accounts.map(\.account) == accounts)
+    for found in answer.accounts {
+      let alone = try books.store.totals(.init(account: found.account), partsSince: start)
+      #expect(found.totals == alone.page.elements)
+      #expect(found.parts == alone.parts)
+      #expect(found.isMore == nil)
+    }
+    #expect(answer.accounts.map(\.totals.isEmpty) == [false, false, false, false, true])
+    #expect(answer.accounts.reduce(0) { $0 + $1.totals.reduce(0) { $0 + $1.charged } } == 210)
+  }
+
+  @Test func totalsOfSeveralAccountsAreOfOneBucket() throws {
+    let others = self.accounts(ofBucket: 1, 2) + self.accounts(ofBucket: 2, 1)
+    #expect(try books.store.totals(ofAccounts: others, partsSince: start) == nil)
+    #expect(try books.store.totals(ofAccounts: [], partsSince: start) == nil)
+  }
+
+  /// One of more lines than a page is to be asked for by itself, and the answer ends where it is
+  /// full.
+  @Test func totalsOfAccountsWithManyLinesAreBounded() throws {
+    let accounts = accounts(ofBucket: 1, 30)
+    try books.open(1)
+    var op = 0
+    for account in accounts {
+      let batch = try (1...LedgerStore.pageMax + 1).map { number in
+        op += 1
+        return try usage(Int64(op), op: op, subject: account, feature: "f\(number)")
+      }
+      for from in stride(from: 0, to: batch.count, by: 500) {
+        _ = try books.apply(Array(batch[from..<min(from + 500, batch.count)]), bucket: 1)
+      }
+    }
+    let answer = try #require(
+      try books.store.totals(ofAccounts: accounts, partsSince: start))
+    #expect(answer.accounts.allSatisfy { $0.isMore == true })
+    #expect(answer.accounts[0].totals.count == LedgerStore.pageMax)
+    let expected = (LedgerStore.accountLinesMax + LedgerStore.pageMax) / (LedgerStore.pageMax + 1)
+    #expect(answer.accounts.map(\.account) == Array(accounts.prefix(expected)))
+  }
+
   @Test func knownIds() throws {
     _ = try books.apply([try usage(1, op: 1), try usage(2, op: 2)])
     let ids = (1...3).map { DeltaID(operation: operation($0), index: 0) }

@@ -269,6 +269,12 @@ final class FakeBackend: AdminBackend {
     return answer
   }
 
+  func ledgerBillings(_ accounts: [Subject]) async throws(AdminFailure) -> [LedgerBilling] {
+    var billings: [LedgerBilling] = []
+    for account in accounts { billings.append(try await ledgerBilling(account: account)) }
+    return billings
+  }
+
   func storeBilling(
     bucket: Int, _ accounts: [(account: Subject, cursor: StreamPosition)]
   ) async throws(AdminFailure) -> [StoreBilling] {

@@ -8,6 +8,9 @@ extension LeaseStripe {
   /// or what comes a little less often would be taken up and given back each time.
   var idleNanoseconds: Int64 { max(configuration.idleNanoseconds, 2 * settleNanoseconds) }
 
+  /// What had no lease is taken up again where it was asked for twice within this.
+  var demandNanoseconds: Int64 { max(configuration.idleNanoseconds, settleNanoseconds) }
+
   /// What is used in so long a portion shall hold: between two settles no more is spent than half
   /// of the ceiling.
   var coverMilliseconds: Int64 { max(configuration.coverMilliseconds, settleNanoseconds / 250_000) }
@@ -20,7 +23,7 @@ extension LeaseStripe {
     let isEnded = request.now >= accounts[e.account].localEnd
     entries[entry].usedAt = max(e.usedAt, request.now)
     // Nobody asked for long: a lease for the first who does would be given back unused.
-    if isEnded, request.now &- e.usedAt > idleNanoseconds { return }
+    if isEnded, request.now &- e.usedAt > demandNanoseconds { return }
     for place in 0..<UInt32(e.judgedCount) {
       let reference = references[e.references + place]
       let portion = reference.portion

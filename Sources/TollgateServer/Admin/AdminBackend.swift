@@ -77,6 +77,9 @@ package protocol AdminBackend: Sendable {
 
   /// The ledger's totals of one account with the cursor of its bucket, read in one transaction.
   func ledgerBilling(account: Subject) async throws(AdminFailure) -> LedgerBilling
+  /// The same of accounts of one bucket, in their order; some of them may be of a later moment than
+  /// others, each with its own cursor.
+  func ledgerBillings(_ accounts: [Subject]) async throws(AdminFailure) -> [LedgerBilling]
   /// Accounts that the ledger has numbers of and Redis does not hold, page by page.
   func unloadedAccounts(after cursor: String?) async throws(AdminFailure) -> (
     accounts: [Subject], next: String?

@@ -103,13 +103,8 @@ extension AdminService {
     var pending = accounts
     var why: [Subject: String] = [:]
     for _ in 0..<Self.rereadsMax where !pending.isEmpty {
-      var asked: [(account: Subject, cursor: StreamPosition)] = []
-      var ledgers: [LedgerBilling] = []
-      for account in pending {
-        let ledger = try await backend.ledgerBilling(account: account)
-        ledgers.append(ledger)
-        asked.append((account, ledger.cursor))
-      }
+      let ledgers = try await backend.ledgerBillings(pending)
+      let asked = zip(pending, ledgers).map { (account: $0, cursor: $1.cursor) }
       let stores = try await backend.storeBilling(bucket: bucket, asked)
       pending = []
       for ((account, _), (ledger, store)) in zip(asked, zip(ledgers, stores)) {

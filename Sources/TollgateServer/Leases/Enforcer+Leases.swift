@@ -3,8 +3,8 @@
 //
 //   first ─▶ table ─┬ answered ─────────────────────────────────────────────▶ answer
 //                   └ miss: its id is marked, so that a retry comes here ─▶ Redis
-//   Redis allowed ─▶ asked for twice within a second (twenty calls, where Redis is far): it is
-//                    registered, leased from then on ─▶ answer
+//   Redis allowed ─▶ asked for three times in a row with pauses of a second at most (longer where
+//                    much is hot or Redis is slow): it is registered, leased from then on ─▶ answer
 //   Redis denied, and leases hold some of it ─▶ recall ─▶ (they give back) ─▶ Redis again
 //
 // What Redis decides is recorded there as ever. A denial that a recall may turn is not recorded

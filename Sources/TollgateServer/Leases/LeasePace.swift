@@ -6,8 +6,8 @@
 // How long it may wait follows from the same pace: so long that all that is hot is settled in it,
 // within bounds. And so long that Redis answers several times in it, and many times where it does
 // not answer at once for being asked too much. What is leased follows from that in turn: a lease is
-// worth its price where it is used more than once between two settles. Without that, subjects that
-// share an overloaded Redis would each be asked for too seldom to be leased, because none of them is.
+// worth its price where it is used about once between two settles, or more. Without that, subjects
+// that share an overloaded Redis would each be asked for too seldom to be leased, because none is.
 //
 // Why a fixed pace and not the share of some clock: it is the same on a busy machine, and whoever
 // sizes a Redis for many sidecars can multiply by it.
@@ -42,9 +42,9 @@ struct LeasePace {
     max(measured, min(Self.settleMost, Self.waysPerSettle * way + Self.waitsPerSettle * wait))
   }
 
-  /// Asked for again within this time (ns), a shape is leased. It is also how long what is leased
-  /// may be idle.
-  var demand: Int64 { 2 * settle }
+  /// What is asked for with pauses no longer than this (ns) is leased. Of what comes more seldom,
+  /// each settle would bear about one operation, and the lease would cost two calls more.
+  var demand: Int64 { max(1_000_000_000, settle) }
 
   /// - Parameter now: nanoseconds of a clock that does not go back.
   mutating func isSpare(at now: Int64) -> Bool {

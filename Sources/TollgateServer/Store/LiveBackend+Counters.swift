@@ -13,6 +13,27 @@ extension LiveBackend {
     }
   }
 
+  /// One behind the other on the wire, in their order.
+  func snapshots(
+    _ accounts: [Subject]
+  ) async throws(AdminFailure) -> [ReadAccountCall.Snapshot] {
+    let calls = accounts.map { ReadAccountCall(keySpace: sidecar.keys, account: $0) }
+    let replies = await sidecar.store.replies(count: calls.count) { calls[$0].write(into: &$1) }
+    var snapshots: [ReadAccountCall.Snapshot] = []
+    for (index, reply) in replies.enumerated() {
+      switch reply {
+      case .success(let reply) where reply.errorCode != "NOSCRIPT":
+        snapshots.append(
+          try await reading { () throws(StoreFailure) in
+            try sidecar.store.value(calls[index].decode(reply))
+          })
+      case .success: snapshots.append(try await snapshot(accounts[index]))
+      case .failure(let failure): throw Self.failure(failure)
+      }
+    }
+    return snapshots
+  }
+
   func state(
     _ snapshot: ReadAccountCall.Snapshot, _ bucket: Int
   ) async -> (CountersSnapshot.Bucket, Int64) {

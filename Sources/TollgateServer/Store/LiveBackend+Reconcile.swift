@@ -42,24 +42,69 @@ extension LiveBackend {
         hasParts = true
         for line in told { parts.append(try Self.part(line)) }
       }
-      if cursor == nil, let place = answer["position"] {
-        position = StreamPosition(
-          epoch: place["epoch"]?.whole ?? 0, sequence: place["cursor"]?.whole ?? 0)
-      }
-      for line in answer["totals"]?.elements ?? [] {
-        guard let feature = line["feature"]?.name, let start = line["start"]?.whole,
-          let end = line["end"]?.whole, let charged = line["charged"]?.whole
-        else { throw .unavailable("ledger: an unreadable total") }
-        totals.append(
-          BillingTotal(
-            feature: feature,
-            period: Period(
-              start: WallTime(milliseconds: start), end: WallTime(milliseconds: end)),
-            settled: charged))
-      }
+      if cursor == nil { position = Self.position(answer) }
+      totals += try Self.totals(answer)
       cursor = answer["next"]?.text
     } while cursor != nil
     return LedgerBilling(cursor: position, totals: totals + parts, hasParts: hasParts)
+  }
+
+  func ledgerBillings(_ accounts: [Subject]) async throws(AdminFailure) -> [LedgerBilling] {
+    var billings: [LedgerBilling] = []
+    while billings.count < accounts.count {
+      let asked = accounts[billings.count...].prefix(Self.billingsMax)
+      let answer = try await query(
+        .totals,
+        Document.fields([
+          "accounts": .list(asked.map { .string($0.path) }), "count": .integer(1),
+          "partsSince": .integer(Self.comparedSince(sidecar.store.wallTime()).milliseconds),
+        ]))
+      guard let told = answer["accounts"]?.elements, !told.isEmpty else {
+        // A ledger of a release before this question.
+        for account in asked { billings.append(try await ledgerBilling(account: account)) }
+        continue
+      }
+      let position = Self.position(answer)
+      for (account, books) in zip(asked, told) {
+        guard books["account"]?.text == account.path else {
+          throw .unavailable("ledger: an unreadable total")
+        }
+        guard books["isMore"] != .bool(true) else {
+          billings.append(try await ledgerBilling(account: account))
+          continue
+        }
+        var parts: [BillingTotal] = []
+        for line in books["parts"]?.elements ?? [] { parts.append(try Self.part(line)) }
+        billings.append(
+          LedgerBilling(
+            cursor: position, totals: try Self.totals(books) + parts, hasParts: true))
+      }
+    }
+    return billings
+  }
+
+  /// Accounts in one question to the ledger.
+  private static let billingsMax = 250
+
+  private static func position(_ answer: Document) -> StreamPosition {
+    StreamPosition(
+      epoch: answer["position"]?["epoch"]?.whole ?? 0,
+      sequence: answer["position"]?["cursor"]?.whole ?? 0)
+  }
+
+  private static func totals(_ answer: Document) throws(AdminFailure) -> [BillingTotal] {
+    var totals: [BillingTotal] = []
+    for line in answer["totals"]?.elements ?? [] {
+      guard let feature = line["feature"]?.name, let start = line["start"]?.whole,
+        let end = line["end"]?.whole, let charged = line["charged"]?.whole
+      else { throw .unavailable("ledger: an unreadable total") }
+      totals.append(
+        BillingTotal(
+          feature: feature,
+          period: Period(start: WallTime(milliseconds: start), end: WallTime(milliseconds: end)),
+          settled: charged))
+    }
+    return totals
   }
 
   /// Counters of periods that ended before are compared no more: the ledger may drop their sums.
@@ -116,8 +161,9 @@ extension LiveBackend {
     let features = await sidecar.healer.currentGlobal?.catalog.features ?? [:]
     var billings: [StoreBilling] = []
     var places: [String: Int] = [:]
+    let snapshots = try await snapshots(accounts.map(\.account))
     for (index, item) in accounts.enumerated() {
-      let snapshot = try await snapshot(item.account)
+      let snapshot = snapshots[index]
       let (bucketState, epoch) = await state(snapshot, bucket)
       let calendar = try Self.calendar(of: snapshot)
       billings.append(
