@@ -6,7 +6,7 @@ from . import catalog, drive
 
 
 # Accounts that a sidecar has never seen are loaded at some thousands a second, and leased when they
-# were asked for twice: what is measured is what comes after.
+# were asked for three times: what is measured is what comes after.
 LOADED_PER_SECOND = 2_000
 
 

@@ -71,7 +71,7 @@ def memory(rig):
         rows.append(entry("k", "resident memory idle, MB", process.resident(sidecar.pid), 40))
         for count in steps:
             rig.ours(["--connections", "16", "--in-flight", "16", "--subjects", str(count),
-                      "--distribution", "each", "--times", "3", "--requests", str(3 * count),
+                      "--distribution", "each", "--times", "4", "--requests", str(4 * count),
                       "--prefix", "live-",
                       "--feature", "bench.limits1=1", "--drain", "300"],
                      f"{count} live subjects", sidecars=[sidecar])

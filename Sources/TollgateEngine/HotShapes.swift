@@ -1,6 +1,6 @@
 // What is asked for again and again, told from what comes once or twice: a lease is worth its price
-// (one call to take it, one to give it back) where it is used several times in between, and who came
-// three times in a row without a long pause will probably come a fourth time.
+// (one call to take it, one to give it back) where it is used several times in between, and who
+// came three times in a row without a long pause will probably come a fourth time.
 //
 // A table of fixed size that forgets at random. Where two shapes want one place the later one has
 // it, so one that is hot may need to come more often, and the others cost nothing that would grow.

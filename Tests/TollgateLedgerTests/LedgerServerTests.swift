@@ -300,7 +300,8 @@ final class TestSidecar {
     for (method, body) in [
       (1, "nonsense"), (1, #"{"cursor":"x"}"#),
       (1, #"{"accounts":[],"partsSince":0}"#), (1, #"{"accounts":["a"]}"#),
-      (1, #"{"accounts":["a1","a2","a3","a4","a5"],"partsSince":0}"#), (2, "{}"), (3, #"{"scope":"x"}"#),
+      (1, #"{"accounts":["a1","a2","a3","a4","a5"],"partsSince":0}"#), (2, "{}"),
+      (3, #"{"scope":"x"}"#),
       (4, #"{"ids":["x"]}"#), (4, "{}"), (99, "{}"),
     ] {
       let reply = try tool.request(QueryRequest(rawMethod: UInt16(method), body: Array(body.utf8)))

@@ -86,6 +86,8 @@ package struct LeaseGauges: Sendable, Equatable {
   package var recovering = 0
   /// Units of batches whose outcome nobody can know any more.
   package var unresolvedUnits: Int64 = 0
+  /// How often a portion was looked at, for whether it is idle or ends soon.
+  package var looks: Int64 = 0
   package var misses: [LeaseMiss: Int64] = [:]
 
   package init() {}
@@ -95,6 +97,7 @@ package struct LeaseGauges: Sendable, Equatable {
     a.unsettledOperations += b.unsettledOperations
     a.creditUnits += b.creditUnits
     a.accounts += b.accounts
+    a.looks += b.looks
     a.entries += b.entries
     a.portions += b.portions
     a.bytes += b.bytes

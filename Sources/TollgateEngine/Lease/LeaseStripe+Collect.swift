@@ -48,7 +48,9 @@ extension LeaseStripe {
   mutating func collect(
     bucket: Int, now: Int64, id: () -> OperationID, isSpare: Bool, settle: Int64
   ) -> LeaseExchange? {
-    settleNanoseconds = max(configuration.settleNanoseconds, settle)
+    // A lease is prolonged by its settling, thrice before it ends.
+    let third = (configuration.leaseMilliseconds - configuration.marginMilliseconds) * 333_333
+    settleNanoseconds = max(configuration.settleNanoseconds, min(settle, third))
     upkeep(now: now)
     let line = line(of: bucket)
     if let number = again[Int(line)].popLast() { return sendAgain(number, now: now, id: id()) }
@@ -57,13 +59,17 @@ extension LeaseStripe {
     else { return nil }
     // So much unsettled would soon leave no room for more, in the ring or in what may be lost.
     let isPressed =
-      unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots / 2)) / 4 * 3
+      isFull || isClosing
+      || unsettledOperations > min(unsettledOperationsMax, Int64(clamping: ring.slots / 2)) / 4 * 3
       || unsettledUnits > unsettledUnitsMax / 2
     let due =
       isSpare || isPressed
       ? now : now &- max(0, settleNanoseconds &- configuration.tickNanoseconds)
     let isDue = lines[line].first != 0 && accounts[lines[line].first].dueAt <= due
-    guard isDue || lines[line].urgentFirst != 0 else { return nil }
+    guard isDue || lines[line].urgentFirst != 0 else {
+      isFull = false
+      return nil
+    }
     // Accounts that are settled together are due together from then on: a call for many of them,
     // and each as seldom as may be. Who only wants units brings none of those that are young.
     let along = isDue ? now : now &- settleNanoseconds / 4 * 3

@@ -147,7 +147,9 @@ extension LeaseStripe {
     }
     let portion = newPortion(key, hash, of: account)
     guard portion != 0 else { return 0 }
-    portions[portion].rate = min(configuration.targetMax, max(0, r.demand) &* 8)
+    // A guess, that holds as much whatever it shall cover.
+    let guess = min(configuration.targetMax, max(0, r.demand) &* 8)
+    portions[portion].rate = guess * configuration.coverMilliseconds / coverMilliseconds
     portions[portion].foldedAt = r.now
     portions[portion].usedAt = r.now
     portionIndex.insert(hash, portion)

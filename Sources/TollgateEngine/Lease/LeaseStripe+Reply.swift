@@ -245,6 +245,8 @@ extension LeaseStripe {
     for account in accounts.indices
     where accounts[account].has(LeaseAccount.isLive) && Int(accounts[account].bucket) == bucket {
       accounts[account].localEnd = .min
+      // Before others are granted what it has used.
+      if accounts[account].dirtyFirst != 0 { hurry(account) }
       var portion = accounts[account].portions
       while portion != 0 {
         portions[portion].left = 0

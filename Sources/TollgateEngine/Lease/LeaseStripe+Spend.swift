@@ -30,9 +30,23 @@ extension LeaseStripe {
     if case .miss(let reason) = outcome {
       // It goes to Redis: whatever becomes of it there, a retry goes there, too.
       if isConsume { mark(request.high, request.low) }
+      heed(reason, entry, now: request.now)
       return missed(reason)
     }
     return outcome
+  }
+
+  /// What an exchange would mend does not wait for its time.
+  private mutating func heed(_ reason: LeaseMiss, _ entry: UInt32, now: Int64) {
+    switch reason {
+    case .ringFull, .logFull, .exposed: isFull = true
+    case .notFresh:
+      // Its answer confirms the configuration.
+      let e = entries[entry]
+      guard accounts[e.account].exchange == 0, now < accounts[e.account].localEnd else { return }
+      for place in 0..<UInt32(e.judgedCount) { want(references[e.references + place].portion) }
+    default: break
+    }
   }
 
   private mutating func missed(_ reason: LeaseMiss) -> LeaseOutcome {
@@ -240,6 +254,7 @@ extension LeaseStripe {
   ) {
     let amount = unsafe request.amounts[0]
     guard amount < LeaseSlot.amountMax, makeRoom(1, keeping: 0) else {
+      isFull = true
       return ring.forgotten(request.high, request.low)
     }
     ring.append(
@@ -375,7 +390,10 @@ extension LeaseStripe {
   /// count as forgotten: refused later rather than counted twice.
   @inline(never)
   mutating func mark(_ high: UInt64, _ low: UInt64) {
-    guard makeRoom(1, keeping: 0) else { return ring.forgotten(high, low) }
+    guard makeRoom(1, keeping: 0) else {
+      isFull = true
+      return ring.forgotten(high, low)
+    }
     ring.append(
       LeaseSlot(high: high, low: low, amount: 0, tag: 0, entry: 0, kind: .marker, items: 0),
       span: 1, linked: true)

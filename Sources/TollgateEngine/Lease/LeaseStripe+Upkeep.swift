@@ -62,8 +62,9 @@ extension LeaseStripe {
     let used = portions[portion].used
     let rate = min(used, 1 << 50) * 1000 / elapsed
     let before = portions[portion].rate
-    portions[portion].rate =
-      min(configuration.targetMax, rate > before ? rate : before - (before - rate) / 4)
+    // What was seen for long says more than what was before.
+    let less = elapsed < 2_000 ? (before - rate) / 4 : before - rate
+    portions[portion].rate = min(configuration.targetMax, rate > before ? rate : before - less)
     if used > 0 { portions[portion].usedAt = now }
     portions[portion].used = 0
     portions[portion].foldedAt = now
@@ -115,22 +116,27 @@ extension LeaseStripe {
     // After a long sleep every slot is due once.
     if at - wheelAt > Int64(Self.wheelSlots) { wheelAt = at - Int64(Self.wheelSlots) }
     var left = 256
-    while wheelAt < at {
-      let slot = Int((wheelAt + 1) & Int64(Self.wheelSlots - 1))
-      while wheel[slot] != 0 {
+    while true {
+      while wheelRest != 0 {
         guard left > 0 else { return }
         left -= 1
-        let portion = wheel[slot]
-        wheel[slot] = portions[portion].wheelNext
+        let portion = wheelRest
+        wheelRest = portions[portion].wheelNext
         portions[portion].set(LeasePortion.isInWheel, false)
         inWheel -= 1
         look(portion, now: now)
       }
+      guard wheelAt < at else { return }
       wheelAt += 1
+      // Taken out as a whole: what is put back there is looked at in the next turn of the wheel.
+      let slot = Int(wheelAt & Int64(Self.wheelSlots - 1))
+      wheelRest = wheel[slot]
+      wheel[slot] = 0
     }
   }
 
   private mutating func look(_ portion: UInt32, now: Int64) {
+    looks += 1
     let p = portions[portion]
     guard p.left > 0 || p.targetInFlight > 0 else { return releaseIfUnused(portion) }
     fold(portion, now: now)

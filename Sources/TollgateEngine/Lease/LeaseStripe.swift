@@ -48,11 +48,19 @@ struct LeaseStripe: ~Copyable {
   /// To be sent again, by line.
   var again: [[UInt32]]
 
+  /// Something did not fit into the ring or the log, or beside what is unsettled: all of it is due.
+  var isFull = false
+  /// Nothing is spent any more.
+  var isClosing = false
+
   /// Portions by when they are looked at next: lists, one for each `wheelNanoseconds`.
   var wheel: [UInt32]
   /// Portions in it: those that hold something, or asked for it.
   var inWheel = 0
   var wheelAt: Int64 = 0
+  /// Of the slot `wheelAt`: those that are still to be looked at.
+  var wheelRest: UInt32 = 0
+  var looks: Int64 = 0
   var entryHand: UInt32 = 1
   var ghosts = 0
   /// Both are raised before an operation is answered, and lowered when Redis is known to have it.
@@ -234,6 +242,7 @@ struct LeaseStripe: ~Copyable {
     gauges.exchanges = exchanges.count
     gauges.recovering = ghosts
     gauges.unresolvedUnits = unresolvedUnits
+    gauges.looks = looks
     for miss in LeaseMiss.allCases { gauges.misses[miss] = misses[Int(miss.rawValue)] }
     return gauges
   }

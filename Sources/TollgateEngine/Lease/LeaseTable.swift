@@ -255,6 +255,7 @@ package import TollgateCore
   /// Nothing is spent any more, and all that is held is given back.
   package func close(now: MonotonicTime) {
     withAll { stripe in
+      stripe.isClosing = true
       stripe.configChanged(now: now.nanoseconds)
       for account in stripe.accounts.indices
       where stripe.accounts[account].has(LeaseAccount.isLive) {

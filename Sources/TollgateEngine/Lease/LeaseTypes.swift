@@ -236,7 +236,8 @@ package struct LeaseConfiguration: Sendable {
   package var settleNanoseconds: Int64 = 500_000_000
   /// Without word of the configuration for so long, nothing is spent.
   package var freshNanoseconds: Int64 = 1_000_000_000
-  /// After so long without use a portion is given back, and an entry may be evicted.
+  /// After so long without use a portion is given back, or after twice the time in which usage is
+  /// settled; and an entry may be evicted.
   package var idleNanoseconds: Int64 = 1_000_000_000
   package var evictNanoseconds: Int64 = 60_000_000_000
   /// After a recall, and after Redis granted nothing, nothing is asked for.

@@ -18,11 +18,11 @@ struct LeasePace {
   /// A call costs as much as so many accounts of it.
   static let accountsPerCall: Int64 = 3
   static let burst: Int64 = 100
-  /// What has waited so long is settled, at least and at most (ns). The most leaves a lease of ten
-  /// seconds time to be prolonged by its settling, twice.
+  /// What has waited so long is settled, at least and at most (ns). The table waits no longer than
+  /// a third of a lease.
   static let settleLeast: Int64 = 500_000_000
   static let settleMost: Int64 = 4_000_000_000
-  /// So many times the way to Redis and back fits into it, and so many times what a call waits there.
+  /// So many times the way to Redis and back fits into it, and what a call waits there so many.
   static let waysPerSettle: Int64 = 10
   static let waitsPerSettle: Int64 = 60
   static let measureNanoseconds: Int64 = 250_000_000

@@ -8,10 +8,10 @@
 //
 // One turn reads each ready connection once, so that none can hold the others up; what the fast
 // path answered leaves when all were read, in one write for each: a peer that is woken by the first
-// answer finds the others there, too, and both sides make fewer turns. Where that is much, some of
-// it leaves earlier, so that the peer works on it while others are read. Nothing is kept of an idle
-// connection but its place: what is read goes into one buffer for all, and only half a frame, or
-// bytes that the peer does not take, are kept beside it.
+// answer finds the others there, too, and both sides make fewer turns. Where that is very much,
+// some of it leaves earlier. Nothing is kept of an idle connection but its place: what is read goes
+// into one buffer for all, and only half a frame, or bytes that the peer does not take, are kept
+// beside it.
 //
 // Everything in here happens on the loop's thread. A descriptor belongs to its place in
 // `connections` and is closed in `drop`, once, which is also where the conversation is told.
