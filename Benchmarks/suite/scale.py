@@ -3,10 +3,11 @@
 
 A simulation in virtual time of what one sidecar does for one subject (asked three times in a row
 with pauses of a second at most, or twice once it is known: leased; idle for a second: given back;
-forgotten after a minute; settled at the pace of LeasePace.swift, which has none of them wait for
-longer than half a second here), for subjects drawn from a Zipf distribution, summed up over the fleet. Redis and
-ledger are the constants below, measured on one small machine or estimated, as each says. It knows
-nothing of limits that are nearly used up: there every request is one atomic call.
+forgotten after a minute; settled at the pace of LeasePace.swift, which lets nothing wait for longer
+than half a second where so little is hot at each and no call waits in Redis), for subjects drawn
+from a Zipf distribution, summed up over the fleet. Redis and ledger are the constants below,
+measured on one small machine or estimated, as each says. It knows nothing of limits that are nearly
+used up: there every request is one atomic call.
 
     Benchmarks/suite/scale.py [--seed N]
 """

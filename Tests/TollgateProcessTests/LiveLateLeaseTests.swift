@@ -88,7 +88,7 @@ extension LiveTests.Leases {
         let sources = try ask(connection, account, 1, deadline: 5_000, &random)
         #expect(sources == [.lease])
       }
-      // What is used is settled within half a second.
+      // Of a few accounts what is used is sent a tick later.
       Thread.sleep(forTimeInterval: 0.7)
     }
 
