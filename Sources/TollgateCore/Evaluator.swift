@@ -263,6 +263,8 @@ extension Evaluator {
     case cancelled([Birth])
     case idTooOld
     case idFromFuture
+    /// Taking it back would leave the quantity range; nothing was written.
+    case amountOutOfRange(item: Int)
   }
 
   /// Annuls an operation of unknown outcome by its id. Doing it again changes nothing.
@@ -276,21 +278,36 @@ extension Evaluator {
     case .idFromFuture: return .idFromFuture
     default: break
     }
-    state.latest = micros
     guard var record = state.records[id] else {
+      state.latest = micros
       state.records[id] = EvaluatorRecord(
         subject: nil, items: [], decision: Decision(reason: .cancelled, source: .redis, time: now),
         effect: .none)
       return .cancelled([])
     }
-    guard record.effect == .applied, let subject = record.subject else { return .cancelled([]) }
+    guard record.effect == .applied, let subject = record.subject else {
+      state.latest = micros
+      return .cancelled([])
+    }
+    var changed: [(key: CounterKey, counter: CounterValue)] = []
+    for counted in record.counted {
+      let key = CounterKey(
+        subject: subject.prefix(counted.cell.level), feature: counted.feature,
+        window: counted.cell.window)
+      guard var counter = state.counters[key] else { continue }
+      guard counter.add(exactly: -counted.amount, in: counted.cell.period.start) else {
+        return .amountOutOfRange(item: counted.cell.item)
+      }
+      changed.append((key, counter))
+    }
+    state.latest = micros
+    for (key, counter) in changed { state.counters[key] = counter }
     for counted in record.counted {
       let cell = counted.cell
-      let key = CounterKey(
-        subject: subject.prefix(cell.level), feature: counted.feature, window: cell.window)
-      state.counters[key]?.add(-counted.amount, in: cell.period.start)
       // What came over into a grant's instance is no reset.
       if case .grant = cell.window.tally { continue }
+      let key = CounterKey(
+        subject: subject.prefix(cell.level), feature: counted.feature, window: cell.window)
       // Units that a reset had forgiven are forgiven no more: limits see what they saw.
       if let offset = state.offsets[key], offset.units != 0, offset.start == cell.period.start,
         state.counters[key]?.start == offset.start, record.decision.time <= offset.time

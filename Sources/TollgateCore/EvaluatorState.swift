@@ -58,6 +58,18 @@ package struct CounterValue: Hashable, Sendable {
       previousSettled += change
     }
   }
+
+  /// The same, where the sum is a quantity: false, and nothing added, where it is none.
+  package mutating func add(exactly change: Int64, in start: WallTime) -> Bool {
+    if start == self.start {
+      guard let sum = Quantity.adding(settled, change) else { return false }
+      settled = sum
+    } else if start == previousStart {
+      guard let sum = Quantity.adding(previousSettled, change) else { return false }
+      previousSettled = sum
+    }
+    return true
+  }
 }
 
 /// Units that an operator forgave in one period: limits see settled − units, the bill does not.

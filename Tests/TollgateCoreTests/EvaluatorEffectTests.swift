@@ -49,6 +49,27 @@ import TollgateTesting
     #expect(retried.reason == .cancelled && retried.replayed)
   }
 
+  @Test func aCancelThatLeavesTheRangeChangesNothing() throws {
+    var bench = try bench()
+    let id = bench.freshID()
+    _ = try bench.ask([("g", 2), ("f", 3)], id: id)
+    // As a debt grows after it was paid back a little: nothing may be forgotten of either.
+    let keys = bench.evaluator.state.counters.keys.filter { $0.feature.text == "f" }
+    let key = try #require(keys.first { $0.window == .day })
+    bench.evaluator.state.counters[key]?.settled = -Quantity.maximum + 2
+    let before = bench.evaluator.state.counters
+    bench.micros += 1
+    let latest = bench.evaluator.state.latest
+    #expect(
+      bench.evaluator.cancel(id, nowMicroseconds: bench.micros) == .amountOutOfRange(item: 1))
+    #expect(bench.evaluator.state.counters == before && bench.evaluator.state.latest == latest)
+    bench.evaluator.state.counters[key]?.settled = 3
+    #expect(
+      bench.evaluator.cancel(id, nowMicroseconds: bench.micros) != .amountOutOfRange(item: 1))
+    #expect(try bench.settled("acme", "f", .day) == 0)
+    #expect(try bench.settled("acme", "f", .month) == 0)
+  }
+
   @Test func aCancelBeforeTheOperationKeepsItFromEverHappening() throws {
     var bench = try bench()
     let id = bench.freshID()

@@ -153,12 +153,13 @@ extension Simulation {
     }
   }
 
-  /// Somebody keeps asking for one unit until nothing comes for seconds: then nothing is left but
-  /// what is in doubt.
+  /// Somebody keeps asking for one unit until nothing comes for as long as anybody may hold what
+  /// nobody uses: two leases and the grace. Then nothing is left but what is in doubt.
   func askToTheLast(_ account: String) {
-    var silence = 0
+    let patience = (2 * redis.ttl + redis.grace) * 1_000_000
+    var admittedAt = now
     var rounds = 0
-    while silence < 150, rounds < 3_000 {
+    while now - admittedAt < patience, rounds < 6_000 {
       rounds += 1
       let before = admitted.count
       minted += 1
@@ -169,9 +170,9 @@ extension Simulation {
         ask(operation, 0, scene, isLossy: false)
       }
       step()
-      silence = admitted.count > before ? 0 : silence + 1
+      if admitted.count > before { admittedAt = now }
     }
-    while !isAtRest, rounds < 4_000 {
+    while !isAtRest, rounds < 7_000 {
       rounds += 1
       step()
     }

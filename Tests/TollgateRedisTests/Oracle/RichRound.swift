@@ -413,6 +413,9 @@ struct RichRound {
     guard case .answered(let got) = reply else { return "cancel: \(reply)" }
     switch (outcome, got) {
     case (.idTooOld, .idTooOld): return nil
+    case (.amountOutOfRange, .error("QUANTITY_OVERFLOW")):
+      count("overflow")
+      return nil
     case (.cancelled(let born), .decided(let decided)):
       count("CANCELLED")
       sequence += Int64(born.count)
