@@ -298,6 +298,18 @@ import TollgateWire
     #expect(fixture.backend.read(\.published) == [2])
   }
 
+  /// The ledger may be slow, and no bucket may wait for it.
+  @Test func aCatalogIsAnnouncedBeforeTheLedgerIsWaitedFor() async throws {
+    let fixture = try AdminFixture()
+    let yaml = AdminFixture.catalogYAML.replacing("quota: 100,", with: "quota: 120,")
+    let request = CatalogApplyRequest(
+      document: try AdminFixture.document(yaml), expectedVersion: nil,
+      change: AdminFixture.options(wait: .ledger))
+    _ = try await fixture.send(.catalogApply, request, as: CatalogChangeReply.self)
+    #expect(fixture.backend.read(\.publishedWhenWaited) == [2])
+    #expect(fixture.backend.read(\.published) == [2])
+  }
+
   @Test func applyingTheSameContentIsUnchanged() async throws {
     let fixture = try AdminFixture()
     let reply = try await fixture.send(

@@ -16,6 +16,7 @@ final class FakeBackend: AdminBackend {
     var audit: [AuditEntry] = []
     var operations: [OperationID: (fingerprint: UInt64, written: Written)] = [:]
     var published: [Int64] = []
+    var publishedWhenWaited: [Int64] = []
     /// Called once before the next write: somebody else's change.
     var beforeWrite: [@Sendable (inout State) -> Void] = []
     var isLoaded = true
@@ -317,7 +318,10 @@ final class FakeBackend: AdminBackend {
   func waitForLedger(
     bucket: Int, position: StreamPosition?, milliseconds: Int64
   ) async throws(AdminFailure) -> Bool {
-    edit { $0.waits += 1 }
+    edit {
+      $0.waits += 1
+      $0.publishedWhenWaited = $0.published
+    }
     return read(\.ledgerConfirms)
   }
 

@@ -100,6 +100,8 @@ package struct LeaseSlot: BitwiseCopyable {
   private var early: Set<OperationID> = []
   /// Ids minted until then may have been forgotten (ms).
   private(set) var horizon: Int64
+  /// Those that are Redis's to answer.
+  private var redis = LeaseFilter()
 
   /// Bytes of the index of so many slots: four of seven places are taken when the ring is full.
   static func indexBytes(slots: Int) -> Int { max(4, slots / 4) * lineBytes }
@@ -242,33 +244,48 @@ package struct LeaseSlot: BitwiseCopyable {
   /// An id further ahead than this is refused by Redis (ms), and so counted nowhere.
   static let aheadMax: Int64 = 61_000
 
+  /// Whether it is known by itself from now on: others of its time are not refused for it.
   @inline(never)
-  private mutating func forgetEarly(_ high: UInt64, _ low: UInt64) {
+  private mutating func forgetEarly(_ high: UInt64, _ low: UInt64) -> Bool {
     if early.count >= Self.earlyMax {
-      early = early.filter { Int64($0.high >> 16) >= wall }
+      early = early.filter { Int64($0.high >> 16) > horizon }
     }
-    guard early.count < Self.earlyMax, Int64(high >> 16) <= wall &+ Self.aheadMax else { return }
+    guard early.count < Self.earlyMax else { return false }
     early.insert(OperationID(high: high, low: low))
+    return true
   }
 
-  /// Forgets the oldest slot.
+  /// Forgets the oldest slot; false: it cannot be done before its time has come.
   @inline(__always)
-  mutating func forget(_ slot: LeaseSlot) {
+  mutating func forget(_ slot: LeaseSlot) -> Bool {
     switch slot.kind {
     case .continuation, .correction, .none: break
     case .operation, .marker, .denied, .cancelled:
-      forgotten(slot.a, slot.b)
+      if slot.time >= wall, wall > 0 {
+        if slot.kind == .marker {
+          leaveToRedis(slot.a, slot.b)
+        } else if !forgetEarly(slot.a, slot.b) {
+          return false
+        }
+      } else {
+        forgotten(until: slot.time)
+      }
     }
     tail &+= 1
     region.put(.tail, tail)
+    return true
   }
 
-  /// This id can no longer be known by a slot.
+  /// It is Redis's to answer, and cannot be remembered by a slot.
+  @inline(never)
+  mutating func leaveToRedis(_ high: UInt64, _ low: UInt64) {
+    redis.insert(Self.hash(high, low), time: Int64(high >> 16), horizon: horizon)
+  }
+
+  /// Whether Redis is to answer this one, which is not known here.
   @inline(__always)
-  mutating func forgotten(_ high: UInt64, _ low: UInt64) {
-    let time = Int64(high >> 16)
-    if time >= wall, wall > 0 { forgetEarly(high, low) }
-    forgotten(until: time)
+  func isLeftToRedis(_ high: UInt64, _ low: UInt64) -> Bool {
+    redis.isInUse(horizon) && redis.mayContain(Self.hash(high, low))
   }
 
   /// An id of that time can no longer be known here.

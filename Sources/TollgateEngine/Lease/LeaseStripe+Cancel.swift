@@ -13,6 +13,7 @@ extension LeaseStripe {
   ) -> (known: LeaseKnown, position: UInt64) {
     let position = ring.find(request.high, request.low)
     guard position != 0 else {
+      ring.wall = request.wall
       if Int64(request.high >> 16) <= ring.horizon { return (.tooOld, 0) }
       if ring.isForgotten(request.high, request.low) { return (.tooOld, 0) }
       mark(request.high, request.low)

@@ -88,6 +88,10 @@ extension LeaseStripe {
       if portions[portion].left == 0, portions[portion].targetInFlight <= 0,
         r.now >= portions[portion].restUntil
       {
+        // There is nothing of it to give back, and its limits are those of now.
+        if !portions[portion].has(LeasePortion.isReturning) {
+          portions[portion].set(LeasePortion.isRecalled, false)
+        }
         want(portion)
       }
     }
@@ -333,8 +337,10 @@ extension LeaseStripe {
     var portion = accounts[account].portions
     while portion != 0 {
       let next = portions[portion].next
+      // Nor is anything acquired any more that was wanted under what was in force before.
       if portions[portion].isJudged,
         portions[portion].left > 0 || portions[portion].targetInFlight > 0
+          || portions[portion].has(LeasePortion.isWanting)
       {
         portions[portion].set(LeasePortion.isRecalled, true)
         portions[portion].reckon()

@@ -19,9 +19,12 @@ extension LeaseStripe {
       if time <= ring.horizon { return .tooOld }
       if ring.isForgotten(request.high, request.low) { return .tooOld }
       ring.wall = request.wall
-      if time > request.wall &+ configuration.skewMilliseconds {
-        // When it is asked again its time may have come: it is Redis's all the same.
-        mark(request.high, request.low)
+      let isAhead = time > request.wall &+ configuration.skewMilliseconds
+      let isRedis = ring.isLeftToRedis(request.high, request.low)
+      if isAhead || isRedis {
+        // When it is asked again its time may have come: it is Redis's all the same. Of what Redis
+        // refuses by its time nothing need be remembered.
+        if time <= request.wall &+ LeaseRing.aheadMax { mark(request.high, request.low) }
         return missed(.future)
       }
     }
@@ -63,7 +66,7 @@ extension LeaseStripe {
     let now = request.now
     if let miss = unusable(e, request, out.count) { return .miss(miss) }
     if e.denial != 0, isDenied(e, request, out.count) {
-      if request.kind == .consume { noteDenied(entry, e, request) }
+      if request.kind == .consume, !noteDenied(entry, e, request) { return .miss(.ringFull) }
       return .denied(
         bytes: unsafe write(denials[e.denial], request, into: out, replayed: false))
     }
@@ -179,6 +182,7 @@ extension LeaseStripe {
     guard e.judgedCount == 0 || now < accounts[e.account].localEnd,
       hasRoom(e, request, beside: others), ring.find(request.high, request.low) == 0
     else { return false }
+    guard !ring.isLeftToRedis(request.high, request.low) else { return false }
     return time > ring.horizon && time <= wall &+ configuration.skewMilliseconds
   }
 
@@ -248,20 +252,19 @@ extension LeaseStripe {
     return unsafe bytes.bytes(denial.template).count <= space
   }
 
-  /// A retry of it is denied, too, even where what was asked for is there by then.
+  /// A retry of it is denied, too, even where what was asked for is there by then. False: that
+  /// cannot be remembered, so that Redis is to answer.
   private mutating func noteDenied(
     _ entry: UInt32, _ e: LeaseEntry, _ request: borrowing LeaseRequest
-  ) {
+  ) -> Bool {
     let amount = unsafe request.amounts[0]
-    guard amount < LeaseSlot.amountMax, makeRoom(1, keeping: 0) else {
-      isFull = true
-      return ring.forgotten(request.high, request.low)
-    }
+    guard amount < LeaseSlot.amountMax, makeRoom(1, keeping: 0) else { return false }
     ring.append(
       LeaseSlot(
         high: request.high, low: request.low, amount: amount,
         tag: UInt16(truncatingIfNeeded: request.hash), entry: entry, kind: .denied, items: 1),
       span: 1, linked: true)
+    return true
   }
 
   func write(
@@ -366,8 +369,7 @@ extension LeaseStripe {
     let ahead = min(32, ring.slots / 1024)
     while ring.count &+ ahead > most {
       let slot = ring.slot(ring.tail)
-      if isUnsettled(slot, at: ring.tail) { return ring.count <= most }
-      ring.forget(slot)
+      if isUnsettled(slot, at: ring.tail) || !ring.forget(slot) { return ring.count <= most }
     }
     return true
   }
@@ -386,13 +388,13 @@ extension LeaseStripe {
     }
   }
 
-  /// Leaves a marker: the operation is decided in Redis. Where none can be left, ids of its time
-  /// count as forgotten: refused later rather than counted twice.
+  /// Leaves a marker: the operation is decided in Redis. Where none can be left, a filter
+  /// knows it.
   @inline(never)
   mutating func mark(_ high: UInt64, _ low: UInt64) {
     guard makeRoom(1, keeping: 0) else {
       isFull = true
-      return ring.forgotten(high, low)
+      return ring.leaveToRedis(high, low)
     }
     ring.append(
       LeaseSlot(high: high, low: low, amount: 0, tag: 0, entry: 0, kind: .marker, items: 0),

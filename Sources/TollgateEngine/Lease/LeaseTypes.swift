@@ -255,6 +255,8 @@ package struct LeaseConfiguration: Sendable {
   package var unsettledOperationsMax: Int64 = 1 << 19
   /// Ids minted so much later than now are not taken.
   package var skewMilliseconds: Int64 = 1_000
+  /// Of a counter of which something is leased, either way.
+  package static let settledMax = Quantity.maximum / 2
   /// Per exchange: at most the 120 that a batch id has room for, and what one call may touch.
   package var deltasMax = 100
   package var accountsPerExchangeMax = 100

@@ -179,21 +179,33 @@ extension AdminService {
         after.version = version + 1
         let outcome = try await backend.writeGlobal(
           after, before: before, expecting: version, change: record)
+        // Before anybody waits for the ledger: until every bucket has the version, a sidecar that
+        // has not heard of it yet decides by the one before.
+        let problem = await announce(outcome)
         guard var reply = try await reply(outcome, options, record, changes: changes) else {
           continue
         }
-        do throws(AdminFailure) {
-          try await backend.publishGlobal(version: reply.version)
-        } catch {
+        if let problem {
           // The change stands; sidecars hear of it by their own watch of the version.
           reply.detail += reply.detail.isEmpty ? "" : "; "
-          reply.detail += "written, but not announced to every bucket yet (\(error.message))"
+          reply.detail += "written, but not announced to every bucket yet (\(problem.message))"
         }
         if reply.result == .replayed { return (reply, try await backend.globalConfig()) }
         return (reply, after)
       }
     }
     throw conflict("the global configuration")
+  }
+
+  private func announce(_ outcome: WriteOutcome) async -> AdminFailure? {
+    switch outcome {
+    case .conflict, .crowded: return nil
+    case .written(let written), .replayed(let written):
+      do throws(AdminFailure) {
+        try await backend.publishGlobal(version: written.version)
+        return nil
+      } catch { return error }
+    }
   }
 
   /// nil: somebody else's change came in between; read again.

@@ -99,7 +99,7 @@ final class Enforcer {
   var quiescing: [Int: [() -> Void]] = [:]
   private var breakerWasOpen = false
   var encoder = UsageBodyCache()
-  private var plans = PlanCache()
+  var plans = PlanCache()
   /// Told of once.
   var unknownZones: Set<String> = []
   /// Buckets with operations to send at the end of this turn.
@@ -179,9 +179,12 @@ final class Enforcer {
   func attempt(_ request: Request) {
     guard !request.isAnswered, !answeredFromQueue(request) else { return }
     guard let global else { return park(request, .global) { $0.refreshGlobal(atLeast: 0) } }
-    guard link?.connection != nil else { return storeIsAway(request) }
+    guard link?.connection != nil else {
+      return answeredWithoutRedis(request, global) ? () : storeIsAway(request)
+    }
     let state = buckets[request.bucket]
     guard state.phase == .open else {
+      if answeredWithoutRedis(request, global) { return }
       return park(request, .bucket(request.bucket)) {
         $0.recover(bucket: request.bucket, knownEpoch: state.epoch)
       }
@@ -491,6 +494,8 @@ final class Enforcer {
     if let global, global.version >= config.version { return resume(.global) }
     global = config
     metrics.configVersion.set(config.version)
+    // What this loop had leased by the one before, also after everybody was told of the change.
+    leases?.hub.table.configChanged(now: LeaseHub.now)
     resume(.global)
   }
 

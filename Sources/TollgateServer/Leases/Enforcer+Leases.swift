@@ -79,6 +79,21 @@ extension Enforcer {
         + " differ from the first request of this id")
   }
 
+  /// Redis cannot be asked now: what leases hold, and what they let through, needs it not.
+  func answeredWithoutRedis(_ request: Request, _ global: GlobalConfig) -> Bool {
+    guard request.mode == .consume || request.mode == .check, !request.inDoubt,
+      request.leaseStep == .new, leases != nil, Self.isSidecarScope(request, global),
+      let account = accounts[request.account]
+    else { return false }
+    let resolution = plans.plan(
+      for: request, global: global, account: account, now: billedAt(request), keys: keys
+    ).resolution
+    guard resolution.refusal == nil, resolution.unknownZone == nil,
+      LeaseBinding.isLeasable(resolution)
+    else { return false }
+    return answeredFromLease(request, resolution)
+  }
+
   // MARK: - What leases let through before
 
   /// It is not leased any more, as its limit was made exact or its account frozen: what was let
@@ -126,6 +141,7 @@ extension Enforcer {
       decision.replayed = false
       finish(request, .decision(decision))
     case .mismatch(let amounts): finish(request, Self.mismatch(amounts: amounts))
+    case .tooOld where isUsedAnyway(request, leases): return false
     case .tooOld: finish(request, Self.tooOld)
     case .unregistered:
       request.leaseStep = .new
@@ -136,6 +152,14 @@ extension Enforcer {
       eventLoop.assumeIsolated().scheduleTask(in: .milliseconds(20)) { self.attempt(request) }
     }
     return true
+  }
+
+  /// A POST of what no lease here let through: what this sidecar's own policy let through after the
+  /// table had missed it, or a client's while there was no sidecar.
+  private func isUsedAnyway(_ request: Request, _ leases: LeaseKeeper) -> Bool {
+    request.mode == .post
+      && (request.isPosting
+        || request.source == .clientFallback && leases.hub.isOfUnknownPast(request.id))
   }
 
   /// Nobody asked for the like of it lately, or since the start. Redis is asked what an operation

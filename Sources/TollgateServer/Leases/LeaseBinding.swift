@@ -22,6 +22,7 @@ enum LeaseBinding {
     versions: (global: Int64, account: Int64, catalog: Int64), confirmedAt: Int64, now: Int64
   ) -> LeaseRegistration? {
     guard isLeasable(resolution), decision.items.count == resolution.items.count,
+      decision.items.allSatisfy({ $0.settled.magnitude <= UInt64(LeaseConfiguration.settledMax) }),
       let key = OperationRecord(
         id: request.id, subject: request.subject, items: request.items,
         attributes: request.attributes

@@ -12,8 +12,9 @@ final class LeaseHub: Sendable {
   let buckets: BucketMap
   /// Held for as long as the table is: its region lies in it.
   private let memory: LeaseMemory
-  /// Redis time less boot time, milliseconds.
-  private let offset = Atomic<Int64>(0)
+  /// Redis time less boot time, milliseconds; this machine's until Redis said what time it is.
+  private let offset: Synchronization.Atomic<Int64>
+  private let startedAt: WallTime
   /// Event loops that somebody watches (`tollgate tail`): nothing is answered out of his sight.
   let isWatched = Atomic<Int>(0)
 
@@ -50,6 +51,8 @@ final class LeaseHub: Sendable {
     }
     self.memory = memory
     self.buckets = buckets
+    self.startedAt = startedAt
+    offset = Atomic(startedAt.milliseconds - Self.bootNanoseconds() / 1_000_000)
     // Without a journal nobody knows what an earlier incarnation let through.
     let horizon = region.isRecovered ? 0 : startedAt.milliseconds
     table = LeaseTable(
@@ -68,6 +71,12 @@ final class LeaseHub: Sendable {
     limits.unsettledOperationsMax =
       configuration.leases.unsettledOperations ?? Int64(configuration.leases.operations / 2)
     return limits
+  }
+
+  /// What an incarnation before this one let through is known here; else whatever was minted before
+  /// the start is.
+  func isOfUnknownPast(_ id: OperationID) -> Bool {
+    !table.region.isRecovered && Int64(id.high >> 16) <= startedAt.milliseconds
   }
 
   /// Whose leases are taken from now on.

@@ -1,0 +1,141 @@
+// Ids whose time is not now: of callers whose clocks are ahead, and of what found no room. Nobody
+// else is refused for them, and none of them is let through a second time.
+
+import Testing
+import TollgateCore
+import TollgateTesting
+
+@testable import TollgateEngine
+
+@Suite(.blocking) struct LeaseIdTests {
+  private let redis = ModelRedis()
+
+  init() { redis.amounts = ["acme": 1_000_000, "acme/ann": 1_000] }
+
+  private func id(_ time: Int64, _ low: UInt64) -> OperationID {
+    OperationID(high: UInt64(time) << 16, low: low &* 0x9E37_79B9_7F4A_7C15)
+  }
+
+  /// Operations arrive some milliseconds after they were minted.
+  @Test(arguments: [Int64(500), 30_000, 31_536_000_000])
+  func oneWhoseClockIsAheadRefusesNobody(lead: Int64) {
+    let scene = LeaseScene().begin(redis)
+    scene.table.subscribed(since: scene.monotonic)
+    var refused = 0
+    for round in 0..<200 as Range<UInt64> {
+      for number in 0..<40 as Range<UInt64> {
+        scene.spend(.simple(), 0, id: id(scene.wall + lead, round << 8 | number))
+      }
+      scene.table.heard(at: scene.monotonic)
+      let outcome = scene.spend(.simple(), 1, id: id(scene.wall - 5, 1 << 60 | round))
+      if outcome == .tooOld { refused += 1 }
+      scene.run(10, redis)
+    }
+    #expect(refused == 0)
+    #expect(redis.settled["acme"] ?? 0 > 150)
+  }
+
+  @Test func moreThatAreAheadThanAreKeptAreNotCountedAgain() {
+    let scene = LeaseScene(LeaseMemory(LeaseScene.geometry(slots: 1_024))).begin(
+      redis, demand: 1_000)
+    scene.table.subscribed(since: scene.monotonic)
+    let time = scene.wall + 800
+    var allowed: Int64 = 0
+    var full = 0
+    let ids = (0..<6_000 as Range<UInt64>).map { id(time, $0) }
+    for (index, id) in ids.enumerated() {
+      scene.table.heard(at: scene.monotonic)
+      switch scene.spend(.simple(), 1, id: id) {
+      case .allowed: allowed += 1
+      case .miss(.ringFull): full += 1
+      default: break
+      }
+      if index % 500 == 499 { scene.run(10, redis) }
+    }
+    #expect(allowed > Int64(LeaseRing.earlyMax) && full > 0)
+    for round in 0..<3 {
+      scene.pass(100)
+      scene.table.heard(at: scene.monotonic)
+      let again = ids.count { scene.spend(.simple(), 1, id: $0).isAllowed }
+      #expect(again == 0, "round \(round)")
+      scene.run(10, redis)
+    }
+    // Its time has come: others have the room.
+    scene.pass(1_000)
+    for _ in 0..<20 {
+      scene.table.heard(at: scene.monotonic)
+      scene.spend(.simple(), 1)
+      scene.run(20, redis)
+    }
+    #expect(scene.spend(.simple(), 1).isAllowed)
+    #expect(ids.count { scene.spend(.simple(), 1, id: $0).isAllowed } == 0)
+    scene.run(1_000, redis)
+    #expect(redis.ledger["acme"] ?? 0 >= allowed && redis.ledger["acme"] ?? 0 <= allowed + 21)
+  }
+
+  /// While nothing can be settled there is no room for a marker either.
+  @Test func aFullRingRefusesNobodyAndForgetsNobody() {
+    let scene = LeaseScene().begin(redis, demand: 1_000)
+    scene.table.subscribed(since: scene.monotonic)
+    while scene.spend(.simple(), 1).isAllowed { scene.table.heard(at: scene.monotonic) }
+    var left: [OperationID] = []
+    for number in 0..<200 as Range<UInt64> {
+      scene.pass(1)
+      scene.table.heard(at: scene.monotonic)
+      left.append(id(scene.wall, 1 << 50 | number))
+      #expect(scene.spend(.simple(), 1, id: left[left.count - 1]) == .miss(.ringFull))
+      #expect(
+        scene.spend(.simple(), 1, id: id(scene.wall - 5, 1 << 51 | number)) == .miss(.ringFull))
+    }
+    // Redis decided those; it is asked again.
+    scene.run(100, redis)
+    scene.table.heard(at: scene.monotonic)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+    #expect(left.count { scene.spend(.simple(), 1, id: $0).isAllowed } == 0)
+  }
+
+  @Test func aFilterKnowsAllOfItsOwnAndFewOthers() {
+    var filter = LeaseFilter()
+    var random = SeededRandom(seed: 7)
+    #expect(!filter.isInUse(0))
+    // More than two halves; the horizon follows.
+    let hashes = (0..<3 * LeaseFilter.idsMax).map { _ in random.next() }
+    for (time, hash) in hashes.enumerated() {
+      filter.insert(hash, time: Int64(time), horizon: Int64(time - LeaseFilter.idsMax / 2))
+    }
+    let horizon = Int64(hashes.count - LeaseFilter.idsMax / 2)
+    #expect(filter.isInUse(horizon))
+    #expect(hashes[Int(horizon)...].allSatisfy { filter.mayContain($0) })
+    #expect((0..<10_000).count { _ in filter.mayContain(random.next()) } < 300)
+    #expect(!filter.isInUse(Int64(hashes.count)))
+  }
+
+  /// A batch in which one of its counters cannot be counted further is not settled at all.
+  @Test func aCounterNearTheEndOfItsRangeIsNotLeased() {
+    redis.settled["acme.bill"] = LeaseConfiguration.settledMax + 1
+    let scene = LeaseScene().begin(redis)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+    scene.run(20, redis)
+    #expect(scene.spend(.simple(), 1) == .miss(.outdated))
+    redis.settled["acme.bill"] = LeaseConfiguration.settledMax - 1_000
+    scene.begin(redis)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+  }
+
+  /// A limit that another version lowered is not acquired by the older one's amount.
+  @Test func whatWasWantedBeforeAChangeIsNotAcquiredAfterIt() throws {
+    let scene = LeaseScene()
+    scene.register(.simple("acme", member: "ann"))
+    scene.version = 2
+    redis.version = 2
+    scene.register(.simple())
+    let exchange = try #require(scene.collect())
+    for portion in exchange.accounts.flatMap(\.portions) {
+      let name = ModelRedis.text(portion.key.name)
+      #expect(portion.target <= 0 || name == "acme", "\(name): \(portion.target)")
+    }
+    scene.table.replied(exchange.token, redis.exchange(exchange), now: scene.monotonic)
+    #expect(redis.held("acme/ann") == 0 && redis.held("acme") > 0)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+  }
+}
