@@ -1,9 +1,9 @@
 // Ids that are Redis's to answer and have no slot in the ring: those that were ahead of the clock
 // when their marker was forgotten, and those for which no marker could be left. A filter of fixed
-// size, which now and then takes a new id for one of them: that one is decided in Redis, as it would
-// be without leases. The more there are, the more often; nothing is ever refused or counted twice.
+// size, which now and then takes a new id for one of them: that one is decided in Redis, as it
+// would be without leases. The more there are, the more often; nothing is refused or counted twice.
 
-/// Two halves: one that ids are put into, and the one before, kept until the horizon passed all of it.
+/// Two halves: one that ids are put into, and the one before, kept until the horizon passed it.
 struct LeaseFilter {
   private var bits: [UInt64] = []
   private var before: [UInt64] = []

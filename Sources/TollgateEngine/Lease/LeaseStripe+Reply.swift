@@ -146,7 +146,9 @@ extension LeaseStripe {
     portions[portion].targetInFlight = -1
     // A counter that comes to the end of what can be counted would keep its whole batch from being
     // settled: Redis, which refuses what is too much, decides long before.
-    if state.settled.magnitude > UInt64(LeaseConfiguration.settledMax) { outdate(portions[portion].account) }
+    if state.settled.magnitude > UInt64(LeaseConfiguration.settledMax) {
+      outdate(portions[portion].account)
+    }
     guard portions[portion].isJudged else { return releaseIfUnused(portion) }
     let left = max(0, state.left)
     portions[portion].left = left
