@@ -86,6 +86,13 @@ final class Sidecar: Sendable {
         `tollgate lease release` frees it
         """)
     }
+    if leases.table.region.geometry != LeaseHub.geometry(configuration) {
+      logger.notice(
+        """
+        the leases' journal holds something and keeps its size: `leases.operations` is in force \
+        from the first start after a stop that leaves nothing to be settled
+        """)
+    }
     let built = try await Self.buildLoops(
       group, configuration, keys, buckets, metrics, fallback, seen, leases, logger, admin: desk)
     loops = built.loops
@@ -137,7 +144,8 @@ final class Sidecar: Sendable {
     _ path: String, _ configuration: ServerConfiguration, _ metrics: Metrics, _ logger: Logger
   ) throws(FallbackJournal.Failure) -> FallbackJournal {
     let journal = try FallbackJournal(
-      path: path, bytesMax: configuration.limits.fallback.journalFileBytesMax)
+      path: path, deployment: configuration.deployment,
+      bytesMax: configuration.limits.fallback.journalFileBytesMax)
     if journal.tornBytes > 0 {
       logger.notice(
         "the journal ended in half a line, whose answer was never given",
@@ -173,6 +181,7 @@ final class Sidecar: Sendable {
     let services = Task { await self.services() }
     defer { services.cancel() }
     try await checkDeployment()
+    leases.table.region.opened()
     let listening = try await listen()
     let http = try await startHTTP()
     logger.notice(
@@ -236,6 +245,7 @@ final class Sidecar: Sendable {
       for link in links { await link.stop() }
       await store.stop()
       try? await group.shutdownGracefully()
+      leases.table.end()
     }
     if !isClosed { logger.notice("the drain's grace time is over; leaving what is unanswered") }
   }

@@ -300,4 +300,84 @@ struct FallbackJournalTests {
     #expect(try opened(path).records == [kept])
     #expect(!FileManager.default.fileExists(atPath: path + ".new"))
   }
+
+  // MARK: - Whose it is
+
+  private func deployment(_ id: String, buckets: Int) throws -> Deployment {
+    Deployment(id: try Name(id), buckets: buckets, mode: .dev)
+  }
+
+  /// What it holds as that deployment's.
+  private func records(_ deployment: Deployment) throws -> [FallbackRecord] {
+    let journal = try FallbackJournal(path: path, deployment: deployment)
+    return journal.recovered
+  }
+
+  /// As that deployment: these lines, and whether all were written.
+  private func append(_ records: [FallbackRecord], _ deployment: Deployment) throws -> Bool {
+    var journal = try FallbackJournal(path: path, deployment: deployment)
+    var isWritten = true
+    for record in records { isWritten = journal.append(record.line) && isWritten }
+    return isWritten
+  }
+
+  @Test func whatAnotherDeploymentLetThroughIsNotPosted() throws {
+    let staging = try deployment("staging", buckets: 64)
+    let production = try deployment("production", buckets: 16)
+    let kept = FallbackRecord.admitted(try operation(1))
+    #expect(try append([kept], staging))
+    let found = try bytes(path)
+    let failure = #expect(throws: FallbackJournal.Failure.self) {
+      _ = try records(production)
+    }
+    let text = failure?.description ?? ""
+    for part in [
+      path, "deployment: configured production, recorded staging",
+      "buckets: configured 16, recorded 64", "start once with", "remove the file",
+    ] {
+      #expect(text.contains(part), "\(text)")
+    }
+    #expect(try bytes(path) == found)
+    #expect(try records(staging) == [kept])
+    // Done with: it is anybody's.
+    #expect(try append([.settled(try operation(1).id)], staging))
+    #expect(try records(production).isEmpty)
+    #expect(try bytes(path).isEmpty)
+    #expect(try append([kept], production))
+    #expect(throws: FallbackJournal.Failure.self) { _ = try records(staging) }
+  }
+
+  @Test func whatAnOlderReleaseWroteIsOurs() throws {
+    let staging = try deployment("staging", buckets: 64)
+    let kept = FallbackRecord.admitted(try operation(1))
+    try Data(kept.line).write(to: URL(fileURLWithPath: path))
+    #expect(try records(staging) == [kept])
+    #expect(try records(staging) == [kept])
+    let other = try deployment("staging", buckets: 16)
+    #expect(throws: FallbackJournal.Failure.self) { _ = try records(other) }
+  }
+
+  /// Emptied and begun again, and written anew.
+  @Test func whoseItIsStandsInWhateverIsWritten() throws {
+    let staging = try deployment("staging", buckets: 64)
+    let kept = FallbackRecord.admitted(try operation(1))
+    let whole = JournalOwner(staging).line + kept.line
+    do {
+      var journal = try FallbackJournal(path: path, deployment: staging)
+      let first = journal.append(kept.line)
+      let written = try bytes(path)
+      #expect(first && written == whole)
+      journal.reset()
+      let emptied = try bytes(path)
+      let second = journal.append(kept.line) && journal.append(kept.line)
+      #expect(emptied.isEmpty && second)
+      let begun = journal.beginRewrite(kept.line)
+      close(try #require(begun))
+      journal.endRewrite(isSynced: true)
+      let size = journal.size
+      #expect(size == whole.count)
+    }
+    #expect(try bytes(path) == whole)
+    #expect(try records(staging) == [kept])
+  }
 }

@@ -95,17 +95,19 @@ extension LeaseStripe {
         guard index != 0 else { break }
         spare.append(index)
       }
-      if entries.indices.upperBound == definition.entry, revive(definition, &ghosts, &named) {
+      if entries.indices.upperBound == definition.entry, owns(bucket: definition.bucket),
+        revive(definition, &ghosts, &named)
+      {
         continue
       }
-      // A table with less room than the one that wrote this.
+      // A table with less room than the one that wrote this, or without its bucket.
       for sum in definition.sums { unresolvedUnits += abs(sum) }
     }
     for index in spare { entries.release(index) }
     for doubt in doubts { revive(doubt) }
   }
 
-  private func readLog(_ definitions: inout [UInt32: Definition], _ doubts: inout [Sent]) {
+  private mutating func readLog(_ definitions: inout [UInt32: Definition], _ doubts: inout [Sent]) {
     var at = log.tail
     while at < log.head, let record = log.record(at: at) {
       at = record.next
@@ -139,6 +141,18 @@ extension LeaseStripe {
         doubts.removeAll { $0.id == OperationID(high: high, low: low) }
       }
     }
+    // Of a bucket that is not here nobody can say what was done, nor do it.
+    var known: [Sent] = []
+    for sent in doubts {
+      if owns(bucket: sent.bucket) {
+        known.append(sent)
+      } else {
+        for batch in sent.entries {
+          for amount in batch.amounts { unresolvedUnits += abs(amount) }
+        }
+      }
+    }
+    doubts = known
     // A batch may have been moved behind a definition that was moved behind it.
     for sent in doubts {
       for batch in sent.entries {

@@ -72,6 +72,9 @@ struct LeaseStripe: ~Copyable {
   var unresolvedUnits: Int64 = 0
   /// By `LeaseMiss`.
   var misses: [Int64]
+  let buckets: Int
+  /// Which of the stripes it is.
+  let number: Int
 
   static let wheelSlots = 64
   static let wheelNanoseconds: Int64 = 62_500_000
@@ -80,12 +83,14 @@ struct LeaseStripe: ~Copyable {
   ///   - lessee: of what is leased from now on.
   ///   - index: for the ring's; see there.
   init(
-    _ configuration: LeaseConfiguration, region: StripeRegion, stripes: Int, buckets: Int,
-    lessee: UInt64, horizon: Int64, index: UnsafeMutableRawPointer
+    _ configuration: LeaseConfiguration, region: StripeRegion, number: Int, stripes: Int,
+    buckets: Int, lessee: UInt64, horizon: Int64, index: UnsafeMutableRawPointer
   ) {
     self.configuration = configuration
     settleNanoseconds = configuration.settleNanoseconds
     self.stripes = stripes
+    self.buckets = buckets
+    self.number = number
     self.lessee = lessee
     unsettledUnitsMax = configuration.unsettledUnitsMax / Int64(stripes)
     unsettledOperationsMax = configuration.unsettledOperationsMax / Int64(stripes)
@@ -113,6 +118,11 @@ struct LeaseStripe: ~Copyable {
   @inline(__always)
   func line(of bucket: Int) -> UInt32 {
     UInt32(truncatingIfNeeded: bucket / stripes &+ 1)
+  }
+
+  /// Whether it has a line here.
+  func owns(bucket: Int) -> Bool {
+    (0..<buckets).contains(bucket) && bucket % stripes == number
   }
 
   // MARK: - Lines

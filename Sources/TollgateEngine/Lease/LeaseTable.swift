@@ -41,8 +41,9 @@ package import TollgateCore
       let stripe = UnsafeMutablePointer<LeaseStripe>.allocate(capacity: 1)
       unsafe stripe.initialize(
         to: LeaseStripe(
-          configuration, region: region.stripe(index), stripes: count, buckets: buckets,
-          lessee: region.lessee, horizon: horizon, index: indexes.base + index * indexBytes))
+          configuration, region: region.stripe(index), number: index, stripes: count,
+          buckets: buckets, lessee: region.lessee, horizon: horizon,
+          index: indexes.base + index * indexBytes))
       unsafe stripes[index] = stripe
       unsafe (reaches + index).initialize(to: stripe.pointee.ring.reach)
     }
@@ -274,6 +275,16 @@ package import TollgateCore
           }
       }
     }
+  }
+
+  /// Nobody uses it any more. Where nothing is left the region says so: whoever finds it need not
+  /// be of this deployment, and may make another of it.
+  package func end() {
+    let sums = gauges
+    guard isReturned, sums.unsettledUnits == 0, sums.creditUnits == 0, sums.unresolvedUnits == 0,
+      sums.recovering == 0, region.predecessors.isEmpty
+    else { return }
+    region.ended()
   }
 
   // MARK: - Sums

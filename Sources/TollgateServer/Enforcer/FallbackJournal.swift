@@ -9,8 +9,9 @@
 // beside itself, synced and renamed; until then every line goes to both files, so that the slow
 // part, the sync, needs no lock. The file never holds more than `bytesMax`.
 //
-// The file is locked: two sidecars on one journal would post each other's entries. It survives the
-// process, not the host: appends are not synced.
+// The file is locked: two sidecars on one journal would post each other's entries. It says whose it
+// is (JournalOwner): another deployment does not start with it while it holds something. It
+// survives the process, not the host: appends are not synced.
 
 import Glibc
 import TollgateCore
@@ -26,6 +27,8 @@ struct FallbackJournal: ~Copyable {
   private let path: String
   private let write: Write
   private let bytesMax: Int
+  /// The line that stands before all others; none where nobody is named.
+  private let owner: [UInt8]
   private var descriptor: Int32
   private(set) var size = 0
   /// There is half a line behind `size` that could not be cut off yet.
@@ -38,16 +41,66 @@ struct FallbackJournal: ~Copyable {
   private(set) var damaged: [String] = []
   private(set) var tornBytes = 0
 
+  /// What the lines of a file say.
+  private struct Lines {
+    var records: [FallbackRecord] = []
+    var damaged: [String] = []
+    /// nil: an older release wrote them.
+    var owner: JournalOwner?
+
+    init(_ bytes: ArraySlice<UInt8>) {
+      for line in bytes.split(separator: 0x0A) {
+        if let record = FallbackRecord(line: line) {
+          records.append(record)
+        } else if let owner = JournalOwner(line: line) {
+          self.owner = owner
+        } else {
+          damaged.append(String(decoding: line, as: UTF8.self))
+        }
+      }
+    }
+
+    /// Whether any of it is not done with.
+    var holdsAny: Bool {
+      var open: Set<OperationID> = []
+      for record in records {
+        switch record {
+        case .admitted(let operation): open.insert(operation.id)
+        case .refused(let refusal): open.insert(refusal.operation.id)
+        case .settled(let id): open.remove(id)
+        case .cancelled: break
+        }
+      }
+      return !open.isEmpty
+    }
+  }
+
+  /// - Parameter deployment: whose it is; nil: it is not asked and not said.
   init(
-    path: String, bytesMax: Int = 1 << 30, write: @escaping Write = FallbackJournal.systemWrite
+    path: String, deployment: Deployment? = nil, bytesMax: Int = 1 << 30,
+    write: @escaping Write = FallbackJournal.systemWrite
   ) throws(Failure) {
     let descriptor = try Self.openLocked(path)
     _ = unsafe unlink(path + ".new")
-    let bytes: [UInt8]
-    let end: Int
+    let torn: Int
+    var end: Int
+    var lines: Lines
     do throws(Failure) {
-      bytes = try Self.contents(descriptor, path)
+      let bytes = try Self.contents(descriptor, path)
       end = bytes.lastIndex(of: 0x0A).map { $0 + 1 } ?? 0
+      torn = bytes.count - end
+      lines = Lines(bytes[..<end])
+      if let deployment, let owner = lines.owner {
+        let differences = owner.differences(from: deployment)
+        if !differences.isEmpty {
+          guard !lines.holdsAny else {
+            throw Failure(
+              description: "journal " + JournalOwner.refusal(of: path, differences))
+          }
+          lines.records = []
+          end = 0
+        }
+      }
       guard end == bytes.count || ftruncate(descriptor, off_t(end)) == 0 else {
         throw Failure(
           description: "journal \(path): half a line at its end cannot be cut off (errno \(errno))")
@@ -60,15 +113,13 @@ struct FallbackJournal: ~Copyable {
     self.bytesMax = bytesMax
     self.write = write
     self.descriptor = descriptor
+    owner = deployment.map { JournalOwner($0).line } ?? []
     size = end
-    tornBytes = bytes.count - end
-    for line in bytes[..<end].split(separator: 0x0A) {
-      if let record = FallbackRecord(line: line) {
-        recovered.append(record)
-      } else {
-        damaged.append(String(decoding: line, as: UTF8.self))
-      }
-    }
+    tornBytes = torn
+    recovered = lines.records
+    damaged = lines.damaged
+    // Where this cannot be written the next start does it.
+    if size > 0, lines.owner == nil, !owner.isEmpty { _ = append(owner) }
   }
 
   deinit {
@@ -78,13 +129,14 @@ struct FallbackJournal: ~Copyable {
 
   /// False: not written, and nothing of it is left in the file.
   mutating func append(_ line: [UInt8]) -> Bool {
-    guard size + line.count <= bytesMax, mend() else { return false }
-    guard put(line, descriptor) else {
+    let bytes = size == 0 ? owner + line : line
+    guard size + bytes.count <= bytesMax, mend() else { return false }
+    guard put(bytes, descriptor) else {
       isTorn = true
       _ = mend()
       return false
     }
-    size += line.count
+    size += bytes.count
     if let successor {
       if put(line, successor.descriptor) {
         self.successor?.size += line.count
@@ -115,6 +167,7 @@ struct FallbackJournal: ~Copyable {
     let new = unsafe open(
       path + ".new", O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0o600)
     guard new >= 0 else { return nil }
+    let lines = owner + lines
     successor = (new, lines.count)
     guard flock(new, LOCK_EX | LOCK_NB) == 0, put(lines, new) else {
       endRewrite(isSynced: false)

@@ -14,18 +14,26 @@ enum FallbackRecord: Sendable, Hashable {
   /// Refused for good and parked.
   case refused(FallbackRefusal)
 
-  var line: [UInt8] {
+  var line: [UInt8] { Self.line(document) }
+
+  static func line(_ document: Document) -> [UInt8] {
     let json = document.json()
     return Array("\(StableHash.of(json)) \(json)\n".utf8)
   }
 
-  /// `line` without its newline.
-  init?(line: ArraySlice<UInt8>) {
+  /// What a line says whose checksum fits. `line` without its newline.
+  static func document(line: ArraySlice<UInt8>) -> Document? {
     guard let space = line.firstIndex(of: 0x20) else { return nil }
     let json = String(decoding: line[line.index(after: space)...], as: UTF8.self)
-    guard String(decoding: line[..<space], as: UTF8.self) == "\(StableHash.of(json))",
-      let document = try? Document(json: json)
-    else { return nil }
+    guard String(decoding: line[..<space], as: UTF8.self) == "\(StableHash.of(json))" else {
+      return nil
+    }
+    return try? Document(json: json)
+  }
+
+  /// `line` without its newline.
+  init?(line: ArraySlice<UInt8>) {
+    guard let document = Self.document(line: line) else { return nil }
     if let id = Self.id(document["settled"]) {
       self = .settled(id)
     } else if let id = Self.id(document["cancelled"]) {

@@ -32,22 +32,21 @@ final class LeaseHub: Sendable {
   init(
     _ configuration: ServerConfiguration, buckets: BucketMap, startedAt: WallTime
   ) throws(LeaseMemory.Failure) {
-    let geometry = LeaseGeometry(
-      stripes: Self.stripes, slots: configuration.leases.operations / Self.stripes,
-      logBytes: Self.logBytesPerStripe)
+    let geometry = Self.geometry(configuration)
+    let path = configuration.journal.map { $0 + ServerConfiguration.Leases.fileSuffix }
     let memory =
-      if let path = configuration.journal {
-        try LeaseMemory(
-          path: path + ServerConfiguration.Leases.fileSuffix, bytes: geometry.bytes)
+      if let path {
+        try LeaseMemory(path: path, bytes: geometry.bytes)
       } else {
         try LeaseMemory(bytes: geometry.bytes)
       }
-    guard
-      let region = unsafe LeaseRegion(
-        memory.region, geometry: geometry, lessee: UInt64.random(in: 1 ... .max),
-        host: LeaseMemory.host)
-    else {
-      throw LeaseMemory.Failure(description: "the leases' memory cannot be used")
+    let region: LeaseRegion
+    do throws(LeaseRegion.Refusal) {
+      region = try unsafe LeaseRegion(
+        memory.region, geometry: geometry, deployment: configuration.deployment,
+        lessee: UInt64.random(in: 1 ... .max), host: LeaseMemory.host)
+    } catch {
+      throw Self.failure(error, path ?? "the leases' memory")
     }
     self.memory = memory
     self.buckets = buckets
@@ -57,6 +56,23 @@ final class LeaseHub: Sendable {
     let horizon = region.isRecovered ? 0 : startedAt.milliseconds
     table = LeaseTable(
       Self.limits(configuration), region: region, buckets: buckets.buckets, horizon: horizon)
+  }
+
+  static func geometry(_ configuration: ServerConfiguration) -> LeaseGeometry {
+    LeaseGeometry(
+      stripes: stripes, slots: configuration.leases.operations / stripes,
+      logBytes: logBytesPerStripe)
+  }
+
+  private static func failure(
+    _ refusal: LeaseRegion.Refusal, _ path: String
+  ) -> LeaseMemory.Failure {
+    switch refusal {
+    case .unusable:
+      LeaseMemory.Failure(description: "\(path): cannot be used")
+    case .anotherDeployment(let differences):
+      LeaseMemory.Failure(description: JournalOwner.refusal(of: path, differences))
+    }
   }
 
   /// What the table may make of one exchange fits one call.

@@ -4,9 +4,11 @@
 // and kept mapped as long as this object lives.
 //
 // The file is whole before it is mapped (`posix_fallocate`): a store into a hole of a full disk
-// would end the process. It is locked: two sidecars in one file would settle each other's units.
-// It survives the process, not the host: it is never synced, and its cost is that of memory. What
-// an earlier start of the host left in it is not read (`LeaseRegion` says why).
+// would end the process. One that is not as long as it should be keeps its length where it holds
+// something; any other, such as one that a full disk cut short, is made as long. It is locked: two
+// sidecars in one file would settle each other's units. It survives the process, not the host: it
+// is never synced, and its cost is that of memory. What an earlier start of the host left in it is
+// not read (`LeaseRegion` says why).
 
 import Glibc
 import TollgateEngine
@@ -17,6 +19,10 @@ import TollgateEngine
   struct Failure: Error, CustomStringConvertible {
     let description: String
   }
+
+  /// Makes a file so long, all of it (posix_fallocate(3)), replaceable so that a test can fill the
+  /// disk: descriptor, bytes, errno.
+  typealias Allocate = (Int32, Int) -> Int32
 
   /// Zeros where it is new. Not to be touched after this object is gone.
   let region: UnsafeMutableRawBufferPointer
@@ -32,9 +38,12 @@ import TollgateEngine
     unsafe region = try Self.map(bytes, -1, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, "memory")
   }
 
-  /// - Parameter path: of the file, made where there is none, owner-only. One of another size is
-  ///   not touched: what it says may be needed.
-  init(path: String, bytes: Int) throws(Failure) {
+  /// - Parameters:
+  ///   - path: of the file, made where there is none, owner-only.
+  ///   - bytes: of a file that is begun anew.
+  init(
+    path: String, bytes: Int, allocate: Allocate = LeaseMemory.systemAllocate
+  ) throws(Failure) {
     let descriptor = unsafe open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
     guard descriptor >= 0 else {
       throw Failure(description: "\(path): cannot be opened (errno \(errno))")
@@ -47,18 +56,18 @@ import TollgateEngine
       guard unsafe fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
         throw Failure(description: "\(path): is not a file")
       }
-      guard status.st_size == 0 || status.st_size == off_t(bytes) else {
-        throw Failure(
-          description: "\(path): has \(status.st_size) bytes and should have \(bytes): "
-            + "`leases.operations` was changed while it held something; start once with the former "
-            + "value, stop, remove the file")
+      let size = Int(status.st_size)
+      let length = Self.held(descriptor, of: size) ?? bytes
+      guard size <= length || ftruncate(descriptor, off_t(length)) == 0 else {
+        throw Failure(description: "\(path): cannot be made shorter (errno \(errno))")
       }
-      let error = posix_fallocate(descriptor, 0, off_t(bytes))
+      let error = allocate(descriptor, length)
       guard error == 0 else {
-        throw Failure(description: "\(path): no room for \(bytes) bytes (errno \(error))")
+        if size < length { _ = ftruncate(descriptor, off_t(size)) }
+        throw Failure(description: "\(path): no room for \(length) bytes (errno \(error))")
       }
-      isRecovered = status.st_size > 0
-      unsafe region = try Self.map(bytes, descriptor, MAP_SHARED, path)
+      isRecovered = size > 0
+      unsafe region = try Self.map(length, descriptor, MAP_SHARED, path)
     } catch {
       close(descriptor)
       throw error
@@ -79,6 +88,20 @@ import TollgateEngine
   deinit {
     unsafe munmap(region.baseAddress, region.count)
     if descriptor >= 0 { close(descriptor) }
+  }
+
+  static func systemAllocate(_ descriptor: Int32, _ bytes: Int) -> Int32 {
+    posix_fallocate(descriptor, 0, off_t(bytes))
+  }
+
+  /// How long the file must stay; nil: nothing in it is needed.
+  private static func held(_ descriptor: Int32, of size: Int) -> Int? {
+    let start = UnsafeMutableRawBufferPointer.allocate(
+      byteCount: LeaseRegion.headerBytes, alignment: 8)
+    defer { unsafe start.deallocate() }
+    let count = unsafe pread(descriptor, start.baseAddress, start.count, 0)
+    guard count == LeaseRegion.headerBytes else { return nil }
+    return unsafe LeaseRegion.heldBytes(UnsafeRawBufferPointer(start), of: size, host: host)
   }
 
   private static func map(

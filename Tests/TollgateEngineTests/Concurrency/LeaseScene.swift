@@ -20,13 +20,28 @@ import TollgateTesting
 
   deinit { unsafe base.deallocate() }
 
+  /// Whose it is where nothing else is said.
+  static let deployment: Deployment = {
+    guard let id = try? Name("here") else { preconditionFailure("it is a name") }
+    return Deployment(id: id, buckets: 1, mode: .dev)
+  }()
+
   func region(lessee: UInt64, host: UInt64 = 1) -> LeaseRegion {
-    guard
-      let region = unsafe LeaseRegion(
-        UnsafeMutableRawBufferPointer(start: base, count: geometry.bytes), geometry: geometry,
-        lessee: lessee, host: host)
-    else { preconditionFailure("the memory is as long as its geometry says") }
-    return region
+    do throws(LeaseRegion.Refusal) {
+      return try region(lessee: lessee, host: host, deployment: Self.deployment)
+    } catch {
+      preconditionFailure("\(error)")
+    }
+  }
+
+  /// - Parameter wanted: where it is begun anew; nil: as long as the memory.
+  func region(
+    lessee: UInt64, host: UInt64 = 1, geometry wanted: LeaseGeometry? = nil,
+    deployment: Deployment
+  ) throws(LeaseRegion.Refusal) -> LeaseRegion {
+    try unsafe LeaseRegion(
+      UnsafeMutableRawBufferPointer(start: base, count: geometry.bytes),
+      geometry: wanted ?? geometry, deployment: deployment, lessee: lessee, host: host)
   }
 
   /// As if another process had died in the middle of writing here.
@@ -80,8 +95,9 @@ struct Shape {
     configuration: LeaseConfiguration = LeaseConfiguration(), now: Int64 = 10_000_000_000,
     horizon: Int64 = 0, buckets: Int = 1, bucket: Int = 0, minted: UInt64 = 0
   ) {
-    table = LeaseTable(
-      configuration, region: memory.region(lessee: lessee), buckets: buckets, horizon: horizon)
+    let region = memory.region(lessee: lessee)
+    region.opened()
+    table = LeaseTable(configuration, region: region, buckets: buckets, horizon: horizon)
     self.memory = memory
     self.now = now
     self.bucket = bucket

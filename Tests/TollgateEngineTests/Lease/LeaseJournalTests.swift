@@ -176,14 +176,6 @@ import TollgateTesting
     #expect(next.collect()?.deltas.map(\.amount) == [2, 2, 3, 4, 5, 7])
   }
 
-  @Test func anotherGeometryIsReadAsItWasWritten() {
-    let big = LeaseMemory(LeaseScene.geometry(slots: 1024))
-    let scene = LeaseScene(big).begin(redis)
-    scene.spend(.simple(), 3)
-    #expect(big.region(lessee: 9).geometry.slots == 1024)
-    #expect(big.region(lessee: 9).isRecovered)
-  }
-
   @Test func rubbleIsNotTakenForARegion() {
     let scene = LeaseScene(memory).begin(redis)
     scene.spend(.simple(), 3)
