@@ -17,7 +17,7 @@ setup:
 	@.ci/setup
 
 build: setup
-	swift build -c release --product tollgate
+	@.ci/release
 
 demo: setup
 	@.ci/demo $(if $(TRACE),--trace "$(TRACE)")

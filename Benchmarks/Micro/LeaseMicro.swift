@@ -17,9 +17,9 @@ extension Micro {
     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: geometry.bytes, alignment: 4096)
     unsafe memory.initializeMemory(as: UInt8.self, repeating: 0)
     // The memory lives as long as the program.
-    guard let region = unsafe LeaseRegion(memory, geometry: geometry, lessee: 7, host: 1) else {
-      throw Failure.lease
-    }
+    let deployment = Deployment(id: try Name("micro"), buckets: 16, mode: .dev)
+    let region = try unsafe LeaseRegion(
+      memory, geometry: geometry, deployment: deployment, lessee: 7, host: 1)
     let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 16, horizon: 0)
     let template = AnswerTemplate(try decision())
     var patches = [

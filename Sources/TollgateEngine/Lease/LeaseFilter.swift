@@ -14,7 +14,7 @@ struct LeaseFilter {
 
   /// 16 KiB each, made when the first id comes.
   private static let words = 2_048
-  /// So many ids take a sixth of a half's bits: one in two hundred new ids is taken for one of them.
+  /// So many ids take a sixth of a half's bits: one in two hundred new ids is taken for one.
   static let idsMax = 8_192
 
   /// - Parameter hash: of the id, evenly spread.
