@@ -54,6 +54,7 @@ extension LiveTests.Leases {
       allowed += Int64(both.count { $0.isAllowed && !$0.replayed })
     }
     try stack.redis.start()
+    // Nobody asks any more: what was let through is settled, and the bucket opened, all the same.
     try stack.waitReady(0)
     var tally = LeaseTally()
     tally.admitted = ["acme": allowed]

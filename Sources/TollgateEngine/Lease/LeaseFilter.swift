@@ -1,7 +1,8 @@
 // Ids that are Redis's to answer and have no slot in the ring: those that were ahead of the clock
 // when their marker was forgotten, and those for which no marker could be left. A filter of fixed
 // size, which now and then takes a new id for one of them: that one is decided in Redis, as it
-// would be without leases. The more there are, the more often; nothing is refused or counted twice.
+// would be without leases. Where both halves are full of what the horizon has not passed, it takes
+// no more.
 
 /// Two halves: one that ids are put into, and the one before, kept until the horizon passed it.
 struct LeaseFilter {
@@ -17,10 +18,13 @@ struct LeaseFilter {
   /// So many ids take a sixth of a half's bits: one in two hundred new ids is taken for one.
   static let idsMax = 8_192
 
+  /// False: there is no room.
+  ///
   /// - Parameter hash: of the id, evenly spread.
-  mutating func insert(_ hash: UInt64, time: Int64, horizon: Int64) {
+  mutating func insert(_ hash: UInt64, time: Int64, horizon: Int64) -> Bool {
     if bits.isEmpty { bits = Array(repeating: 0, count: Self.words) }
-    if count >= Self.idsMax, untilBefore <= horizon {
+    if count >= Self.idsMax {
+      guard untilBefore <= horizon else { return false }
       swap(&bits, &before)
       bits = Array(repeating: 0, count: Self.words)
       (count, untilBefore, until) = (0, until, .min)
@@ -31,11 +35,14 @@ struct LeaseFilter {
     }
     count += 1
     until = max(until, time)
+    return true
   }
 
   /// Whether it may be one of them.
   @inline(never)
-  func mayContain(_ hash: UInt64) -> Bool { has(bits, hash) || has(before, hash) }
+  func mayContain(_ hash: UInt64, horizon: Int64) -> Bool {
+    (until > horizon && has(bits, hash)) || (untilBefore > horizon && has(before, hash))
+  }
 
   /// Whether there are any that the horizon has not passed.
   @inline(__always)

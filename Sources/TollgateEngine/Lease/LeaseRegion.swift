@@ -109,14 +109,11 @@ package struct LeaseGeometry: Hashable, Sendable {
         guard let id = try? Name(text) else { return nil }
         owner = (id, Int(clamping: word(.buckets)))
       }
-      var isEnded = word(.lessee) != 0 && word(.ended) == word(.lessee)
-      for place in 0..<LeaseRegion.predecessorsMax where word(.predecessors, place) != 0 {
-        isEnded = false
-      }
       self.geometry = geometry
       host = word(.host)
       self.owner = owner
-      self.isEnded = isEnded
+      // Before it was opened there may be one that Redis was not told of, and that ended, too.
+      isEnded = word(.lessee) != 0 && word(.ended) == word(.lessee)
     }
 
     /// What an older release wrote is ours: it was started anew where it stood.
@@ -188,6 +185,8 @@ package struct LeaseGeometry: Hashable, Sendable {
       }
       unsafe Self.put(base, .ended, 0)
       unsafe Self.put(base, .lessee, lessee)
+      // Nothing has come to it: it may still turn out that it was started for another one.
+      if isEnded { unsafe Self.put(base, .ended, lessee) }
       return
     }
     guard wanted.bytes <= memory.count else { throw Refusal.unusable }
@@ -313,6 +312,8 @@ package struct LeaseGeometry: Hashable, Sendable {
 @safe struct StripeRegion {
   enum Word: Int {
     case head, tail, logHead, logTail, horizon
+    /// Time of the last operation that was left to Redis without a slot (ms); 0: none was.
+    case left
   }
 
   private let base: UnsafeMutableRawPointer

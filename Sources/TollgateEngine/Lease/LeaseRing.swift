@@ -100,6 +100,8 @@ package struct LeaseSlot: BitwiseCopyable {
   private var early: Set<OperationID> = []
   /// Ids minted until then may have been forgotten (ms).
   private(set) var horizon: Int64
+  /// Where it was when room was last looked for among them.
+  private var earlyLookedAt: Int64 = .min
   /// Those that are Redis's to answer.
   private var redis = LeaseFilter()
 
@@ -115,7 +117,10 @@ package struct LeaseSlot: BitwiseCopyable {
     unsafe lines = index.bindMemory(to: UInt64.self, capacity: count * 8)
     head = max(1, region.word(.head))
     tail = max(1, region.word(.tail))
-    horizon = Int64(truncatingIfNeeded: region.word(.horizon))
+    // What was left to Redis without a slot nobody knows any more.
+    horizon = max(
+      Int64(truncatingIfNeeded: region.word(.horizon)),
+      Int64(truncatingIfNeeded: region.word(.left)))
     restore()
   }
 
@@ -248,6 +253,8 @@ package struct LeaseSlot: BitwiseCopyable {
   @inline(never)
   private mutating func forgetEarly(_ high: UInt64, _ low: UInt64) -> Bool {
     if early.count >= Self.earlyMax {
+      guard horizon > earlyLookedAt else { return false }
+      earlyLookedAt = horizon
       early = early.filter { Int64($0.high >> 16) > horizon }
     }
     guard early.count < Self.earlyMax else { return false }
@@ -262,9 +269,7 @@ package struct LeaseSlot: BitwiseCopyable {
     case .continuation, .correction, .none: break
     case .operation, .marker, .denied, .cancelled:
       if slot.time >= wall, wall > 0 {
-        if slot.kind == .marker {
-          leaveToRedis(slot.a, slot.b)
-        } else if !forgetEarly(slot.a, slot.b) {
+        guard slot.kind == .marker ? isKept(slot.a, slot.b) : forgetEarly(slot.a, slot.b) else {
           return false
         }
       } else {
@@ -276,16 +281,31 @@ package struct LeaseSlot: BitwiseCopyable {
     return true
   }
 
-  /// It is Redis's to answer, and cannot be remembered by a slot.
+  /// Whether it is known from now on that it is Redis's to answer. What Redis refuses by its time
+  /// need not be known.
+  @inline(never)
+  private mutating func isKept(_ high: UInt64, _ low: UInt64) -> Bool {
+    let time = Int64(high >> 16)
+    guard wall == 0 || time <= wall &+ Self.aheadMax else { return true }
+    return redis.insert(Self.hash(high, low), time: time, horizon: horizon)
+  }
+
+  /// It is Redis's to answer, and there is no slot for it. Where it cannot be known otherwise, ids
+  /// of its time count as forgotten: refused later rather than counted twice.
   @inline(never)
   mutating func leaveToRedis(_ high: UInt64, _ low: UInt64) {
-    redis.insert(Self.hash(high, low), time: Int64(high >> 16), horizon: horizon)
+    let time = Int64(high >> 16)
+    guard isKept(high, low) else { return forgotten(until: time) }
+    let left = wall > 0 ? min(time, wall) : time
+    if left > Int64(truncatingIfNeeded: region.word(.left)) {
+      region.put(.left, UInt64(bitPattern: left))
+    }
   }
 
   /// Whether Redis is to answer this one, which is not known here.
   @inline(__always)
   func isLeftToRedis(_ high: UInt64, _ low: UInt64) -> Bool {
-    redis.isInUse(horizon) && redis.mayContain(Self.hash(high, low))
+    redis.isInUse(horizon) && redis.mayContain(Self.hash(high, low), horizon: horizon)
   }
 
   /// An id of that time can no longer be known here.

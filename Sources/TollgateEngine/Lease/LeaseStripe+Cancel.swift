@@ -16,7 +16,10 @@ extension LeaseStripe {
       ring.wall = request.wall
       if Int64(request.high >> 16) <= ring.horizon { return (.tooOld, 0) }
       if ring.isForgotten(request.high, request.low) { return (.tooOld, 0) }
-      mark(request.high, request.low)
+      // What Redis refuses by its time is counted nowhere.
+      if Int64(request.high >> 16) <= request.wall &+ LeaseRing.aheadMax {
+        mark(request.high, request.low)
+      }
       return (.unknown, 0)
     }
     let slot = ring.slot(position)

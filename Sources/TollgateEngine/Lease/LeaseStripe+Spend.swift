@@ -388,8 +388,8 @@ extension LeaseStripe {
     }
   }
 
-  /// Leaves a marker: the operation is decided in Redis. Where none can be left, a filter
-  /// knows it.
+  /// Leaves a marker: the operation is decided in Redis. Where none can be left, `LeaseRing`
+  /// knows it otherwise.
   @inline(never)
   mutating func mark(_ high: UInt64, _ low: UInt64) {
     guard makeRoom(1, keeping: 0) else {

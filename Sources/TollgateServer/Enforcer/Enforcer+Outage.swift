@@ -93,6 +93,7 @@ extension Enforcer {
   private func answerByPolicy(_ request: Request) {
     defer { worked(1, at: .now()) }
     if request.mode == .reserve { return refuseToHold(request) }
+    if answeredBefore(request) { return }
     let account = accounts[request.account] ?? fallback.configuration(of: request.account)
     let verdict = PolicyAnswer.verdict(
       for: request, global: global, account: account, now: redisNow, unknown: &unknownAccounts)

@@ -71,7 +71,8 @@ struct FallbackJournal: ~Copyable {
         case .cancelled: break
         }
       }
-      return !open.isEmpty
+      // What cannot be read may be somebody's.
+      return !open.isEmpty || !damaged.isEmpty
     }
   }
 

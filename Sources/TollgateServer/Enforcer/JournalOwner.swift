@@ -40,7 +40,8 @@ struct JournalOwner: Hashable, Sendable {
   static func refusal(of path: String, _ differences: [Deployment.Difference]) -> String {
     "\(path): may hold what another deployment's sidecar let through and has not settled ("
       + differences.map(\.description).joined(separator: "; ")
-      + "); start once with that deployment's configuration and stop, so that it is settled, or "
-      + "remove the file, which abandons what it holds"
+      + "); start once with that deployment's configuration and stop, so that it is settled (what "
+      + "`tollgate fallback` lists there an operator decides), or remove the file, which abandons "
+      + "what it holds"
   }
 }

@@ -14,10 +14,11 @@ extension Enforcer {
   }
 
   /// A call under this epoch was refused: nothing more is sent to the bucket before it is known
-  /// why.
+  /// why. That is asked for at once: where leases answer, no request may come that would.
   func fencedOff(_ bucket: Int, epoch: Int64) {
     if buckets[bucket].phase == .open, buckets[bucket].epoch == epoch {
       enter(.recovering, bucket)
+      delegate?.recover(bucket: bucket, knownEpoch: epoch)
     }
   }
 
@@ -31,7 +32,7 @@ extension Enforcer {
   func leasePath(_ bucket: Int) -> LeasePath? {
     let state = buckets[bucket]
     guard state.phase == .open else {
-      if state.phase == .unknown { delegate?.recover(bucket: bucket, knownEpoch: state.epoch) }
+      delegate?.recover(bucket: bucket, knownEpoch: state.epoch)
       return nil
     }
     guard !isBreakerOpen, let connection = link?.connection, let fence = fence(bucket) else {

@@ -96,6 +96,24 @@ extension Enforcer {
 
   // MARK: - What leases let through before
 
+  /// Before a policy answers: what a lease let through, or nobody can tell whether one did, is
+  /// not let through a second time and posted. What is not known is marked, so that a post of it
+  /// is proof of itself (`isUsedAnyway`).
+  func answeredBefore(_ request: Request) -> Bool {
+    guard request.mode == .consume, request.leaseStep == .new, !request.inDoubt, let leases,
+      let global, Self.isSidecarScope(request, global), let shape = request.shape
+    else { return false }
+    request.leaseStep = .atomic
+    switch leases.known(request, shape) {
+    case .answer(let reason): finish(request, .decision(leaseDecision(reason, request)))
+    case .cancelled: finish(request, .decision(leaseDecision(.cancelled, request)))
+    case .mismatch(let amounts): finish(request, Self.mismatch(amounts: amounts))
+    case .tooOld: finish(request, Self.tooOld)
+    case .goesOn, .unregistered, .later: return false
+    }
+    return true
+  }
+
   /// It is not leased any more, as its limit was made exact or its account frozen: what was let
   /// through or denied before that under its id stands, and Redis does not know of it.
   private func wasDecided(_ request: Request, by leases: LeaseKeeper) -> Bool {

@@ -101,13 +101,68 @@ import TollgateTesting
     // More than two halves; the horizon follows.
     let hashes = (0..<3 * LeaseFilter.idsMax).map { _ in random.next() }
     for (time, hash) in hashes.enumerated() {
-      filter.insert(hash, time: Int64(time), horizon: Int64(time - LeaseFilter.idsMax / 2))
+      let isTaken = filter.insert(
+        hash, time: Int64(time), horizon: Int64(time - LeaseFilter.idsMax / 2))
+      #expect(isTaken)
     }
     let horizon = Int64(hashes.count - LeaseFilter.idsMax / 2)
     #expect(filter.isInUse(horizon))
-    #expect(hashes[Int(horizon)...].allSatisfy { filter.mayContain($0) })
-    #expect((0..<10_000).count { _ in filter.mayContain(random.next()) } < 300)
+    #expect(hashes[Int(horizon)...].allSatisfy { filter.mayContain($0, horizon: horizon) })
+    #expect((0..<10_000).count { _ in filter.mayContain(random.next(), horizon: horizon) } < 300)
     #expect(!filter.isInUse(Int64(hashes.count)))
+    // A half that the horizon has passed is not asked, whatever is in the other one.
+    _ = filter.insert(random.next(), time: Int64(hashes.count + 10), horizon: Int64(hashes.count))
+    let late = hashes.suffix(100).count { filter.mayContain($0, horizon: Int64(hashes.count)) }
+    #expect(filter.isInUse(Int64(hashes.count)) && late < 50)
+  }
+
+  /// So that it never takes everybody's for its own.
+  @Test func aFilterThatIsFullTakesNoMore() {
+    var filter = LeaseFilter()
+    var random = SeededRandom(seed: 8)
+    var taken = 0
+    while taken < 100_000, filter.insert(random.next(), time: 1_000, horizon: 0) { taken += 1 }
+    #expect(taken == 2 * LeaseFilter.idsMax)
+    #expect((0..<10_000).count { _ in filter.mayContain(random.next(), horizon: 0) } < 300)
+    let isTaken = filter.insert(random.next(), time: 3_000, horizon: 2_000)
+    #expect(isTaken)
+  }
+
+  /// Whoever is started anew from the same memory does not let through what was left to Redis.
+  @Test func whatWasLeftToRedisWithoutASlotIsNotLetThroughAfterARestart() {
+    let memory = LeaseMemory(LeaseScene.geometry())
+    let scene = LeaseScene(memory).begin(redis, demand: 1_000)
+    scene.table.subscribed(since: scene.monotonic)
+    while scene.spend(.simple(), 1).isAllowed { scene.table.heard(at: scene.monotonic) }
+    // Some room is kept for markers.
+    for _ in 0..<100 { scene.spend(.simple(), 1) }
+    scene.pass(1)
+    let left = id(scene.wall, 1 << 50)
+    #expect(scene.spend(.simple(), 1, id: left) == .miss(.ringFull))
+    scene.pass(50)
+    let next = LeaseScene(memory, lessee: 2, now: scene.now, minted: 1 << 10)
+    next.exchange(with: redis)
+    next.begin(redis)
+    #expect(next.spend(.simple(), 1).isAllowed)
+    #expect(next.spend(.simple(), 1, id: left) == .tooOld)
+  }
+
+  /// Redis refuses them: nothing of them is remembered, however they come.
+  @Test func idsOfNextYearLeaveNothingBehind() {
+    let scene = LeaseScene().begin(redis)
+    scene.table.subscribed(since: scene.monotonic)
+    let year: Int64 = 31_536_000_000
+    for round in 0..<100 as Range<UInt64> {
+      for number in 0..<400 as Range<UInt64> {
+        let id = id(scene.wall + year, round << 12 | number)
+        #expect(scene.cancel(.simple(), 1, id: id) == .unknown)
+        #expect(scene.spend(.simple(), 1, id: id) == .miss(.future))
+      }
+      scene.table.heard(at: scene.monotonic)
+      #expect(scene.spend(.simple(), 1).isAllowed)
+      scene.run(10, redis)
+    }
+    #expect(redis.settled["acme"] ?? 0 > 90)
   }
 
   /// A batch in which one of its counters cannot be counted further is not settled at all.

@@ -117,6 +117,18 @@ import TollgateTesting
     #expect(isRefused(try other()))
   }
 
+  /// Nor where it had ended before: the start failed, and left nothing.
+  @Test(arguments: [false, true])
+  func whatHadEndedAndWasNotOpenedAgainKeepsNobodyOut(isOpened: Bool) throws {
+    let first = memory.region(lessee: 1)
+    first.opened()
+    first.ended()
+    let second = memory.region(lessee: 2)
+    #expect(second.isRecovered && second.predecessors == [1])
+    if isOpened { second.opened() }
+    #expect(isRefused(try other()) == isOpened)
+  }
+
   @Test func whatAnOlderReleaseWroteIsOurs() throws {
     let scene = spent(memory)
     for offset in 0..<LeaseRegion.ownerBytes + 8 {
