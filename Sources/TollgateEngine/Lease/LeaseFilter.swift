@@ -2,7 +2,7 @@
 // when their marker was forgotten, and those for which no marker could be left. A filter of fixed
 // size, which now and then takes a new id for one of them: that one is decided in Redis, as it
 // would be without leases. Where both halves are full of what the horizon has not passed, it takes
-// no more.
+// no more, so that it never takes everybody's for its own.
 
 /// Two halves: one that ids are put into, and the one before, kept until the horizon passed it.
 struct LeaseFilter {

@@ -312,8 +312,9 @@ package struct LeaseGeometry: Hashable, Sendable {
 @safe struct StripeRegion {
   enum Word: Int {
     case head, tail, logHead, logTail, horizon
-    /// Time of the last operation that was left to Redis without a slot (ms); 0: none was.
-    case left
+    /// Time of the last operation that was left to Redis without a slot, and of the last that was
+    /// let through ahead of the clock and forgotten (ms); 0: none was.
+    case left, early
   }
 
   private let base: UnsafeMutableRawPointer

@@ -104,6 +104,10 @@ package struct LeaseSlot: BitwiseCopyable {
   private var earlyLookedAt: Int64 = .min
   /// Those that are Redis's to answer.
   private var redis = LeaseFilter()
+  /// Of ids minted until then more are Redis's than the filter could take, or than anybody knows
+  /// after a restart (ms). What is not known and not behind the horizon was never let through
+  /// here, so all of it goes there.
+  private var redisUntil: Int64
 
   /// Bytes of the index of so many slots: four of seven places are taken when the ring is full.
   static func indexBytes(slots: Int) -> Int { max(4, slots / 4) * lineBytes }
@@ -117,10 +121,11 @@ package struct LeaseSlot: BitwiseCopyable {
     unsafe lines = index.bindMemory(to: UInt64.self, capacity: count * 8)
     head = max(1, region.word(.head))
     tail = max(1, region.word(.tail))
-    // What was left to Redis without a slot nobody knows any more.
+    // Those that were let through ahead of the clock, and forgotten, nobody knows any more.
     horizon = max(
       Int64(truncatingIfNeeded: region.word(.horizon)),
-      Int64(truncatingIfNeeded: region.word(.left)))
+      Int64(truncatingIfNeeded: region.word(.early)))
+    redisUntil = Int64(truncatingIfNeeded: region.word(.left))
     restore()
   }
 
@@ -259,6 +264,7 @@ package struct LeaseSlot: BitwiseCopyable {
     }
     guard early.count < Self.earlyMax else { return false }
     early.insert(OperationID(high: high, low: low))
+    raise(.early, to: Int64(high >> 16))
     return true
   }
 
@@ -269,7 +275,9 @@ package struct LeaseSlot: BitwiseCopyable {
     case .continuation, .correction, .none: break
     case .operation, .marker, .denied, .cancelled:
       if slot.time >= wall, wall > 0 {
-        guard slot.kind == .marker ? isKept(slot.a, slot.b) : forgetEarly(slot.a, slot.b) else {
+        if slot.kind == .marker {
+          leaveToRedis(slot.a, slot.b)
+        } else if !forgetEarly(slot.a, slot.b) {
           return false
         }
       } else {
@@ -281,31 +289,29 @@ package struct LeaseSlot: BitwiseCopyable {
     return true
   }
 
-  /// Whether it is known from now on that it is Redis's to answer. What Redis refuses by its time
-  /// need not be known.
-  @inline(never)
-  private mutating func isKept(_ high: UInt64, _ low: UInt64) -> Bool {
-    let time = Int64(high >> 16)
-    guard wall == 0 || time <= wall &+ Self.aheadMax else { return true }
-    return redis.insert(Self.hash(high, low), time: time, horizon: horizon)
-  }
-
-  /// It is Redis's to answer, and there is no slot for it. Where it cannot be known otherwise, ids
-  /// of its time count as forgotten: refused later rather than counted twice.
+  /// It is Redis's to answer, and there is no slot for it. What Redis refuses by its time need not
+  /// be known.
   @inline(never)
   mutating func leaveToRedis(_ high: UInt64, _ low: UInt64) {
     let time = Int64(high >> 16)
-    guard isKept(high, low) else { return forgotten(until: time) }
-    let left = wall > 0 ? min(time, wall) : time
-    if left > Int64(truncatingIfNeeded: region.word(.left)) {
-      region.put(.left, UInt64(bitPattern: left))
+    guard wall == 0 || time <= wall &+ Self.aheadMax else { return }
+    raise(.left, to: time)
+    if !redis.insert(Self.hash(high, low), time: time, horizon: horizon) {
+      redisUntil = max(redisUntil, time)
     }
+  }
+
+  /// A time that outlives this process.
+  private func raise(_ word: StripeRegion.Word, to time: Int64) {
+    guard time > Int64(truncatingIfNeeded: region.word(word)) else { return }
+    region.put(word, UInt64(bitPattern: time))
   }
 
   /// Whether Redis is to answer this one, which is not known here.
   @inline(__always)
   func isLeftToRedis(_ high: UInt64, _ low: UInt64) -> Bool {
-    redis.isInUse(horizon) && redis.mayContain(Self.hash(high, low), horizon: horizon)
+    if Int64(high >> 16) <= redisUntil { return true }
+    return redis.isInUse(horizon) && redis.mayContain(Self.hash(high, low), horizon: horizon)
   }
 
   /// An id of that time can no longer be known here.

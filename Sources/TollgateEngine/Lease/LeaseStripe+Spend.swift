@@ -388,7 +388,7 @@ extension LeaseStripe {
     }
   }
 
-  /// Leaves a marker: the operation is decided in Redis. Where none can be left, `LeaseRing`
+  /// Leaves a marker: the operation is decided in Redis. Where none can be left, the ring
   /// knows it otherwise.
   @inline(never)
   mutating func mark(_ high: UInt64, _ low: UInt64) {

@@ -277,6 +277,8 @@ actor Healer {
     } catch {
       return nil
     }
+    // It may have come while that was on its way.
+    if let notice = grants[bucket], notice.epoch > old { return notice.epoch }
     let notice = await withCheckedContinuation { continuation in
       grantWaiters.updateValue(continuation, forKey: bucket)?.resume(returning: nil)
       Task {

@@ -38,6 +38,7 @@ final class Enforcer {
     enum Phase: Sendable, Hashable { case unknown, open, recovering }
     var phase = Phase.unknown
     var epoch: Int64 = 0
+    var recoveryAskedAt = NIODeadline.uptimeNanoseconds(0)
     /// When this sidecar heard of the epoch first.
     var openedAt = NIODeadline.uptimeNanoseconds(0)
     /// Operations queued or sent and not yet answered.

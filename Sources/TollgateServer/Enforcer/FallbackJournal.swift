@@ -96,7 +96,9 @@ struct FallbackJournal: ~Copyable {
         if !differences.isEmpty {
           guard !lines.holdsAny else {
             throw Failure(
-              description: "journal " + JournalOwner.refusal(of: path, differences))
+              description: "journal " + JournalOwner.refusal(of: path, differences)
+                + (lines.damaged.isEmpty
+                  ? "" : " (\(lines.damaged.count) lines cannot be read: only the latter helps)"))
           }
           lines.records = []
           end = 0

@@ -28,11 +28,18 @@ extension Enforcer {
     var fence: Fence
   }
 
+  private static var recoveryPause: TimeAmount { .milliseconds(500) }
+
   /// nil: it cannot be sent now; what it settles waits in the table.
   func leasePath(_ bucket: Int) -> LeasePath? {
     let state = buckets[bucket]
     guard state.phase == .open else {
-      delegate?.recover(bucket: bucket, knownEpoch: state.epoch)
+      // What waits asks now and then, and does not crowd out whoever is at it.
+      let now = NIODeadline.now()
+      if now - state.recoveryAskedAt >= Self.recoveryPause {
+        buckets[bucket].recoveryAskedAt = now
+        delegate?.recover(bucket: bucket, knownEpoch: state.epoch)
+      }
       return nil
     }
     guard !isBreakerOpen, let connection = link?.connection, let fence = fence(bucket) else {
