@@ -100,23 +100,20 @@ extension Enforcer {
   /// not let through a second time and posted. What is not known is marked, so that a post of it
   /// is proof of itself (`isUsedAnyway`).
   func answeredBefore(_ request: Request) -> Bool {
-    guard request.mode == .consume, request.leaseStep == .new, !request.inDoubt, let leases,
-      let global, Self.isSidecarScope(request, global), let shape = request.shape
-    else { return false }
-    request.leaseStep = .atomic
-    switch leases.known(request, shape) {
-    case .answer(let reason): finish(request, .decision(leaseDecision(reason, request)))
-    case .cancelled: finish(request, .decision(leaseDecision(.cancelled, request)))
-    case .mismatch(let amounts): finish(request, Self.mismatch(amounts: amounts))
-    case .tooOld: finish(request, Self.tooOld)
-    case .goesOn, .unregistered, .later: return false
-    }
-    return true
+    guard request.leaseStep == .new, let leases else { return false }
+    return answeredAsKnown(request, by: leases) { finish(request, Self.tooOld) }
   }
 
   /// It is not leased any more, as its limit was made exact or its account frozen: what was let
   /// through or denied before that under its id stands, and Redis does not know of it.
   private func wasDecided(_ request: Request, by leases: LeaseKeeper) -> Bool {
+    answeredAsKnown(request, by: leases) { answerTooOld(request) }
+  }
+
+  /// - Parameter tooOld: answers where nobody here can tell.
+  private func answeredAsKnown(
+    _ request: Request, by leases: LeaseKeeper, tooOld: () -> Void
+  ) -> Bool {
     guard request.mode == .consume, !request.inDoubt, let global, let shape = request.shape,
       Self.isSidecarScope(request, global)
     else { return false }
@@ -124,7 +121,7 @@ extension Enforcer {
     case .answer(let reason): finish(request, .decision(leaseDecision(reason, request)))
     case .cancelled: finish(request, .decision(leaseDecision(.cancelled, request)))
     case .mismatch(let amounts): finish(request, Self.mismatch(amounts: amounts))
-    case .tooOld: answerTooOld(request)
+    case .tooOld: tooOld()
     case .goesOn, .unregistered, .later: return false
     }
     return true
