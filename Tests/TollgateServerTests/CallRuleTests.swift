@@ -63,4 +63,22 @@ import TollgateTesting
       #expect(Enforcer.isStuck(silence: patience + way + 1, way: way))
     }
   }
+
+  /// A freeze that has ended leaves a call behind that took as long as it: the next one is not to be
+  /// taken for a queue.
+  @Test func whatWaitedOutAnOutageDoesNotMakeTheNextOneFlow() {
+    let patience = Enforcer.answersFlow.nanoseconds
+    let way = Self.millisecond / 5
+    let usual = 75 * Self.millisecond
+    func flows(silence: Int64, waited: Int64) -> Bool {
+      Enforcer.isFlowing(silence: silence, waited: waited, usual: usual, way: way)
+    }
+    // It came when Redis was silent already.
+    #expect(!flows(silence: 95 * Self.millisecond, waited: 95 * Self.millisecond))
+    #expect(!flows(silence: 200 * Self.millisecond, waited: 95 * Self.millisecond))
+    #expect(flows(silence: patience, waited: 20 * Self.millisecond))
+    // Others were answered while it waited.
+    #expect(flows(silence: 95 * Self.millisecond, waited: 200 * Self.millisecond))
+    #expect(!flows(silence: patience + usual, waited: 1_000 * Self.millisecond))
+  }
 }

@@ -38,14 +38,26 @@ extension Enforcer {
     // reason to let anything through. The same of accounts that are being seeded: the next
     // attempt finds what this one asked for.
     let call = TimeAmount.nanoseconds(callTime.usual)
-    let isFlowing = request.isQueued && redisSilence(at: now) < Self.answersFlow + call
+    let isFlowing = request.isQueued && isFlowing(for: request, at: now)
     let isLoading = request.awaitsAccount && now - loadedAt < Self.loadingFlows + call
     if !request.inDoubt, isFlowing || isLoading { return refuseLate(request) }
     answerByPolicy(request)
   }
 
+  /// It waited for as long as it had, and was sent nowhere.
+  func hasWaitedTooLong(_ request: Request, at now: NIODeadline) {
+    isFlowing(for: request, at: now) ? refuseLate(request) : answerByPolicy(request)
+  }
+
+  private func isFlowing(for request: Request, at now: NIODeadline) -> Bool {
+    Self.isFlowing(
+      silence: redisTime(since: answeredAt, to: now),
+      waited: redisTime(since: request.arrived, to: now), usual: callTime.usual,
+      way: callTime.quickest)
+  }
+
   /// Nothing of it was begun, and nothing has failed: there was more to do than time for it.
-  func refuseLate(_ request: Request) {
+  private func refuseLate(_ request: Request) {
     guard !request.awaitsAccount else {
       return finish(
         request, .error(.notReady, "the account is being loaded; ask again with the same id"))
@@ -56,6 +68,19 @@ extension Enforcer {
 
   /// Redis is taken to be answering while its last answer is not older than this and a call.
   static var answersFlow: TimeAmount { .milliseconds(50) }
+
+  /// Whether Redis answers others while a request waits for its turn. Who came after its last answer
+  /// has seen none, and what calls take as a rule tells him nothing: those that waited out an outage
+  /// make the next one look like a slow call. All in nanoseconds.
+  ///
+  /// - Parameters:
+  ///   - silence: since Redis answered anybody.
+  ///   - waited: since the request came.
+  ///   - usual: what a call takes as a rule.
+  ///   - way: to Redis and back.
+  static func isFlowing(silence: Int64, waited: Int64, usual: Int64, way: Int64) -> Bool {
+    silence < answersFlow.nanoseconds + (silence < waited ? usual : way)
+  }
 
   /// Whether what Redis was sent does not come back. An answer that is on its way is none that
   /// stays away, however far Redis is.

@@ -400,10 +400,6 @@ final class Enforcer {
       - stalls.stalled(since: monotonic(start), now: monotonic(now))
   }
 
-  func redisSilence(at now: NIODeadline) -> TimeAmount {
-    .nanoseconds(redisTime(since: answeredAt, to: now))
-  }
-
   var isBreakerOpen: Bool {
     switch breaker.state {
     case .closed: false
