@@ -20,7 +20,8 @@ extension Micro {
     let deployment = Deployment(id: try Name("micro"), buckets: 16, mode: .dev)
     let region = try unsafe LeaseRegion(
       memory, geometry: geometry, deployment: deployment, lessee: 7, host: 1)
-    let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 16, horizon: 0)
+    let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 16, begun: 0)
+    table.begin(at: 0)
     let template = AnswerTemplate(try decision())
     var patches = [
       LeasePatch(.replayed, at: template.flagsOffset), LeasePatch(.time, at: template.timeOffset),

@@ -387,6 +387,7 @@ final class Sidecar: Sendable {
     metrics.leases.unsettledOperations.set(leased.unsettledOperations)
     metrics.leases.accounts.set(Int64(leased.accounts))
     metrics.leases.shapes.set(Int64(leased.entries))
+    metrics.leases.reachMilliseconds.set(leases.reach(since: leased.horizon))
     metrics.leases.recovering.set(Int64(leased.recovering))
     metrics.leases.lateExchanges.set(lateExchanges)
     if ledger != nil { retained += Int64(await healer.retainedConfigCount) }

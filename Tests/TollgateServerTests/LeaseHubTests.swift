@@ -53,6 +53,85 @@ import TollgateTesting
     }
   }
 
+  /// On its loop.
+  private static func enforcer(
+    _ hub: LeaseHub, _ configuration: ServerConfiguration, _ loop: any EventLoop
+  ) -> Enforcer {
+    var logger = Logger(label: "hub")
+    logger.logLevel = .critical
+    let enforcer = Enforcer(
+      eventLoop: loop, configuration: configuration,
+      keys: KeySpace(deployment: configuration.deployment.id, map: hub.buckets),
+      metrics: Metrics(), fallback: FallbackQueue(limits: .init(), journal: nil),
+      seen: SeenBoard(buckets: hub.buckets), logger: logger, wallClock: { Self.start })
+    enforcer.leases = LeaseKeeper(hub, enforcer: enforcer, own: [])
+    return enforcer
+  }
+
+  private static let policies = """
+    levels: [account]
+    unknown_account: {plan: free}
+    features:
+      shut: {metered: true, importance: volume, unit: call, idempotency: sidecar}
+      ajar: {metered: true, importance: volume, unit: call, idempotency: sidecar}
+    plans:
+      free:
+        shut: [{id: s, quota: 10, per: month, precision: exact}]
+        ajar: [{id: a, quota: 10, per: month, on_failure: {open: 5}}]
+    """
+
+  /// Redis, which cannot be asked, may know it by its record: ID_TOO_OLD would be for good. Only what
+  /// would be let through is refused for it.
+  @Test func aPolicyThatDeniesDoesSoAlsoWhereTheTableHasForgotten() async throws {
+    let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+    let hub = try Self.hub()
+    hub.heard(Self.start, at: LeaseHub.bootNanoseconds())
+    let configuration = try Self.configuration()
+    let catalog = try AdminFixture.catalog(Self.policies)
+    let seen = try await group.next().submit {
+      let enforcer = Self.enforcer(hub, configuration, group.next())
+      enforcer.globalChanged(
+        GlobalConfig(version: 1, catalogVersion: 1, catalog: catalog, bypasses: []))
+      var seen: [String] = []
+      for (feature, age) in [("shut", 1_000), ("ajar", 1_000), ("shut", -500), ("ajar", -500)] {
+        let time = UInt64(Self.start.milliseconds - Int64(age))
+        enforcer.submit(
+          Request(
+            mode: .consume, id: OperationID(high: time << 16, low: UInt64(seen.count + 1)),
+            subject: try Subject("acme"), items: [Item(feature: try Name(feature), amount: 1)],
+            bucket: 0, arrived: .now(), deadline: .now() + .milliseconds(200)
+          ) { outcome in
+            switch outcome {
+            case .decision(let decision): seen.append("\(feature) \(age) \(decision.reason)")
+            case .error(let code, _): seen.append("\(feature) \(age) \(code)")
+            }
+          })
+      }
+      return seen
+    }.get()
+    #expect(
+      seen == [
+        "shut 1000 storeUnavailable", "ajar 1000 idTooOld", "shut -500 storeUnavailable",
+        "ajar -500 allowedFailOpen",
+      ])
+    try await group.shutdownGracefully()
+  }
+
+  /// What operators see of how late a retry may come.
+  @Test func theReachIsWhatTheTableThatForgetsMostRemembers() throws {
+    let hub = try Self.hub()
+    #expect(hub.table.gauges.horizon == Self.start.milliseconds)
+    let boot = LeaseHub.bootNanoseconds()
+    hub.heard(WallTime(milliseconds: Self.start.milliseconds + 90_000), at: boot)
+    // That is when it began, and what Redis said later is not.
+    #expect(hub.table.gauges.horizon == Self.start.milliseconds + 90_000)
+    hub.heard(WallTime(milliseconds: Self.start.milliseconds + 180_000), at: boot)
+    let reach = hub.reach(since: hub.table.gauges.horizon)
+    #expect((90_000..<95_000).contains(reach))
+    #expect(hub.reach(since: 0) == 86_400_000)
+    #expect(hub.reach(since: .max) == 0)
+  }
+
   /// A journal may be read, and asked for what it remembers, long before Redis answers.
   @Test func beforeRedisSaidWhatTimeItIsThisMachineDoes() throws {
     let hub = try Self.hub()
@@ -62,29 +141,16 @@ import TollgateTesting
     #expect(abs(hub.wall(at: boot) - 5_000_000) <= 1)
   }
 
-  @Test func withoutAJournalThePastIsUnknown() throws {
-    let hub = try Self.hub()
-    #expect(hub.isOfUnknownPast(OperationID(high: UInt64(1_699_999_999_000) << 16, low: 1)))
-    #expect(!hub.isOfUnknownPast(OperationID(high: UInt64(1_700_000_000_001) << 16, low: 1)))
-  }
-
   /// Everybody is told of a change before each loop has it: what a loop has registered meanwhile was
   /// decided by the version before.
   @Test func whatWasDecidedByAnOlderConfigurationIsNotLeasedByTheNewOne() async throws {
     let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
     let hub = try Self.hub()
+    hub.heard(Self.start, at: LeaseHub.bootNanoseconds())
     let configuration = try Self.configuration()
     let seen = try await group.next().submit {
       var seen: [String] = []
-      var logger = Logger(label: "hub")
-      logger.logLevel = .critical
-      let buckets = BucketMap(buckets: 1)
-      let enforcer = Enforcer(
-        eventLoop: group.next(), configuration: configuration,
-        keys: KeySpace(deployment: configuration.deployment.id, map: buckets), metrics: Metrics(),
-        fallback: FallbackQueue(limits: .init(), journal: nil), seen: SeenBoard(buckets: buckets),
-        logger: logger, wallClock: { Self.start })
-      enforcer.leases = LeaseKeeper(hub, enforcer: enforcer, own: [])
+      let enforcer = Self.enforcer(hub, configuration, group.next())
       func config(_ version: Int64) throws -> GlobalConfig {
         GlobalConfig(
           version: version, catalogVersion: version,

@@ -89,6 +89,9 @@ package struct LeaseGauges: Sendable, Equatable {
   /// How often a portion was looked at, for whether it is idle or ends soon.
   package var looks: Int64 = 0
   package var misses: [LeaseMiss: Int64] = [:]
+  /// Of the ids minted until then some may be forgotten, in the part of the table that remembers
+  /// least (wall ms).
+  package var horizon: Int64 = 0
 
   package init() {}
 
@@ -105,6 +108,7 @@ package struct LeaseGauges: Sendable, Equatable {
     a.recovering += b.recovering
     a.unresolvedUnits += b.unresolvedUnits
     a.misses.merge(b.misses) { $0 + $1 }
+    a.horizon = max(a.horizon, b.horizon)
   }
 }
 

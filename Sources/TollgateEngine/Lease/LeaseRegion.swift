@@ -315,6 +315,8 @@ package struct LeaseGeometry: Hashable, Sendable {
     /// Time of the last operation that was left to Redis without a slot, and of the last that was
     /// let through ahead of the clock and forgotten (ms); 0: none was.
     case left, early
+    /// Redis time at which this memory came into use (ms); 0: Redis has not said yet.
+    case begun
   }
 
   private let base: UnsafeMutableRawPointer

@@ -106,14 +106,21 @@ package struct LeaseSlot: BitwiseCopyable {
   private var redis = LeaseFilter()
   /// Of ids minted until then more are Redis's than the filter could take, or than anybody knows
   /// after a restart (ms). What is not known and not behind the horizon was never let through
-  /// here, so all of it goes there.
+  /// here, so all of it goes there. So does everything before Redis has said what time it is.
   private var redisUntil: Int64
+  /// Of ids minted until then nobody here ever knew.
+  private var begun: Int64
+  /// What was let through ahead of the clock and forgotten before a restart is among those of these
+  /// times; the others never were here.
+  private let lost: Range<Int64>
 
   /// Bytes of the index of so many slots: four of seven places are taken when the ring is full.
   static func indexBytes(slots: Int) -> Int { max(4, slots / 4) * lineBytes }
 
-  /// - Parameter index: `indexBytes` zeros, for as long as this lives.
-  init(_ region: StripeRegion, index: UnsafeMutableRawPointer) {
+  /// - Parameters:
+  ///   - index: `indexBytes` zeros, for as long as this lives.
+  ///   - begun: what to take for the time at which the memory came into use until `begin`.
+  init(_ region: StripeRegion, index: UnsafeMutableRawPointer, begun unsure: Int64) {
     self.region = region
     mask = UInt64(region.slots - 1)
     let count = Self.indexBytes(slots: region.slots) / Self.lineBytes
@@ -121,13 +128,31 @@ package struct LeaseSlot: BitwiseCopyable {
     unsafe lines = index.bindMemory(to: UInt64.self, capacity: count * 8)
     head = max(1, region.word(.head))
     tail = max(1, region.word(.tail))
+    let known = Int64(truncatingIfNeeded: region.word(.begun))
+    begun = known > 0 ? known : unsure
     // Those that were let through ahead of the clock, and forgotten, nobody knows any more.
-    horizon = max(
-      Int64(truncatingIfNeeded: region.word(.horizon)),
-      Int64(truncatingIfNeeded: region.word(.early)))
-    redisUntil = Int64(truncatingIfNeeded: region.word(.left))
+    let kept = max(Int64(truncatingIfNeeded: region.word(.horizon)), begun)
+    horizon = max(kept, Int64(truncatingIfNeeded: region.word(.early)))
+    lost = kept + 1..<horizon + 1
+    redisUntil = known > 0 ? Int64(truncatingIfNeeded: region.word(.left)) : .max
     restore()
   }
+
+  /// Redis said what time it is. Where the memory is new, that is when it came into use: whatever
+  /// was minted before, an earlier incarnation may have let through.
+  mutating func begin(at wall: Int64) {
+    guard region.word(.begun) == 0 else { return }
+    // What was thought until now came from another clock.
+    begun = max(1, wall)
+    horizon = max(Int64(truncatingIfNeeded: region.word(.horizon)), begun)
+    redisUntil = Int64(truncatingIfNeeded: region.word(.left))
+    region.put(.horizon, UInt64(bitPattern: horizon))
+    region.put(.begun, UInt64(bitPattern: begun))
+  }
+
+  /// Whether it was minted when nobody who is remembered here could have let it through, but
+  /// somebody may have who is not.
+  func isOfUnknownPast(_ time: Int64) -> Bool { time <= begun || lost.contains(time) }
 
   var slots: UInt64 { mask + 1 }
 
@@ -289,12 +314,10 @@ package struct LeaseSlot: BitwiseCopyable {
     return true
   }
 
-  /// It is Redis's to answer, and there is no slot for it. What Redis refuses by its time need not
-  /// be known.
+  /// It is Redis's to answer, and there is no slot for it.
   @inline(never)
   mutating func leaveToRedis(_ high: UInt64, _ low: UInt64) {
     let time = Int64(high >> 16)
-    guard wall == 0 || time <= wall &+ Self.aheadMax else { return }
     raise(.left, to: time)
     if !redis.insert(Self.hash(high, low), time: time, horizon: horizon) {
       redisUntil = max(redisUntil, time)

@@ -11,9 +11,10 @@ extension LeaseStripe {
   private mutating func find(
     _ request: borrowing LeaseRequest
   ) -> (known: LeaseKnown, position: UInt64) {
+    // Also of one that is known: to make room for its correction others are forgotten.
+    ring.wall = request.wall
     let position = ring.find(request.high, request.low)
     guard position != 0 else {
-      ring.wall = request.wall
       if Int64(request.high >> 16) <= ring.horizon { return (.tooOld, 0) }
       if ring.isForgotten(request.high, request.low) { return (.tooOld, 0) }
       // What Redis refuses by its time is counted nowhere.

@@ -81,10 +81,10 @@ struct LeaseStripe: ~Copyable {
 
   /// - Parameters:
   ///   - lessee: of what is leased from now on.
-  ///   - index: for the ring's; see there.
+  ///   - index, begun: for the ring; see there.
   init(
     _ configuration: LeaseConfiguration, region: StripeRegion, number: Int, stripes: Int,
-    buckets: Int, lessee: UInt64, horizon: Int64, index: UnsafeMutableRawPointer
+    buckets: Int, lessee: UInt64, begun: Int64, index: UnsafeMutableRawPointer
   ) {
     self.configuration = configuration
     settleNanoseconds = configuration.settleNanoseconds
@@ -103,7 +103,7 @@ struct LeaseStripe: ~Copyable {
     references = Slab(max: entriesMax * 8)
     denials = Slab(max: entriesMax)
     bytes = ByteStore(bytesMax: max(1 << 20, configuration.bytesMax / stripes))
-    unsafe ring = LeaseRing(region, index: index)
+    unsafe ring = LeaseRing(region, index: index, begun: begun)
     log = LeaseLog(region)
     lineCount = (buckets + stripes - 1) / stripes
     lines = Slab(max: lineCount)
@@ -111,7 +111,6 @@ struct LeaseStripe: ~Copyable {
     for _ in 0..<lineCount { _ = lines.allocate(LeaseLine()) }
     wheel = Array(repeating: 0, count: Self.wheelSlots)
     misses = Array(repeating: 0, count: LeaseMiss.allCases.count)
-    if horizon > ring.horizon { ring.forgotten(until: horizon) }
     recover()
   }
 
@@ -253,6 +252,7 @@ struct LeaseStripe: ~Copyable {
     gauges.recovering = ghosts
     gauges.unresolvedUnits = unresolvedUnits
     gauges.looks = looks
+    gauges.horizon = ring.horizon
     for miss in LeaseMiss.allCases { gauges.misses[miss] = misses[Int(miss.rawValue)] }
     return gauges
   }

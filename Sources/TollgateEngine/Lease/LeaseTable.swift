@@ -22,10 +22,10 @@ package import TollgateCore
 
   /// - Parameters:
   ///   - region: outlives the table. What is in it is taken up.
-  ///   - horizon: ids minted until then (wall ms) are refused: an earlier incarnation that kept no
-  ///     journal may have let them through.
+  ///   - begun: by this machine's clock (wall ms), until `begin`: ids minted until then are refused
+  ///     where the region is new, as an earlier incarnation may have let them through.
   package init(
-    _ configuration: LeaseConfiguration, region: LeaseRegion, buckets: Int, horizon: Int64
+    _ configuration: LeaseConfiguration, region: LeaseRegion, buckets: Int, begun: Int64
   ) {
     self.region = region
     self.buckets = buckets
@@ -42,7 +42,7 @@ package import TollgateCore
       unsafe stripe.initialize(
         to: LeaseStripe(
           configuration, region: region.stripe(index), number: index, stripes: count,
-          buckets: buckets, lessee: region.lessee, horizon: horizon,
+          buckets: buckets, lessee: region.lessee, begun: begun,
           index: indexes.base + index * indexBytes))
       unsafe stripes[index] = stripe
       unsafe (reaches + index).initialize(to: stripe.pointee.ring.reach)
@@ -70,6 +70,15 @@ package import TollgateCore
 
   private func withAll(_ body: (inout LeaseStripe) -> Void) {
     for index in 0..<count { with(index, body) }
+  }
+
+  /// Redis said what time it is (wall ms): from the first time on leases may answer. Ids that are
+  /// older than a new region are refused by that time.
+  package func begin(at wall: Int64) { withAll { $0.ring.begin(at: wall) } }
+
+  /// Whether an id was minted when somebody may have let it through whom nobody remembers.
+  package func isOfUnknownPast(bucket: Int, _ id: OperationID) -> Bool {
+    with(bucket) { $0.ring.isOfUnknownPast(Int64(id.high >> 16)) }
   }
 
   // MARK: - The hot path

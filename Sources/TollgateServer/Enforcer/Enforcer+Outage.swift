@@ -118,7 +118,8 @@ extension Enforcer {
   private func answerByPolicy(_ request: Request) {
     defer { worked(1, at: .now()) }
     if request.mode == .reserve { return refuseToHold(request) }
-    if answeredBefore(request) { return }
+    let remembered = answeredBefore(request)
+    if remembered == .answered { return }
     let account = accounts[request.account] ?? fallback.configuration(of: request.account)
     let verdict = PolicyAnswer.verdict(
       for: request, global: global, account: account, now: redisNow, unknown: &unknownAccounts)
@@ -135,6 +136,7 @@ extension Enforcer {
             reason: reason, source: .policy, binding: binding, bindingItem: item,
             time: redisNow, globalVersion: global?.version ?? 0,
             accountVersion: account?.version ?? 0)))
+    case .allow where remembered == .forgotten: finish(request, Self.tooOld)
     case .allow(let units, let claims):
       var refused = false
       var binding: Name?

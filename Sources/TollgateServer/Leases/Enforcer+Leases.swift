@@ -99,32 +99,43 @@ extension Enforcer {
   /// Before a policy answers: what a lease let through, or nobody can tell whether one did, is
   /// not let through a second time and posted. What is not known is marked, so that a post of it
   /// is proof of itself (`isUsedAnyway`).
-  func answeredBefore(_ request: Request) -> Bool {
-    guard request.leaseStep == .new, let leases else { return false }
-    return answeredAsKnown(request, by: leases) { finish(request, Self.tooOld) }
+  func answeredBefore(_ request: Request) -> Remembered {
+    guard request.leaseStep == .new, let leases else { return .nothing }
+    return answeredAsKnown(request, by: leases)
+  }
+
+  /// What the table has to say of an id.
+  enum Remembered {
+    case nothing
+    /// It may have been let through: nobody here can tell.
+    case forgotten
+    /// Answered as it was.
+    case answered
   }
 
   /// It is not leased any more, as its limit was made exact or its account frozen: what was let
   /// through or denied before that under its id stands, and Redis does not know of it.
   private func wasDecided(_ request: Request, by leases: LeaseKeeper) -> Bool {
-    answeredAsKnown(request, by: leases) { answerTooOld(request) }
+    switch answeredAsKnown(request, by: leases) {
+    case .nothing: return false
+    case .forgotten: answerTooOld(request)
+    case .answered: break
+    }
+    return true
   }
 
-  /// - Parameter tooOld: answers where nobody here can tell.
-  private func answeredAsKnown(
-    _ request: Request, by leases: LeaseKeeper, tooOld: () -> Void
-  ) -> Bool {
+  private func answeredAsKnown(_ request: Request, by leases: LeaseKeeper) -> Remembered {
     guard request.mode == .consume, !request.inDoubt, let global, let shape = request.shape,
       Self.isSidecarScope(request, global)
-    else { return false }
+    else { return .nothing }
     switch leases.known(request, shape) {
     case .answer(let reason): finish(request, .decision(leaseDecision(reason, request)))
     case .cancelled: finish(request, .decision(leaseDecision(.cancelled, request)))
     case .mismatch(let amounts): finish(request, Self.mismatch(amounts: amounts))
-    case .tooOld: tooOld()
-    case .goesOn, .unregistered, .later: return false
+    case .tooOld: return .forgotten
+    case .goesOn, .unregistered, .later: return .nothing
     }
-    return true
+    return .answered
   }
 
   /// A lease may have let it through, and nobody here remembers: Redis, which does not know either,
@@ -136,7 +147,7 @@ extension Enforcer {
     }
   }
 
-  private static var tooOld: Outcome {
+  static var tooOld: Outcome {
     .error(.idTooOld, "the id is older than what this sidecar remembers")
   }
 
@@ -174,7 +185,8 @@ extension Enforcer {
   private func isUsedAnyway(_ request: Request, _ leases: LeaseKeeper) -> Bool {
     request.mode == .post
       && (request.isPosting
-        || request.source == .clientFallback && leases.hub.isOfUnknownPast(request.id))
+        || request.source == .clientFallback
+          && leases.hub.table.isOfUnknownPast(bucket: request.bucket, request.id))
   }
 
   /// Nobody asked for the like of it lately, or since the start. Redis is asked what an operation

@@ -14,7 +14,7 @@ final class LeaseHub: Sendable {
   private let memory: LeaseMemory
   /// Redis time less boot time, milliseconds; this machine's until Redis said what time it is.
   private let offset: Synchronization.Atomic<Int64>
-  private let startedAt: WallTime
+  private let isBegun = Atomic<Bool>(false)
   /// Event loops that somebody watches (`tollgate tail`): nothing is answered out of his sight.
   let isWatched = Atomic<Int>(0)
 
@@ -50,12 +50,10 @@ final class LeaseHub: Sendable {
     }
     self.memory = memory
     self.buckets = buckets
-    self.startedAt = startedAt
     offset = Atomic(startedAt.milliseconds - Self.bootNanoseconds() / 1_000_000)
-    // Without a journal nobody knows what an earlier incarnation let through.
-    let horizon = region.isRecovered ? 0 : startedAt.milliseconds
     table = LeaseTable(
-      Self.limits(configuration), region: region, buckets: buckets.buckets, horizon: horizon)
+      Self.limits(configuration), region: region, buckets: buckets.buckets,
+      begun: startedAt.milliseconds)
   }
 
   static func geometry(_ configuration: ServerConfiguration) -> LeaseGeometry {
@@ -87,12 +85,6 @@ final class LeaseHub: Sendable {
     limits.unsettledOperationsMax =
       configuration.leases.unsettledOperations ?? Int64(configuration.leases.operations / 2)
     return limits
-  }
-
-  /// What an incarnation before this one let through is known here; else whatever was minted before
-  /// the start is.
-  func isOfUnknownPast(_ id: OperationID) -> Bool {
-    !table.region.isRecovered && Int64(id.high >> 16) <= startedAt.milliseconds
   }
 
   /// Whose leases are taken from now on.
@@ -135,6 +127,18 @@ final class LeaseHub: Sendable {
   /// A loop heard from Redis what time it is.
   func heard(_ wall: WallTime, at boot: Int64) {
     offset.store(wall.milliseconds - boot / 1_000_000, ordering: .relaxed)
+    guard !isBegun.load(ordering: .acquiring) else { return }
+    table.begin(at: wall.milliseconds)
+    isBegun.store(true, ordering: .releasing)
+  }
+
+  /// More than that nobody needs to know of (ms).
+  static let reachMax: Int64 = 86_400_000
+
+  /// How far back the table remembers every id (ms), where it may have forgotten those minted until
+  /// `horizon`.
+  func reach(since horizon: Int64) -> Int64 {
+    min(Self.reachMax, max(0, wall(at: Self.bootNanoseconds()) - horizon))
   }
 
   /// Redis time, as far as it can be told here.

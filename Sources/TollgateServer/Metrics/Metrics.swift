@@ -76,6 +76,7 @@ struct LeaseMetrics: Sendable {
   let shapes = Gauge()
   let recovering = Gauge()
   let lateExchanges = Gauge()
+  let reachMilliseconds = Gauge()
   let lateExchangesGivenUp = Counter()
   let exchanges = Counter()
   let settledUnits = Counter()
@@ -284,6 +285,11 @@ struct Metrics: Sendable {
       "tollgate_lease_unsettled_operations_max",
       "What tollgate_lease_unsettled_operations never exceeds.", leases.unsettledOperationsMax)
     gauge("tollgate_lease_accounts", "Accounts of which something is leased.", leases.accounts)
+    gauge(
+      "tollgate_lease_reach_milliseconds",
+      "How far back this sidecar remembers by its id what it let through, a day at most. Where "
+        + "callers retry or POST later than that they are refused as ID_TOO_OLD: raise "
+        + "leases.operations.", leases.reachMilliseconds)
     gauge("tollgate_lease_shapes", "Kinds of requests answered from leases.", leases.shapes)
     gauge(
       "tollgate_lease_recovering",

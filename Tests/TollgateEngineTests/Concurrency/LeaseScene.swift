@@ -93,11 +93,14 @@ struct Shape {
   init(
     _ memory: LeaseMemory = LeaseMemory(LeaseScene.geometry()), lessee: UInt64 = 1,
     configuration: LeaseConfiguration = LeaseConfiguration(), now: Int64 = 10_000_000_000,
-    horizon: Int64 = 0, buckets: Int = 1, bucket: Int = 0, minted: UInt64 = 0
+    horizon: Int64 = 0, isBegun: Bool = true, buckets: Int = 1, bucket: Int = 0,
+    minted: UInt64 = 0
   ) {
     let region = memory.region(lessee: lessee)
     region.opened()
-    table = LeaseTable(configuration, region: region, buckets: buckets, horizon: horizon)
+    table = LeaseTable(configuration, region: region, buckets: buckets, begun: horizon)
+    // Redis said so at once.
+    if isBegun { table.begin(at: horizon) }
     self.memory = memory
     self.now = now
     self.bucket = bucket

@@ -203,6 +203,129 @@ import TollgateTesting
     #expect(ahead.count { scene.spend(.simple(), 1, id: $0).isAllowed } == 0)
   }
 
+  /// What Redis decided ahead of its time is Redis's when its time has come: one of a few, which is
+  /// known by itself, and one of more than can be.
+  @Test(arguments: [1, 20_000])
+  func whatRedisDecidedAheadOfItsTimeIsNotLetThroughWhenItHasCome(count: UInt64) {
+    let scene = LeaseScene().begin(redis)
+    scene.table.subscribed(since: scene.monotonic)
+    let ahead = (0..<count).map { id(scene.wall + 30_000, $0) }
+    for id in ahead { #expect(scene.spend(.simple(), 1, id: id) == .miss(.future)) }
+    // Their markers are gone.
+    for _ in 0..<10 {
+      for _ in 0..<50 { scene.spend(.simple(), 0) }
+      scene.run(10, redis)
+    }
+    scene.pass(29_000)
+    scene.table.subscribed(since: scene.monotonic)
+    scene.begin(redis)
+    scene.spend(.simple(), 1)
+    scene.run(300, redis)
+    scene.table.heard(at: scene.monotonic)
+    let late = ahead.suffix(100)
+    #expect(late.allSatisfy { Int64($0.high >> 16) < scene.wall + 1_000 })
+    #expect(late.allSatisfy { Int64($0.high >> 16) > scene.table.gauges.horizon })
+    for id in late { #expect(scene.spend(.simple(), 1, id: id) == .miss(.future)) }
+  }
+
+  /// It was not as far ahead as Redis allows when Redis let it through.
+  @Test func aClockThatIsPutBackForgetsNobody() {
+    let scene = LeaseScene().begin(redis)
+    scene.table.subscribed(since: scene.monotonic)
+    let ahead = id(scene.wall + 55_000, 77)
+    #expect(scene.spend(.simple(), 1, id: ahead) == .miss(.future))
+    scene.pass(-10_000)
+    for number in 0..<400 as Range<UInt64> {
+      #expect(scene.cancel(.simple(), 1, id: id(scene.wall, number)) == .unknown)
+    }
+    scene.pass(64_100)
+    scene.table.subscribed(since: scene.monotonic)
+    scene.begin(redis)
+    scene.spend(.simple(), 1)
+    scene.run(300, redis)
+    scene.table.heard(at: scene.monotonic)
+    #expect(scene.spend(.simple(), 1).isAllowed)
+    #expect(scene.spend(.simple(), 1, id: ahead) == .miss(.future))
+  }
+
+  // MARK: - Where a table begins
+
+  /// Whatever the machine's own clock says.
+  @Test(arguments: [Int64(-3_000), 3_000])
+  func aNewTableBeginsWhenRedisSaysSo(machine: Int64) {
+    let now: Int64 = 10_000_000_000
+    let wall = LeaseScene.wallStart + now / 1_000_000
+    let scene = LeaseScene(now: now, horizon: wall + machine, isBegun: false)
+    scene.begin(redis)
+    scene.table.subscribed(since: scene.monotonic)
+    // Nobody has said what time it is: leases answer nothing.
+    #expect(scene.spend(.simple(), 1, id: id(wall + 4_000, 1)) == .miss(.future))
+    scene.table.begin(at: wall)
+    scene.pass(1)
+    #expect(scene.spend(.simple(), 1, id: id(wall - 1, 2)) == .tooOld)
+    #expect(scene.spend(.simple(), 1, id: id(wall + 1, 3)).isAllowed)
+    // It was that of the first time.
+    scene.table.begin(at: wall + 60_000)
+    #expect(scene.spend(.simple(), 1, id: id(wall + 1, 4)).isAllowed)
+    #expect(scene.table.isOfUnknownPast(bucket: 0, id(wall, 5)))
+    #expect(!scene.table.isOfUnknownPast(bucket: 0, id(wall + 1, 6)))
+  }
+
+  @Test func whoIsStartedAgainBeginsWhereTheMemoryDid() {
+    let memory = LeaseMemory(LeaseScene.geometry())
+    let scene = LeaseScene(memory, horizon: LeaseScene.wallStart).begin(redis)
+    scene.spend(.simple(), 1)
+    scene.pass(5_000)
+    let next = LeaseScene(
+      memory, lessee: 2, now: scene.now, horizon: scene.wall, isBegun: false, minted: 1 << 10)
+    next.table.begin(at: next.wall)
+    #expect(next.table.gauges.horizon == LeaseScene.wallStart)
+    #expect(!next.table.isOfUnknownPast(bucket: 0, id(LeaseScene.wallStart + 1, 1)))
+    #expect(next.table.isOfUnknownPast(bucket: 0, id(LeaseScene.wallStart, 1)))
+  }
+
+  /// What was let through ahead of the clock and forgotten before a restart makes too old what is
+  /// minted until its time. What a client lets through then by itself was used, and counts.
+  @Test func afterARestartTheTimesOfWhatWasAheadAreUnknown() {
+    let memory = LeaseMemory(LeaseScene.geometry())
+    let scene = LeaseScene(memory).begin(redis)
+    scene.table.subscribed(since: scene.monotonic)
+    let ahead = id(scene.wall + 900, 77)
+    #expect(scene.spend(.simple(), 1, id: ahead).isAllowed)
+    for _ in 0..<20 {
+      scene.table.heard(at: scene.monotonic)
+      for _ in 0..<20 { scene.spend(.simple(), 0) }
+      scene.run(10, redis)
+    }
+    let next = LeaseScene(memory, lessee: 2, now: scene.now, minted: 1 << 10)
+    next.pass(100)
+    #expect(next.spend(.simple(), 1, id: id(next.wall, 1)) == .tooOld)
+    #expect(next.table.isOfUnknownPast(bucket: 0, id(next.wall, 1)))
+    #expect(next.table.isOfUnknownPast(bucket: 0, ahead))
+    #expect(!next.table.isOfUnknownPast(bucket: 0, id(next.wall + 801, 1)))
+    // This one was remembered for as long as it could be.
+    #expect(!next.table.isOfUnknownPast(bucket: 0, id(scene.wall - 150, 1)))
+  }
+
+  /// The first call after a restart is a CANCEL, and what is forgotten for it was ahead.
+  @Test func roomForACorrectionMakesNobodyTooOld() {
+    let memory = LeaseMemory(LeaseScene.geometry())
+    let scene = LeaseScene(memory).begin(redis, demand: 1_000)
+    scene.table.subscribed(since: scene.monotonic)
+    #expect(scene.spend(.simple(), 1, id: id(scene.wall + 60_000, 77)) == .miss(.future))
+    let taken = scene.mint()
+    #expect(scene.spend(.simple(), 1, id: taken).isAllowed)
+    while scene.spend(.simple(), 1).isAllowed { scene.table.heard(at: scene.monotonic) }
+    for number in 0..<100 as Range<UInt64> {
+      guard scene.table.gauges.horizon == 0 else { break }
+      #expect(scene.cancel(.simple(), 1, id: id(scene.wall, 1 << 40 | number)) == .unknown)
+    }
+    let next = LeaseScene(memory, lessee: 2, now: scene.now, minted: 1 << 10)
+    next.register()
+    _ = next.cancel(.simple(), 1, id: taken)
+    #expect(next.table.gauges.horizon < next.wall)
+  }
+
   /// Redis refuses them: nothing of them is remembered, however they come.
   @Test func idsOfNextYearLeaveNothingBehind() {
     let scene = LeaseScene().begin(redis)

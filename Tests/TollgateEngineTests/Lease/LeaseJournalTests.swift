@@ -192,7 +192,7 @@ import TollgateTesting
     #expect(same.isRecovered && !same.isNotRead)
     let other = memory.region(lessee: 3, host: 2)
     #expect(!other.isRecovered && other.isNotRead && other.predecessors.isEmpty)
-    let table = LeaseTable(LeaseConfiguration(), region: other, buckets: 1, horizon: 0)
+    let table = LeaseTable(LeaseConfiguration(), region: other, buckets: 1, begun: 0)
     #expect(table.gauges.unsettledUnits == 0 && table.gauges.recovering == 0)
     // Who does not know when the host started knows nothing of what was written before.
     #expect(memory.region(lessee: 4, host: 0).isNotRead)

@@ -61,7 +61,7 @@ import TollgateTesting
     scene.table.end()
     let region = try memory.region(lessee: 2, deployment: try other())
     #expect(!region.isRecovered && !region.isNotRead && region.predecessors.isEmpty)
-    let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 1, horizon: 0)
+    let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 1, begun: 0)
     #expect(table.gauges.unsettledUnits == 0 && table.gauges.recovering == 0)
   }
 
@@ -169,7 +169,7 @@ import TollgateTesting
     let region = try big.region(
       lessee: 2, geometry: LeaseScene.geometry(), deployment: LeaseMemory.deployment)
     #expect(region.isRecovered && region.geometry.slots == 1024)
-    let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 1, horizon: 0)
+    let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 1, begun: 0)
     #expect(table.gauges.unsettledUnits == 3 && scene.isUnsettled)
   }
 
