@@ -210,7 +210,7 @@ import TollgateTesting
     let scene = LeaseScene().begin(redis)
     scene.table.subscribed(since: scene.monotonic)
     let ahead = (0..<count).map { id(scene.wall + 30_000, $0) }
-    for id in ahead { #expect(scene.spend(.simple(), 1, id: id) == .miss(.future)) }
+    #expect(ahead.allSatisfy { scene.spend(.simple(), 1, id: $0) == .miss(.future) })
     // Their markers are gone.
     for _ in 0..<10 {
       for _ in 0..<50 { scene.spend(.simple(), 0) }
@@ -225,7 +225,7 @@ import TollgateTesting
     let late = ahead.suffix(100)
     #expect(late.allSatisfy { Int64($0.high >> 16) < scene.wall + 1_000 })
     #expect(late.allSatisfy { Int64($0.high >> 16) > scene.table.gauges.horizon })
-    for id in late { #expect(scene.spend(.simple(), 1, id: id) == .miss(.future)) }
+    #expect(late.allSatisfy { scene.spend(.simple(), 1, id: $0) == .miss(.future) })
   }
 
   /// It was not as far ahead as Redis allows when Redis let it through.
@@ -235,9 +235,8 @@ import TollgateTesting
     let ahead = id(scene.wall + 55_000, 77)
     #expect(scene.spend(.simple(), 1, id: ahead) == .miss(.future))
     scene.pass(-10_000)
-    for number in 0..<400 as Range<UInt64> {
-      #expect(scene.cancel(.simple(), 1, id: id(scene.wall, number)) == .unknown)
-    }
+    let others = (0..<400 as Range<UInt64>).map { id(scene.wall, $0) }
+    #expect(others.allSatisfy { scene.cancel(.simple(), 1, id: $0) == .unknown })
     scene.pass(64_100)
     scene.table.subscribed(since: scene.monotonic)
     scene.begin(redis)
