@@ -21,7 +21,7 @@ extension Micro {
     let region = try unsafe LeaseRegion(
       memory, geometry: geometry, deployment: deployment, lessee: 7, host: 1)
     let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 16, begun: 0)
-    table.begin(at: 0)
+    table.begin(at: 0, now: 0)
     let template = AnswerTemplate(try decision())
     var patches = [
       LeasePatch(.replayed, at: template.flagsOffset), LeasePatch(.time, at: template.timeOffset),

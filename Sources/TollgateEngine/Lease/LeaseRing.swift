@@ -128,6 +128,8 @@ package struct LeaseSlot: BitwiseCopyable {
     unsafe lines = index.bindMemory(to: UInt64.self, capacity: count * 8)
     head = max(1, region.word(.head))
     tail = max(1, region.word(.tail))
+    // Older releases persisted a horizon from the start, and not when that was.
+    if region.word(.begun) == 0, region.word(.horizon) != 0 { region.put(.begun, 1) }
     let known = Int64(truncatingIfNeeded: region.word(.begun))
     begun = known > 0 ? known : unsure
     // Those that were let through ahead of the clock, and forgotten, nobody knows any more.
@@ -138,16 +140,22 @@ package struct LeaseSlot: BitwiseCopyable {
     restore()
   }
 
-  /// Redis said what time it is. Where the memory is new, that is when it came into use: whatever
-  /// was minted before, an earlier incarnation may have let through.
-  mutating func begin(at wall: Int64) {
+  /// Redis said what time it is. Where the memory is new, it is known now when that came into use:
+  /// what was minted before, an earlier incarnation may have let through. What was minted since is
+  /// Redis's, which alone may have decided it.
+  ///
+  /// - Parameters:
+  ///   - start: when this process began.
+  ///   - now: the present time.
+  mutating func begin(at start: Int64, now: Int64) {
     guard region.word(.begun) == 0 else { return }
     // What was thought until now came from another clock.
-    begun = max(1, wall)
-    horizon = max(Int64(truncatingIfNeeded: region.word(.horizon)), begun)
+    begun = max(1, start)
+    horizon = begun
+    raise(.left, to: now)
     redisUntil = Int64(truncatingIfNeeded: region.word(.left))
-    region.put(.horizon, UInt64(bitPattern: horizon))
     region.put(.begun, UInt64(bitPattern: begun))
+    region.put(.horizon, UInt64(bitPattern: horizon))
   }
 
   /// Whether it was minted when nobody who is remembered here could have let it through, but
@@ -343,7 +351,8 @@ package struct LeaseSlot: BitwiseCopyable {
     let time = wall > 0 ? min(minted, wall &- 1) : minted
     guard time > horizon else { return }
     horizon = time
-    region.put(.horizon, UInt64(bitPattern: time))
+    // Before that it is by another clock, and of what Redis has to answer.
+    if region.word(.begun) != 0 { region.put(.horizon, UInt64(bitPattern: time)) }
   }
 
   // MARK: - Recovery

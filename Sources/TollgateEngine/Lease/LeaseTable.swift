@@ -72,9 +72,15 @@ package import TollgateCore
     for index in 0..<count { with(index, body) }
   }
 
-  /// Redis said what time it is (wall ms): from the first time on leases may answer. Ids that are
-  /// older than a new region are refused by that time.
-  package func begin(at wall: Int64) { withAll { $0.ring.begin(at: wall) } }
+  /// Redis said what time it is: from the first time on leases may answer. Ids from before a new
+  /// region are refused by that time.
+  ///
+  /// - Parameters:
+  ///   - start: when this process began (wall ms).
+  ///   - now: the present time.
+  package func begin(at start: Int64, now: Int64) {
+    withAll { $0.ring.begin(at: start, now: now) }
+  }
 
   /// Whether an id was minted when somebody may have let it through whom nobody remembers.
   package func isOfUnknownPast(bucket: Int, _ id: OperationID) -> Bool {

@@ -50,7 +50,9 @@ extension Enforcer {
   }
 
   private func isFlowing(for request: Request, at now: NIODeadline) -> Bool {
-    Self.isFlowing(
+    // It owes nobody an answer: it was this loop that took its time.
+    if let connection = link?.connection, connection.oldestSentAt == nil { return !isBreakerOpen }
+    return Self.isFlowing(
       silence: redisTime(since: answeredAt, to: now),
       waited: redisTime(since: request.arrived, to: now), usual: callTime.usual,
       way: callTime.quickest)

@@ -14,6 +14,8 @@ final class LeaseHub: Sendable {
   private let memory: LeaseMemory
   /// Redis time less boot time, milliseconds; this machine's until Redis said what time it is.
   private let offset: Synchronization.Atomic<Int64>
+  /// Boot time.
+  private let startedAt = LeaseHub.bootNanoseconds()
   private let isBegun = Atomic<Bool>(false)
   /// Event loops that somebody watches (`tollgate tail`): nothing is answered out of his sight.
   let isWatched = Atomic<Int>(0)
@@ -128,7 +130,8 @@ final class LeaseHub: Sendable {
   func heard(_ wall: WallTime, at boot: Int64) {
     offset.store(wall.milliseconds - boot / 1_000_000, ordering: .relaxed)
     guard !isBegun.load(ordering: .acquiring) else { return }
-    table.begin(at: wall.milliseconds)
+    table.begin(
+      at: wall.milliseconds - (boot - startedAt) / 1_000_000, now: wall.milliseconds)
     isBegun.store(true, ordering: .releasing)
   }
 

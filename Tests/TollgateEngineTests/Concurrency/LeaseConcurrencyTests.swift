@@ -57,7 +57,7 @@ import TollgateTesting
     let memory = LeaseMemory(LeaseScene.geometry(stripes: 2, slots: 1024))
     let table = LeaseTable(
       LeaseConfiguration(), region: memory.region(lessee: 1), buckets: buckets, begun: 0)
-    table.begin(at: 0)
+    table.begin(at: 0, now: 0)
     let amount: Int64 = 3_000
     let stores = (0..<buckets).map { _ in Store(amount: amount) }
     let spent = (0..<buckets).map { _ in Atomic64() }
@@ -131,7 +131,7 @@ import TollgateTesting
     let memory = LeaseMemory(LeaseScene.geometry(slots: 4096))
     let table = LeaseTable(
       LeaseConfiguration(), region: memory.region(lessee: 1), buckets: 1, begun: 0)
-    table.begin(at: 0)
+    table.begin(at: 0, now: 0)
     let store = Store(amount: 1 << 40)
     let first = Hand(table, bucket: 0, worker: 0)
     first.register(now: 10_000_000_000, demand: 1_000_000)

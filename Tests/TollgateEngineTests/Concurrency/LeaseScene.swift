@@ -100,7 +100,7 @@ struct Shape {
     region.opened()
     table = LeaseTable(configuration, region: region, buckets: buckets, begun: horizon)
     // Redis said so at once.
-    if isBegun { table.begin(at: horizon) }
+    if isBegun { table.begin(at: horizon, now: horizon) }
     self.memory = memory
     self.now = now
     self.bucket = bucket

@@ -260,15 +260,48 @@ import TollgateTesting
     // Nobody has said what time it is: leases answer nothing.
     let early = scene.spend(.simple(), 1, id: id(wall + 1, 1))
     #expect(early == (machine < 0 ? .miss(.future) : .tooOld))
-    scene.table.begin(at: wall)
+    scene.table.begin(at: wall - 500, now: wall)
     scene.pass(1)
-    #expect(scene.spend(.simple(), 1, id: id(wall - 1, 2)) == .tooOld)
+    #expect(scene.spend(.simple(), 1, id: id(wall - 500, 2)) == .tooOld)
+    // Since the start only Redis can have decided it.
+    #expect(scene.spend(.simple(), 1, id: id(wall - 499, 7)) == .miss(.future))
+    #expect(scene.spend(.simple(), 1, id: id(wall, 8)) == .miss(.future))
     #expect(scene.spend(.simple(), 1, id: id(wall + 1, 3)).isAllowed)
     // It was that of the first time.
-    scene.table.begin(at: wall + 60_000)
+    scene.table.begin(at: wall + 60_000, now: wall + 60_000)
     #expect(scene.spend(.simple(), 1, id: id(wall + 1, 4)).isAllowed)
-    #expect(scene.table.isOfUnknownPast(bucket: 0, id(wall, 5)))
-    #expect(!scene.table.isOfUnknownPast(bucket: 0, id(wall + 1, 6)))
+    #expect(scene.table.isOfUnknownPast(bucket: 0, id(wall - 500, 5)))
+    #expect(!scene.table.isOfUnknownPast(bucket: 0, id(wall - 499, 6)))
+  }
+
+  /// What is forgotten before Redis has spoken was Redis's, by another clock: an hour ahead here.
+  @Test func whatIsForgottenBeforeRedisHasSpokenIsNotByTheMachinesClock() {
+    let memory = LeaseMemory(LeaseScene.geometry())
+    let scene = LeaseScene(memory, horizon: LeaseScene.wallStart - 3_600_000, isBegun: false)
+    scene.register()
+    let ids = (0..<600 as Range<UInt64>).map { id(scene.wall - 60_000 + Int64($0), $0) }
+    #expect(ids.allSatisfy { scene.cancel(.simple(), 1, id: $0) == .unknown })
+    scene.table.begin(at: scene.wall - 3_600_000, now: scene.wall - 3_590_000)
+    #expect(scene.table.gauges.horizon == scene.wall - 3_600_000)
+    let next = LeaseScene(memory, lessee: 2, now: scene.now, isBegun: false, minted: 1 << 10)
+    #expect(next.table.gauges.horizon == scene.wall - 3_600_000)
+  }
+
+  /// An older release did not write down when its memory came into use.
+  @Test func aJournalOfAnOlderReleaseIsNotANewOne() {
+    let memory = LeaseMemory(LeaseScene.geometry())
+    let scene = LeaseScene(memory, horizon: LeaseScene.wallStart).begin(redis)
+    let known = scene.mint()
+    scene.spend(.simple(), 1, id: known)
+    for byte in 0..<8 {
+      memory.tear(at: LeaseRegion.headerBytes + StripeRegion.Word.begun.rawValue * 8 + byte, 0)
+    }
+    scene.pass(5_000)
+    let next = LeaseScene(
+      memory, lessee: 2, now: scene.now, horizon: scene.wall, isBegun: false, minted: 1 << 10)
+    next.table.begin(at: next.wall, now: next.wall)
+    #expect(next.table.gauges.horizon == LeaseScene.wallStart)
+    #expect(!next.table.isOfUnknownPast(bucket: 0, known))
   }
 
   @Test func whoIsStartedAgainBeginsWhereTheMemoryDid() {
@@ -278,7 +311,7 @@ import TollgateTesting
     scene.pass(5_000)
     let next = LeaseScene(
       memory, lessee: 2, now: scene.now, horizon: scene.wall, isBegun: false, minted: 1 << 10)
-    next.table.begin(at: next.wall)
+    next.table.begin(at: next.wall, now: next.wall)
     #expect(next.table.gauges.horizon == LeaseScene.wallStart)
     #expect(!next.table.isOfUnknownPast(bucket: 0, id(LeaseScene.wallStart + 1, 1)))
     #expect(next.table.isOfUnknownPast(bucket: 0, id(LeaseScene.wallStart, 1)))
