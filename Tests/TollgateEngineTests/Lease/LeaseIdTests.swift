@@ -281,9 +281,9 @@ import TollgateTesting
     scene.register()
     let ids = (0..<600 as Range<UInt64>).map { id(scene.wall - 60_000 + Int64($0), $0) }
     #expect(ids.allSatisfy { scene.cancel(.simple(), 1, id: $0) == .unknown })
-    scene.table.begin(at: scene.wall - 3_600_000, now: scene.wall - 3_590_000)
-    #expect(scene.table.gauges.horizon == scene.wall - 3_600_000)
+    // Killed before it did.
     let next = LeaseScene(memory, lessee: 2, now: scene.now, isBegun: false, minted: 1 << 10)
+    next.table.begin(at: scene.wall - 3_600_000, now: scene.wall - 3_590_000)
     #expect(next.table.gauges.horizon == scene.wall - 3_600_000)
   }
 
