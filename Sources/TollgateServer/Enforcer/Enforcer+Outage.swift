@@ -71,9 +71,9 @@ extension Enforcer {
   /// Redis is taken to be answering while its last answer is not older than this and a call.
   static var answersFlow: TimeAmount { .milliseconds(50) }
 
-  /// Whether Redis answers others while a request waits for its turn. Who came after its last answer
-  /// has seen none, and what calls take as a rule tells him nothing: those that waited out an outage
-  /// make the next one look like a slow call. All in nanoseconds.
+  /// Whether Redis answers others while a request waits for its turn. Who came after its last
+  /// answer has seen none, and what calls take as a rule tells him nothing: those that waited out
+  /// an outage make the next one look like a slow call. All in nanoseconds.
   ///
   /// - Parameters:
   ///   - silence: since Redis answered anybody.
