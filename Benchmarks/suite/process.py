@@ -7,11 +7,12 @@ import threading
 import time
 
 
-def resident(pid):
-    """Megabytes of resident memory."""
+def resident(pid, peak=False):
+    """Megabytes of resident memory, now or at the most so far."""
+    name = "VmHWM:" if peak else "VmRSS:"
     with open(f"/proc/{pid}/status", encoding="ascii") as status:
         for line in status:
-            if line.startswith("VmRSS:"):
+            if line.startswith(name):
                 return int(line.split()[1]) / 1024
     return 0.0
 

@@ -21,7 +21,8 @@ ACCOUNT = 16         # measured: an account of an exchange, with its delta (the 
 CALL = 30            # estimated: an exchange itself: fence, memory of calls, parsing
 SHIP = 6             # estimated: an entry of the outbox read, acknowledged and trimmed
 COMMAND = 10         # measured: a small command by itself, as an idle sidecar sends them
-IDLE_COMMANDS = 29   # measured: a second and sidecar that neither is asked nor ships (16 buckets)
+BUCKETS = 16
+IDLE_COMMANDS = 29   # measured: a second and sidecar that neither is asked nor ships, of 16 buckets
 # Microseconds of the reference ledger's CPU for one delta. Measured under row d, by its deltas.
 LEDGER = 80
 # The lease engine's (LeaseConfiguration, LeasePace, LeaseKeeper).
@@ -92,7 +93,9 @@ def fleet(subjects, sidecars, per_second, spread, rng):
             sums["held"] += leases * max(LEAST, COVER * rate)
         early = min(1.0, PACE * sidecars / max(1.0, sums["exchanges"]))
     per_sidecar = sums["exchanges"] / sidecars
-    calls = sums["exchanges"] / max(1.0, min(BATCH, per_sidecar * SETTLE / 16))
+    # What becomes due while something waits goes out with it, of the same bucket.
+    wait = early * TICK + (1 - early) * SETTLE
+    calls = sums["exchanges"] / max(1.0, min(BATCH, per_sidecar * wait / BUCKETS))
     deltas = sums["atomic"] + sums["deltas"]
     background = sidecars * IDLE_COMMANDS
     cores = (sums["atomic"] * ATOMIC + sums["exchanges"] * ACCOUNT + calls * CALL + deltas * SHIP

@@ -2,6 +2,7 @@
 Redis, the Python client. Each gives dictionaries as the report holds them."""
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -77,9 +78,23 @@ def memory(rig):
                      f"{count} live subjects", sidecars=[sidecar])
             rows.append(entry("k", f"resident memory with {count:,} live subjects, MB",
                               process.resident(sidecar.pid), bars.get(count)))
+            rows.append(entry("k", f"the most while {count:,} subjects were asked for, MB",
+                              process.resident(sidecar.pid, peak=True)))
     finally:
         rig.servers.stop(sidecar.process)
     return rows
+
+
+def allocations(rig):
+    """j: by valgrind, which counts; the gate that CI holds."""
+    del rig
+    gate = subprocess.run([os.path.join(stack.ROOT, ".ci/gates"), "lease.spend"],
+                          capture_output=True, text=True)
+    found = re.search(r"([\d.]+) instructions .*, +([\d.]+) allocations", gate.stdout)
+    if not found:
+        raise stack.BenchError(f"row j: {gate.stderr[-500:]}")
+    return [entry("j", "heap allocations per leased consume", float(found[2]), 0),
+            entry("j", "instructions per leased consume", float(found[1]))]
 
 
 def start(rig):
@@ -184,4 +199,4 @@ def python(rig):
 
 
 # Memory last: an audit looks at every account that there is.
-ROWS = {"i": commands, "l": start, "m": pod, "n": distant, "o": python, "k": memory}
+ROWS = {"i": commands, "j": allocations, "l": start, "m": pod, "n": distant, "o": python, "k": memory}

@@ -511,6 +511,8 @@ final class Sidecar: Sendable {
       }
     }
     await awaitReturn(until: end)
+    let limit = NIODeadline.now() + .milliseconds(Self.lateReturnMilliseconds)
+    await leases.predecessorsClosed(until: min(end, limit))
     // Without a journal nobody comes back to them: what else their accounts used is settled.
     guard configuration.journal == nil, await lateExchangeDeltas() > 0 else { return }
     for loop in loops { loop.onLoop { $0.giveUpLateExchanges() } }

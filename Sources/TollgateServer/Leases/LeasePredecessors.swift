@@ -11,6 +11,7 @@
 // middle does it all again, which changes nothing a second time.
 
 import Logging
+import NIOCore
 import TollgateCore
 import TollgateEngine
 import TollgateRedis
@@ -52,6 +53,16 @@ struct LeasePredecessors: Sendable {
       guard await loop.value({ $0.retained.lateCount }) == 0 else { return false }
     }
     return hub.table.gauges.unresolvedUnits == 0
+  }
+}
+
+extension LeaseHub {
+  /// Those before this one are closed, or it is that late. Whoever starts a sidecar and stops it to
+  /// have a journal settled finds it settled.
+  func predecessorsClosed(until end: NIODeadline) async {
+    while NIODeadline.now() < end, !table.region.predecessors.isEmpty {
+      try? await Task.sleep(for: .milliseconds(20))
+    }
   }
 }
 
