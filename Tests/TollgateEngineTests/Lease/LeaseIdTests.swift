@@ -16,6 +16,16 @@ import TollgateTesting
     OperationID(high: UInt64(time) << 16, low: low &* 0x9E37_79B9_7F4A_7C15)
   }
 
+  /// What was held has ended by then.
+  private func leaseAnew(_ scene: LeaseScene, after milliseconds: Int64) {
+    scene.pass(milliseconds)
+    scene.table.subscribed(since: scene.monotonic)
+    scene.begin(redis)
+    scene.spend(.simple(), 1)
+    scene.run(300, redis)
+    scene.table.heard(at: scene.monotonic)
+  }
+
   /// Operations arrive some milliseconds after they were minted.
   @Test(arguments: [Int64(500), 30_000, 31_536_000_000])
   func oneWhoseClockIsAheadRefusesNobody(lead: Int64) {
@@ -193,12 +203,7 @@ import TollgateTesting
     #expect(refused == 0)
     #expect(ahead.count { scene.spend(.simple(), 1, id: $0).isAllowed } == 0)
     // Their time is over.
-    scene.pass(70_000)
-    scene.table.subscribed(since: scene.monotonic)
-    scene.begin(redis)
-    scene.spend(.simple(), 1)
-    scene.run(300, redis)
-    scene.table.heard(at: scene.monotonic)
+    leaseAnew(scene, after: 70_000)
     #expect(scene.spend(.simple(), 1).isAllowed)
     #expect(ahead.count { scene.spend(.simple(), 1, id: $0).isAllowed } == 0)
   }
@@ -216,12 +221,7 @@ import TollgateTesting
       for _ in 0..<50 { scene.spend(.simple(), 0) }
       scene.run(10, redis)
     }
-    scene.pass(29_000)
-    scene.table.subscribed(since: scene.monotonic)
-    scene.begin(redis)
-    scene.spend(.simple(), 1)
-    scene.run(300, redis)
-    scene.table.heard(at: scene.monotonic)
+    leaseAnew(scene, after: 29_000)
     let late = ahead.suffix(100)
     #expect(late.allSatisfy { Int64($0.high >> 16) < scene.wall + 1_000 })
     #expect(late.allSatisfy { Int64($0.high >> 16) > scene.table.gauges.horizon })
@@ -237,12 +237,7 @@ import TollgateTesting
     scene.pass(-10_000)
     let others = (0..<400 as Range<UInt64>).map { id(scene.wall, $0) }
     #expect(others.allSatisfy { scene.cancel(.simple(), 1, id: $0) == .unknown })
-    scene.pass(64_100)
-    scene.table.subscribed(since: scene.monotonic)
-    scene.begin(redis)
-    scene.spend(.simple(), 1)
-    scene.run(300, redis)
-    scene.table.heard(at: scene.monotonic)
+    leaseAnew(scene, after: 64_100)
     #expect(scene.spend(.simple(), 1).isAllowed)
     #expect(scene.spend(.simple(), 1, id: ahead) == .miss(.future))
   }
