@@ -131,7 +131,7 @@ extension Enforcer {
       {
         // Answered while it waited: it was never sent, so it is as if it had not come.
         pending.request.isQueued = false
-        if comesTooLate(pending, now) { hasWaitedTooLong(pending.request, at: now) }
+        if comesTooLate(pending, now) { waitedInVain(pending.request, at: now) }
         if pending.request.isAnswered { answered += 1 } else { batch.append(pending) }
       }
       if answered > 0 { landed(answered, bucket) }

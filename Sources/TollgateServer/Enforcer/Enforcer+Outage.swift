@@ -45,7 +45,7 @@ extension Enforcer {
   }
 
   /// It waited for as long as it had, and was sent nowhere.
-  func hasWaitedTooLong(_ request: Request, at now: NIODeadline) {
+  func waitedInVain(_ request: Request, at now: NIODeadline) {
     isFlowing(for: request, at: now) ? refuseLate(request) : answerByPolicy(request)
   }
 
