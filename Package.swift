@@ -47,7 +47,7 @@ let package = Package(
   ],
   targets: [
     .systemLibrary(name: "CEpoll"),
-    .systemLibrary(name: "CMalloc"),
+    .systemLibrary(name: "CJemalloc", providers: [.apt(["libjemalloc-dev"])]),
     .systemLibrary(name: "CPrefetch"),
     .systemLibrary(name: "CHiredis", providers: [.apt(["libhiredis-dev"])]),
     .target(name: "TollgateCore", swiftSettings: settings),
@@ -64,15 +64,15 @@ let package = Package(
     .target(
       name: "TollgateLedger",
       dependencies: [
-        "TollgateCore", "TollgateWire", "TollgateEngine", grdb, nioCore, nioPosix, nioLocks,
-        logging,
+        "TollgateCore", "TollgateWire", "TollgateEngine", grdb, sqlite, nioCore, nioPosix,
+        nioLocks, logging,
       ],
       swiftSettings: settings),
     .target(
       name: "TollgateServer",
       dependencies: [
         "TollgateCore", "TollgateWire", "TollgateRedis", "TollgateEngine", "TollgateLedger",
-        "CEpoll", "CMalloc", nioCore, nioPosix, nioHTTP1, nioLocks, logging, collections, yams,
+        "CEpoll", "CJemalloc", nioCore, nioPosix, nioHTTP1, nioLocks, logging, collections, yams,
       ],
       swiftSettings: settings),
     .target(

@@ -1,7 +1,6 @@
 // The way in for `tollgate serve`: a configuration text and an environment become a running
 // sidecar, with signals and logging set up. The command itself only parses flags.
 
-import CMalloc
 import Dispatch
 import Glibc
 import Logging
@@ -34,9 +33,7 @@ package enum ServeEntry {
       return handler
     }
     let logger = Logger(label: "tollgate")
-    // What a large table took goes back when it goes, however large others were before it.
-    _ = mallopt(M_MMAP_THRESHOLD, 1 << 20)
-    _ = mallopt(M_TRIM_THRESHOLD, 4 << 20)
+    Allocator.configure()
     // A peer that went away is an error of the write, not the end of the process.
     _ = signal(SIGPIPE, SIG_IGN)
     let (signals, continuation) = AsyncStream.makeStream(

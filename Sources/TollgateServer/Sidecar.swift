@@ -7,7 +7,6 @@
 // outboxes handed over ─▶ links close. Everything within the grace time, whatever of Redis and the
 // ledger is frozen: what does not end by then is cut off (`DrainPlan`).
 
-import CMalloc
 import Logging
 import NIOConcurrencyHelpers
 import NIOCore
@@ -308,7 +307,7 @@ final class Sidecar: Sendable {
       frames = before
       quietBeats = isQuiet ? quietBeats + 1 : 0
       // What the start or a burst needed goes back to the system, once nobody would wait for it.
-      if quietBeats == 3 { malloc_trim(0) }
+      if quietBeats == 3 { Allocator.giveBack() }
       await healer.beat()
       await healer.reopen()
       for unit in sessions { unit.onLoop { $0.timePassed() } }

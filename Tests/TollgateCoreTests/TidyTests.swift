@@ -23,10 +23,10 @@ import TollgateTesting
       ]),
       "TollgateEngine": core.union(collections).union(["CPrefetch", "Glibc", "Darwin"]),
       "TollgateLedger": wire.union(nio).union(system).union([
-        "TollgateEngine", "GRDB", "Logging",
+        "TollgateEngine", "GRDB", "GRDBSQLite", "Logging",
       ]),
       "TollgateServer": wire.union(redis).union(nio).union(system).union(collections).union([
-        "TollgateEngine", "TollgateLedger", "CEpoll", "CMalloc", "NIOHTTP1", "Logging", "Yams",
+        "TollgateEngine", "TollgateLedger", "CEpoll", "CJemalloc", "NIOHTTP1", "Logging", "Yams",
       ]),
       "TollgateClient": wire.union(nio).union(system).union(collections),
       "tollgate": wire.union(redis).union(nio).union(system).union([
