@@ -17,9 +17,20 @@ struct Poster {
   private let now: WallTime
   private var closings: Closings
   private var sums: Sums
+  private let deltas: DeltaInsert
+  private let postings: DeltaInsert
 
   init(_ db: Database, bodies: DeltaBodies, now: WallTime) throws {
     self.db = db
+    deltas = try DeltaInsert(
+      db,
+      sql: """
+        INSERT INTO deltas
+          (op, idx, bucket, epoch, seq, kind, time, actual, charged, absorbed, series, body)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+        """)
+    postings = try DeltaInsert(
+      db, sql: "INSERT INTO postings (op, idx, bucket, account, amount) VALUES (?, ?, ?, ?, ?)")
     sums = Sums(db)
     self.bodies = bodies
     self.now = now
@@ -174,16 +185,13 @@ extension Poster {
     for (key, sum) in plan.cells { sums.cells[key] = sum }
     if let (key, line) = plan.series { sums.series[key] = line }
     for (key, sum) in plan.charges { sums.charges[key] = sum }
-    let op = entry.id.operation.blob
     let index = Int64(entry.id.index)
-    if !plan.accounts.isEmpty {
-      let posting = try db.cachedStatement(
-        sql: "INSERT INTO postings (op, idx, bucket, account, amount) VALUES (?, ?, ?, ?, ?)")
-      for (key, account, amount) in plan.accounts {
-        sums.accounts[key] = account
-        try posting.execute(arguments: [op, index, bucket, account.id, amount])
-      }
+    for (key, account, amount) in plan.accounts {
+      sums.accounts[key] = account
+      try postings(entry.id.operation, index, Int64(bucket), account.id, amount)
     }
+    if plan.corrects == nil, plan.config == nil { return }
+    let op = entry.id.operation.blob
     if let corrects = plan.corrects {
       try db.cachedStatement(
         sql: "INSERT INTO corrections (corrected, bucket, op, idx) VALUES (?, ?, ?, ?)"
@@ -208,17 +216,10 @@ extension Poster {
   private func insert(
     _ entry: OutboxEntry, bucket: Int, epoch: Int64, series: Int64?
   ) throws -> Bool {
-    let statement = try db.cachedStatement(
-      sql: """
-        INSERT INTO deltas
-          (op, idx, bucket, epoch, seq, kind, time, actual, charged, absorbed, series, body)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
-        """)
-    try statement.execute(arguments: [
-      entry.id.operation.blob, Int64(entry.id.index), bucket, epoch, entry.sequence,
+    try deltas(
+      entry.id.operation, Int64(entry.id.index), Int64(bucket), epoch, entry.sequence,
       Int64(entry.kind.rawValue), entry.time.milliseconds, entry.actual, entry.charged,
-      entry.absorbed, series, Data(entry.body),
-    ])
+      entry.absorbed, series, bytes: entry.body)
     return db.changesCount > 0
   }
 
