@@ -85,13 +85,11 @@ package struct DecideCommands: DecideSource {
       ).encode()
     }
     return try fences.indices.map { bucket in
-      var call = DecideCall(
-        keySpace: keySpace, fence: fences[bucket], operation: identifier,
+      let call = DecideCall(
+        keySpace: keySpace, bucket: bucket, fence: fences[bucket], operation: identifier,
         fingerprint: OperationFingerprint(subject: subject, items: items), mode: .consume,
         subject: subject, plan: plan, bodies: bodies, globalVersion: global.version,
         accountVersion: account.version, limits: limits, notAfter: now + 10_000)
-      call.bucket = bucket
-      call.asked.keys = keySpace.keys(bucket, of: subject, plan)
       var buffer = ByteBuffer()
       call.write(into: &buffer)
       return try Template(

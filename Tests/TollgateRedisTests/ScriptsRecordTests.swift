@@ -62,8 +62,9 @@ import TollgateTesting
     let rig = try StoreRig.ready()
     var call = try rig.call("acme", [("chat", 1)])
     _ = try rig.run(call)
-    call.asked.fingerprint = OperationFingerprint(
-      subject: call.subject, items: call.plan.items, attributes: ["model": "x"])
+    call.asked = call.asked.with(
+      fingerprint: OperationFingerprint(
+        subject: call.subject, items: call.plan.items, attributes: ["model": "x"]))
     #expect(try rig.run(call) == .mismatch(.attributes))
   }
 
@@ -220,7 +221,7 @@ import TollgateTesting
     let before = try rig.dump()
     #expect(try rig.run(used) == .period(now: next))
     var again = known
-    again.asked.mode = .post
+    again.asked = known.asked.with(mode: .post)
     #expect(try rig.run(again).replayed?.decision.reason == .allowed)
     #expect(try rig.dump() == before)
   }
@@ -374,5 +375,17 @@ import TollgateTesting
     print("operation record: \(real) bytes in Redis, \(counted) counted against the ceiling")
     #expect(real <= 240)
     #expect(abs(real - counted) <= counted / 3, "the ceiling must mean bytes")
+  }
+}
+
+extension DecideOperation {
+  /// The same, but for what is given.
+  fileprivate func with(mode: Mode? = nil, fingerprint: OperationFingerprint? = nil)
+    -> DecideOperation
+  {
+    DecideOperation(
+      id: id, fingerprint: fingerprint ?? self.fingerprint, mode: mode ?? self.mode, plan: plan,
+      keys: keys, bodies: bodies, globalVersion: globalVersion, accountVersion: accountVersion,
+      notAfter: notAfter)
   }
 }

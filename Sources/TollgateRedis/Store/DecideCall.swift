@@ -26,8 +26,8 @@ package struct StoreLimits: Hashable, Sendable {
   }
 }
 
-/// One operation, resolved and ready to be decided.
-package struct DecideOperation: Sendable {
+/// One operation, resolved and ready to be decided. On its way it changes hands often.
+package final class DecideOperation: Sendable {
   package enum Mode: Int64, Sendable, Hashable {
     case consume = 0
     /// Asks only; nothing is written, nothing remembered.
@@ -39,18 +39,18 @@ package struct DecideOperation: Sendable {
     case consumeBeforeRecall = 3
   }
 
-  package var id: OperationID
-  package var fingerprint: OperationFingerprint
-  package var mode: Mode
-  package var plan: DecidePlan
+  package let id: OperationID
+  package let fingerprint: OperationFingerprint
+  package let mode: Mode
+  package let plan: DecidePlan
   /// The account's header; where the plan reads deeper hashes, the index and these follow.
-  package var keys: [String]
+  package let keys: [String]
   /// One body for each of `plan.meteredItems`, in that order; empty for `check`.
-  package var bodies: [[UInt8]]
-  package var globalVersion: Int64
-  package var accountVersion: Int64
+  package let bodies: [[UInt8]]
+  package let globalVersion: Int64
+  package let accountVersion: Int64
   /// Redis time after which the caller no longer waits: then nothing is done.
-  package var notAfter: WallTime?
+  package let notAfter: WallTime?
 
   package init(
     id: OperationID, fingerprint: OperationFingerprint, mode: Mode, plan: DecidePlan,
@@ -104,12 +104,14 @@ package struct DecideCall: ScriptCall {
   package var asked: DecideOperation
   package var limits: StoreLimits
 
+  /// - Parameter bucket: nil: the account's.
   package init(
-    keySpace: KeySpace, fence: Fence, operation: OperationID, fingerprint: OperationFingerprint,
-    mode: Mode, subject: Subject, plan: DecidePlan, bodies: [[UInt8]], globalVersion: Int64,
-    accountVersion: Int64, limits: StoreLimits = StoreLimits(), notAfter: WallTime? = nil
+    keySpace: KeySpace, bucket: Int? = nil, fence: Fence, operation: OperationID,
+    fingerprint: OperationFingerprint, mode: Mode, subject: Subject, plan: DecidePlan,
+    bodies: [[UInt8]], globalVersion: Int64, accountVersion: Int64,
+    limits: StoreLimits = StoreLimits(), notAfter: WallTime? = nil
   ) {
-    let bucket = keySpace.bucket(of: subject)
+    let bucket = bucket ?? keySpace.bucket(of: subject)
     self.keySpace = keySpace
     self.bucket = bucket
     self.fence = fence

@@ -64,8 +64,8 @@ extension Enforcer {
   }
 
   func enqueue(
-    _ request: Request, _ plan: DecidePlan, keys: [String], account: AccountConfig,
-    global: GlobalConfig
+    _ request: Request, _ plan: DecidePlan, keys: [String], bodies: [[UInt8]],
+    versions: (global: Int64, account: Int64)
   ) {
     let lane: WritableKeyPath<BucketState, Lane>
     let mode: DecideOperation.Mode
@@ -83,9 +83,8 @@ extension Enforcer {
       request: request,
       operation: DecideOperation(
         id: request.id, fingerprint: request.fingerprint, mode: mode, plan: plan,
-        keys: keys,
-        bodies: encoder.bodies(of: request, plan, catalogVersion: global.catalogVersion),
-        globalVersion: global.version, accountVersion: account.version,
+        keys: keys, bodies: bodies, globalVersion: versions.global,
+        accountVersion: versions.account,
         notAfter: request.mode == .post ? nil : redisNow + remaining),
       wasInDoubt: request.inDoubt)
     let bucket = request.bucket

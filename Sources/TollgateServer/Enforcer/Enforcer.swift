@@ -183,11 +183,11 @@ final class Enforcer {
     guard link?.connection != nil else {
       return answeredWithoutRedis(request, global) ? () : storeIsAway(request)
     }
-    let state = buckets[request.bucket]
-    guard state.phase == .open else {
+    // Not a copy of the whole: what is queued would be copied with it, at every append.
+    guard buckets[request.bucket].phase == .open else {
       if answeredWithoutRedis(request, global) { return }
       return park(request, .bucket(request.bucket)) {
-        $0.recover(bucket: request.bucket, knownEpoch: state.epoch)
+        $0.recover(bucket: request.bucket, knownEpoch: buckets[request.bucket].epoch)
       }
     }
     guard request.attempts < Self.attemptsMax else {
@@ -215,7 +215,10 @@ final class Enforcer {
       let plan = RichPlan(resolution: prepared.resolution, depth: request.subject.depth)
       transact(request, plan, account: account, global: global)
     case .plain(let plan, let keys):
-      enqueue(request, plan, keys: keys, account: account, global: global)
+      let bodies = encoder.bodies(
+        of: request, plan, prepared, catalogVersion: global.catalogVersion)
+      enqueue(
+        request, plan, keys: keys, bodies: bodies, versions: (global.version, account.version))
     case .rich(let plan): transact(request, plan, account: account, global: global)
     }
   }

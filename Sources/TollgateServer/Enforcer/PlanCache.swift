@@ -20,7 +20,8 @@ struct PlanCache {
     var prepared: Prepared
   }
 
-  struct Prepared {
+  /// What every call of the like brings along.
+  final class Prepared {
     enum Plan {
       /// For `decide`, with `DecideOperation.keys`.
       case plain(DecidePlan, keys: [String])
@@ -29,6 +30,13 @@ struct PlanCache {
 
     let resolution: Resolution
     let plan: Plan
+    /// Of the deltas, where they are the same for each; see `UsageBodyCache`.
+    var bodies: [[UInt8]]?
+
+    init(resolution: Resolution, plan: Plan) {
+      self.resolution = resolution
+      self.plan = plan
+    }
   }
 
   /// One takes about two kilobytes.

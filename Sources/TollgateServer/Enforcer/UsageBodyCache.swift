@@ -1,6 +1,7 @@
 // Delta bodies, encoded once per (subject, feature, periods, versions) and used again: between two
 // boundaries every operation of a subject writes the same body, so encoding it is not paid for per
-// request. Bounded; forgetting one costs an encoding.
+// request. Bounded; forgetting one costs an encoding. What asks for the same amounts as well finds
+// its bodies with its plan, and here is looked for what does not.
 
 import TollgateCore
 import TollgateRedis
@@ -18,22 +19,35 @@ struct UsageBodyCache {
   private var bodies: [Key: [UInt8]] = [:]
 
   /// One body for each metered item, in the plan's order; empty for a check.
+  ///
+  /// - Parameter prepared: that the plan is of, under the catalog of that version.
   mutating func bodies(
-    of request: Request, _ plan: DecidePlan, catalogVersion: Int64
+    of request: Request, _ plan: DecidePlan, _ prepared: PlanCache.Prepared,
+    catalogVersion: Int64
   ) -> [[UInt8]] {
     guard request.mode != .check else { return [] }
-    return plan.meteredItems.map { item in
+    if let bodies = prepared.bodies, Self.isOfMany(request) { return bodies }
+    let bodies = plan.meteredItems.map { item in
       body(of: request, item: item, plan.resolution, catalogVersion: catalogVersion)
     }
+    // Without a month to be billed in, its body goes by when it was asked.
+    let isBilled = plan.meteredItems.allSatisfy { item in
+      plan.resolution.cells.contains { $0.item == item && $0.level == 1 && $0.window == .month }
+    }
+    if isBilled, Self.isOfMany(request) { prepared.bodies = bodies }
+    return bodies
+  }
+
+  /// Attributes and trace parents differ per request, and so do the rarer sources.
+  private static func isOfMany(_ request: Request) -> Bool {
+    request.attributes.isEmpty && request.traceParent.isEmpty && request.source == .redis
   }
 
   private mutating func body(
     of request: Request, item: Int, _ resolution: Resolution, catalogVersion: Int64
   ) -> [UInt8] {
     let cells = resolution.cells.filter { $0.item == item }
-    // Attributes and trace parents differ per request, and so do the rarer sources.
-    let cacheable =
-      request.attributes.isEmpty && request.traceParent.isEmpty && request.source == .redis
+    let cacheable = Self.isOfMany(request)
     let key = Key(
       subject: request.subject.path, feature: request.items[item].feature,
       cells: cacheable ? cells : [], catalogVersion: catalogVersion)

@@ -125,8 +125,8 @@ extension Enforcer {
   }
 
   private func answeredAsKnown(_ request: Request, by leases: LeaseKeeper) -> Remembered {
-    guard request.mode == .consume, !request.inDoubt, let global, let shape = request.shape,
-      Self.isSidecarScope(request, global)
+    guard request.mode == .consume, !request.inDoubt, let global,
+      Self.isSidecarScope(request, global), let shape = request.shape
     else { return .nothing }
     switch leases.known(request, shape) {
     case .answer(let reason): finish(request, .decision(leaseDecision(reason, request)))
