@@ -307,7 +307,10 @@ final class Sidecar: Sendable {
       frames = before
       quietBeats = isQuiet ? quietBeats + 1 : 0
       // What the start or a burst needed goes back to the system, once nobody would wait for it.
-      if quietBeats == 3 { Allocator.giveBack() }
+      if quietBeats == 3 {
+        Allocator.giveBack()
+        ProgramText.letGoOfStart()
+      }
       await healer.beat()
       await healer.reopen()
       for unit in sessions { unit.onLoop { $0.timePassed() } }

@@ -4,23 +4,24 @@
 
 import TollgateCore
 
+/// Two lines of the cache: with one word more it would take three.
 struct LeaseAccount: BitwiseCopyable {
   /// Overwritten by the chain of free ones.
   var name: UInt32 = 0
   var generation: UInt32 = 0
   var epochGeneration: UInt32 = 0
   var flags: UInt8 = 0
+  /// At most `Deployment.bucketsMax`.
+  var bucket: UInt16 = 0
   var localEnd: Int64 = .min
   var confirmedAt: Int64 = .min
 
   var changedAt: Int64 = .min
-  var hash: UInt64 = 0
   var lessee: UInt64 = 0
   var ordinal: UInt64 = 0
   var globalVersion: Int64 = 0
   var accountVersion: Int64 = 0
   var dueAt: Int64 = 0
-  var bucket: UInt32 = 0
   var portions: UInt32 = 0
   var portionCount: UInt32 = 0
   var entryCount: UInt32 = 0

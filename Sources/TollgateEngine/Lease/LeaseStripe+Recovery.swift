@@ -220,8 +220,7 @@ extension LeaseStripe {
     var account = ghosts[key] ?? 0
     if account == 0 {
       account = newAccount(
-        definition.account, LeaseHash.of(definition.account), bucket: definition.bucket,
-        lessee: definition.lessee)
+        definition.account, bucket: definition.bucket, lessee: definition.lessee)
       guard account != 0 else { return false }
       accounts[account].set(LeaseAccount.isGhost, true)
       ghosts[key] = account

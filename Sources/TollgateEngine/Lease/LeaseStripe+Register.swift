@@ -104,7 +104,7 @@ extension LeaseStripe {
     let hash = LeaseHash.of(r.account)
     let found = findAccount(hash, r.account)
     if found != 0 { return found }
-    let account = newAccount(r.account, hash, bucket: r.bucket, lessee: lessee)
+    let account = newAccount(r.account, bucket: r.bucket, lessee: lessee)
     guard account != 0 else { return 0 }
     accountIndex.insert(hash, account)
     accounts[account].epochGeneration = generation
@@ -113,16 +113,13 @@ extension LeaseStripe {
     return account
   }
 
-  mutating func newAccount(
-    _ name: [UInt8], _ hash: UInt64, bucket: Int, lessee: UInt64
-  ) -> UInt32 {
+  mutating func newAccount(_ name: [UInt8], bucket: Int, lessee: UInt64) -> UInt32 {
     var account = LeaseAccount()
     account.name = bytes.insert(name)
     guard account.name != 0 else { return 0 }
     account.flags = LeaseAccount.isLive
-    account.hash = hash
     account.lessee = lessee
-    account.bucket = UInt32(truncatingIfNeeded: bucket)
+    account.bucket = UInt16(truncatingIfNeeded: bucket)
     let index = accounts.allocate(account)
     if index == 0 { bytes.release(account.name) }
     return index
@@ -317,7 +314,7 @@ extension LeaseStripe {
     if a.has(LeaseAccount.isGhost) {
       ghosts -= 1
     } else {
-      accountIndex.remove(a.hash, account)
+      accountIndex.remove(unsafe LeaseHash.of(bytes.bytes(a.name)), account)
     }
     bytes.release(a.name)
     accounts[account].flags = 0

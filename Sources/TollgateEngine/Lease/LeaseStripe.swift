@@ -218,11 +218,7 @@ struct LeaseStripe: ~Copyable {
     unsafe name.withUnsafeBytes { name in
       var cursor = accountIndex.first(hash)
       while cursor.index != 0 {
-        if unsafe accounts[cursor.index].hash == hash
-          && bytes.equals(accounts[cursor.index].name, name)
-        {
-          return cursor.index
-        }
+        if unsafe bytes.equals(accounts[cursor.index].name, name) { return cursor.index }
         accountIndex.next(&cursor)
       }
       return 0

@@ -87,7 +87,8 @@ package struct ServerConfiguration: Sendable {
     var drainMilliseconds: Int64 = 10_000
     /// An unanswered script call older than this opens the breaker.
     var redisSlowMilliseconds: Int64 = 100
-    var accountsCachedMax = 100_000
+    /// Two tables of half as many, which just fill what they are grown to.
+    var accountsCachedMax = 98_304
     var retainedDeltasMax = 200_000
     /// Live reservations of one account.
     var holdsPerAccountMax = HoldBounds.perSubjectMax

@@ -40,7 +40,7 @@ struct PlanCache {
   }
 
   /// One takes about two kilobytes.
-  static let generationMax = 4_096
+  static let generationMax = 2_048
   private var young: [Key: Entry] = [:]
   private var old: [Key: Entry] = [:]
 

@@ -15,7 +15,7 @@ struct UsageBodyCache {
     var catalogVersion: Int64
   }
 
-  static let entriesMax = 8_192
+  static let entriesMax = 4_096
   private var bodies: [Key: [UInt8]] = [:]
 
   /// One body for each metered item, in the plan's order; empty for a check.
