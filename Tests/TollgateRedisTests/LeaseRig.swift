@@ -61,6 +61,11 @@ extension LeaseOutcome {
 }
 
 extension StoreRig {
+  /// The sequence of the first delta that the answer names.
+  func first(of call: LeaseCall) throws -> Int64 {
+    call.firstSequence(RESPReply(try redis.pipeline([Self.command(call, library)])[0]))
+  }
+
   /// `tokens` has one quota of a month, `chat` one at each of two levels and a rate.
   static func leased(
     amount: Int64 = 1000, options: RedisServerProcess.Options = .init(),

@@ -187,6 +187,22 @@ import TollgateTesting
     #expect(try rig.outbox().count == 1)
   }
 
+  /// Redis kept its data and is another: the call is known, and where its deltas lay is not where
+  /// this epoch has any. Taken for this one's, Redis would seem to have been put back.
+  @Test func theSequenceOfACallOfAnEarlierEpochIsNotTold() throws {
+    let rig = try StoreRig.leased(amount: 1000)
+    var one = TestLessee(1)
+    for _ in 0..<3 { _ = try rig.run(one.exchange(rig, "acme", "tokens", settle: 1, target: 100)) }
+    var call = try one.exchange(rig, "acme", "tokens", settle: 30, target: 100)
+    #expect(try rig.first(of: call) == 4)
+    #expect(try rig.first(of: call) == 4)
+    try rig.open(epoch: 2, hadPredecessor: true)
+    try rig.seed()
+    call.fence = rig.fence
+    #expect(try rig.run(call).isReplay)
+    #expect(try rig.first(of: call) == 0)
+  }
+
   /// A copy that was long on its way neither takes nor gives what was agreed on since.
   @Test func anOldCopyChangesNothing() throws {
     let rig = try StoreRig.leased(amount: 1000)

@@ -28,7 +28,8 @@
 --       rate: left, arrival time ms, 0; of a grant: left, and what its item's credit lacks of all amounts,
 --       with what is held apart); where it is stale: global version, account version
 --       (-1: none), configuration (empty: as known)
---       {1, now, first, answer...} this call was made before: what it settles is settled already
+--       {1, now, first, answer...} this call was made before: what it settles is settled already;
+--       first is 0 where that was in an epoch that is over
 --       {2, f, seq} · {4} · {5} · {8, account...} not seeded, nothing was done · {10, account, portion}
 --
 -- Invariants: settled + held never rise above a hard limit that was not lowered beneath them; the
@@ -65,11 +66,18 @@ if memory and not again and minted <= struct.unpack('>d', memory) then
   return {4}
 end
 
+-- Where it was made in an epoch that is over its sequence says nothing in this one: that is seen
+-- where it is beyond, and beside what this epoch has it does no harm.
+local first = again and struct.unpack('>d', memory, place + 16) or 0
+if first > seq then
+  first = 0
+end
+
 local mark = '^' .. lessee
 local crowded = seq - ((M[5] or 0) + 0) > outMax * 0.75
 local young = M[6] and now < M[6] + 1000000
 local replies, missing =
-  {again and 1 or 0, int(ms), again and int(struct.unpack('>d', memory, place + 16))}, nil
+  {again and 1 or 0, int(ms), int(first)}, nil
 -- What will be written: {write = command, old = values of its fields before, or undo = command}.
 local steps, n, fresh = {nil, nil, nil, nil}, 0, false
 local born, births = {nil, nil}, 0

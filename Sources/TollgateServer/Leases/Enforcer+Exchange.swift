@@ -149,6 +149,8 @@ extension Enforcer {
   ) {
     let epoch = call.fence.epoch
     let entries = call.entries(bornAt: time, from: first)
+    // Borne in an epoch that is over: the ledger is asked whether it has them.
+    if isReplay, first == 0, configuration.ledger != nil { return keepLate(entries, of: call) }
     seen.saw(
       bucket: call.bucket, epoch: epoch, sequence: entries.last?.sequence ?? 0,
       time: isReplay ? nil : time)

@@ -33,14 +33,19 @@ extension Enforcer {
     let entries = call.entries(bornAt: redisNow)
     lateExchanges[token] = LateExchange(
       entries: Dictionary(entries.map { ($0.id, $0) }) { first, _ in first }, since: .now())
+    keepLate(entries, of: call)
+    lateExchangesSettled([])
+    watchLateExchanges()
+  }
+
+  /// Deltas of an epoch that is over: held until they are on record, or in the outbox again.
+  func keepLate(_ entries: [OutboxEntry], of call: LeaseCall) {
     retained.opened(bucket: call.bucket, epoch: call.fence.epoch)
     let dropped = retained.dropped
     for entry in entries {
       retained.add(entry, bucket: call.bucket, epoch: call.fence.epoch - 1)
     }
     metrics.retainedDropped.add(retained.dropped - dropped)
-    lateExchangesSettled([])
-    watchLateExchanges()
   }
 
   /// These late deltas are in the books, or on their way there in an outbox: exchanges that have no
