@@ -75,6 +75,14 @@ final class Books {
   func count() throws -> Int64 { try store.status().deltas }
 
   /// Runs SQL on the file behind the store's back, as a tamperer would.
+  /// The file may grow by so many pages, as on a disk that is nearly full.
+  func leaveRoom(pages: Int) throws {
+    try store.pool.writeWithoutTransaction { db in
+      let now = try Int.fetchOne(db, sql: "PRAGMA page_count") ?? 0
+      try db.execute(sql: "PRAGMA max_page_count = \(now + pages)")
+    }
+  }
+
   func tamper(_ sql: String) throws {
     try DatabaseQueue(path: path).write { try $0.execute(sql: sql) }
   }

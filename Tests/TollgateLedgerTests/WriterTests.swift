@@ -41,6 +41,23 @@ import TollgateWire
     #expect(try await two.answer == .gap(cursor: 0))
   }
 
+  /// SQLite ends a transaction by itself where a page of it finds no room: nothing of it is there,
+  /// and what comes when there is room again is posted as if it had not been.
+  @Test func aFullDiskFailsWhatDoesNotFitAndNoMore() async throws {
+    let fits = try batch(0, first: 1, count: 5)
+    #expect(try await writer.apply(fits).answer == .acknowledged(cursor: 5))
+    try books.leaveRoom(pages: 3)
+    let tooMuch = try batch(0, first: 6, count: 2_000)
+    for _ in 0..<2 {
+      await #expect(throws: LedgerError.self) { try await writer.apply(tooMuch) }
+      #expect(try books.count() == 5)
+    }
+    try books.leaveRoom(pages: 1_000_000)
+    #expect(try await writer.apply(tooMuch).answer == .acknowledged(cursor: 2_005))
+    #expect(try books.count() == 2_005)
+    #expect(try books.store.verify().findings == [])
+  }
+
   @Test func batchThatCannotBeWrittenFailsAlone() async throws {
     try books.tamper(
       """
