@@ -6,26 +6,44 @@
 
 import CJemalloc
 
-enum Allocator {
+package enum Allocator {
   /// What is not used again within this goes back to the system: bursts are shorter, and what a
   /// large table took goes back when it goes.
   static let keptMilliseconds = 1_000
 
-  /// Call once, before threads are made.
-  static func configure() {
-    // Of arenas to come, and of the one that is there.
-    set("arenas.dirty_decay_ms", keptMilliseconds)
-    set("arena.0.dirty_decay_ms", keptMilliseconds)
+  /// For a service, which may rest for long after a burst: what rests is looked after by threads of
+  /// the allocator's own, which sleep while nothing is to be given back.
+  ///
+  /// - Returns: the settings that this allocator does not know; none where it is the one that the
+  ///   project is built with.
+  @discardableResult
+  package static func configure() -> [String] {
+    var unknown: [String] = []
+    if !set("arenas.dirty_decay_ms", keptMilliseconds) { unknown.append("arenas.dirty_decay_ms") }
+    // Those that are there already; in the others nobody has been yet.
+    for arena in 0..<arenas { _ = set("arena.\(arena).dirty_decay_ms", keptMilliseconds) }
+    if !set("background_thread", true) { unknown.append("background_thread") }
+    return unknown
   }
 
-  /// Everything that was freed goes back now; takes milliseconds.
+  /// What was freed goes back now, but for what each thread keeps for itself; takes milliseconds.
   static func giveBack() {
     _ = unsafe mallctl("arena.\(MALLCTL_ARENAS_ALL).purge", nil, nil, nil, 0)
   }
 
-  private static func set(_ name: String, _ value: Int) {
+  /// Bytes that this thread has been given since it began; nil where another allocator gives them.
+  static var givenToThisThread: UInt64? { value("thread.allocated") }
+
+  private static var arenas: UInt32 { value("arenas.narenas") ?? 0 }
+
+  private static func value<Value: FixedWidthInteger>(_ name: String) -> Value? {
+    var value: Value = 0
+    var size = MemoryLayout<Value>.size
+    return unsafe mallctl(name, &value, &size, nil, 0) == 0 ? value : nil
+  }
+
+  private static func set<Value: BitwiseCopyable>(_ name: String, _ value: Value) -> Bool {
     var value = value
-    let code = unsafe mallctl(name, nil, nil, &value, MemoryLayout<Int>.size)
-    assert(code == 0, "jemalloc knows no \(name)")
+    return unsafe mallctl(name, nil, nil, &value, MemoryLayout<Value>.size) == 0
   }
 }

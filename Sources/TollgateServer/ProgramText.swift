@@ -1,7 +1,8 @@
 // The program's own text, as far as it is mapped into memory. Most of what the start ran is never
 // run again, and the system maps sixteen pages for each that is touched: of some 25 MB that are
 // resident when a sidecar is ready, one at work needs a few. What is let go stays in the system's
-// page cache, and what is needed after all is mapped again as it is touched, without a read.
+// page cache, and what is needed after all is mapped again as it is touched: without a read, unless
+// the system was short of memory meanwhile.
 
 import Glibc
 

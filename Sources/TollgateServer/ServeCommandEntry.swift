@@ -33,7 +33,9 @@ package enum ServeEntry {
       return handler
     }
     let logger = Logger(label: "tollgate")
-    Allocator.configure()
+    for name in Allocator.configure() {
+      logger.warning("the allocator does not know a setting", metadata: ["name": "\(name)"])
+    }
     // A peer that went away is an error of the write, not the end of the process.
     _ = signal(SIGPIPE, SIG_IGN)
     let (signals, continuation) = AsyncStream.makeStream(

@@ -1,5 +1,5 @@
-// That what was freed goes back to the system when it is asked for, and that the allocator asked is
-// the one that has it.
+// That the allocator that is asked is the one that gives, that it knows what it is told, and that
+// what was freed goes back to the system when it is asked for.
 
 import Foundation
 import Testing
@@ -12,6 +12,17 @@ import TollgateTesting
     let text = try String(contentsOfFile: "/proc/self/statm", encoding: .utf8)
     let pages = try #require(text.split(separator: " ").dropFirst().first.flatMap { Int($0) })
     return (pages * sysconf(Int32(_SC_PAGESIZE))) >> 20
+  }
+
+  @Test func whatSwiftIsGivenIsGivenByIt() throws {
+    let before = try #require(Allocator.givenToThisThread)
+    let bytes = [UInt8](repeating: 1, count: 1 << 20)
+    let after = try #require(Allocator.givenToThisThread)
+    #expect(after - before >= UInt64(bytes.count))
+  }
+
+  @Test func itKnowsWhatItIsTold() {
+    #expect(Allocator.configure() == [])
   }
 
   /// In small pieces, which the allocator keeps for a while. Other tests run beside it and come and

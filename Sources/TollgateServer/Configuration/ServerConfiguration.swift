@@ -88,7 +88,7 @@ package struct ServerConfiguration: Sendable {
     /// An unanswered script call older than this opens the breaker.
     var redisSlowMilliseconds: Int64 = 100
     /// Two tables of half as many, which just fill what they are grown to.
-    var accountsCachedMax = 98_304
+    var accountsCachedMax = 196_608
     var retainedDeltasMax = 200_000
     /// Live reservations of one account.
     var holdsPerAccountMax = HoldBounds.perSubjectMax

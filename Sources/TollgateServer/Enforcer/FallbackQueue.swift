@@ -167,7 +167,7 @@ final class FallbackQueue: Sendable {
 
   /// What the journal still holds is here again.
   init(
-    limits: Limits, journal: consuming FallbackJournal?, accountsMax: Int = 100_000,
+    limits: Limits, journal: consuming FallbackJournal?, accountsMax: Int = 196_608,
     now: NIODeadline = .now()
   ) {
     self.limits = limits

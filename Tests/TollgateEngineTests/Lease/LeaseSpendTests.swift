@@ -7,6 +7,15 @@ import TollgateTesting
 @testable import TollgateEngine
 
 @Suite(.blocking) struct LeaseSpendTests {
+  /// What is longer than a line of the cache takes whole ones: a word too many costs 64 bytes of
+  /// each.
+  @Test func recordsAreNoLongerThanTheirLines() {
+    #expect(MemoryLayout<LeaseAccount>.stride <= 128)
+    #expect(MemoryLayout<LeaseEntry>.stride <= 128)
+    #expect(MemoryLayout<LeasePortion>.stride <= 192)
+    #expect(MemoryLayout<LeaseItem>.stride <= 40)
+  }
+
   private let redis = ModelRedis()
 
   init() { redis.amounts = ["acme": 1_000, "acme/ann": 100, "b": 1_000] }
