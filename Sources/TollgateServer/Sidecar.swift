@@ -387,6 +387,7 @@ final class Sidecar: Sendable {
     metrics.leases.unsettledOperationsMax.set(bound.operations)
     metrics.leases.unsettledUnits.set(leased.unsettledUnits)
     metrics.leases.unsettledOperations.set(leased.unsettledOperations)
+    metrics.leases.creditUnits.set(leased.creditUnits)
     metrics.leases.accounts.set(Int64(leased.accounts))
     metrics.leases.shapes.set(Int64(leased.entries))
     metrics.leases.reachMilliseconds.set(leases.reach(since: leased.horizon))

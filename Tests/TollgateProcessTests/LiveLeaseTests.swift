@@ -73,6 +73,14 @@ extension LiveTests {
       for (account, units) in tally.admitted { load.admitted["\(account) edits"] = units }
       load.violations = tally.violations
       load.unresolved = tally.open
+      // What is on its way to Redis is in neither of the books: they agree without it.
+      try eventually(within: .seconds(20), every: .milliseconds(20), "leases are settled") {
+        (0..<stack.options.sidecars).allSatisfy { index in
+          ["unsettled_operations", "credit_units"].allSatisfy {
+            stack.metric("tollgate_lease_\($0)", sidecar: index) ?? 0 == 0
+          }
+        }
+      }
       try Audit.check(
         stack, load, subjects: subjects, touching: "edits", location: location)
     }

@@ -70,6 +70,7 @@ final class LatencyHistogram: Sendable {
 struct LeaseMetrics: Sendable {
   let unsettledUnits = Gauge()
   let unsettledOperations = Gauge()
+  let creditUnits = Gauge()
   let unsettledUnitsMax = Gauge()
   let unsettledOperationsMax = Gauge()
   let accounts = Gauge()
@@ -277,6 +278,10 @@ struct Metrics: Sendable {
     gauge(
       "tollgate_lease_unsettled_operations", "Operations that these units belong to.",
       leases.unsettledOperations)
+    gauge(
+      "tollgate_lease_credit_units",
+      "Units of cancelled operations that Redis still counts: later ones of the like take them, or "
+        + "they are given back.", leases.creditUnits)
     gauge(
       "tollgate_lease_unsettled_units_max",
       "What tollgate_lease_unsettled_units never exceeds, at any instant: beyond it Redis decides. "
