@@ -29,6 +29,10 @@ let arguments: Target.Dependency = .product(
   name: "ArgumentParser", package: "swift-argument-parser")
 let histogram: Target.Dependency = .product(name: "Histogram", package: "hdrhistogram-swift")
 
+/// The thread sanitizer has an allocator of its own, and does not bear another beside it.
+let isSanitized = Context.environment["TOLLGATE_BUILD"] == "concurrency"
+let allocator: [Target.Dependency] = isSanitized ? [] : ["CJemalloc"]
+
 let package = Package(
   name: "tollgate",
   platforms: [.macOS(.v15)],
@@ -72,8 +76,8 @@ let package = Package(
       name: "TollgateServer",
       dependencies: [
         "TollgateCore", "TollgateWire", "TollgateRedis", "TollgateEngine", "TollgateLedger",
-        "CEpoll", "CJemalloc", nioCore, nioPosix, nioHTTP1, nioLocks, logging, collections, yams,
-      ],
+        "CEpoll", nioCore, nioPosix, nioHTTP1, nioLocks, logging, collections, yams,
+      ] + allocator,
       swiftSettings: settings),
     .target(
       name: "TollgateClient",
@@ -177,7 +181,7 @@ if Context.environment["TOLLGATE_BUILD"] == "oracle" {
 // folder `Concurrency` of one of these test targets (TidyTests holds them there), with whatever
 // helper only they need. Another target joins by being named here.
 let concurrencyTargets = ["TollgateServerTests", "TollgateEngineTests"]
-if Context.environment["TOLLGATE_BUILD"] == "concurrency" {
+if isSanitized {
   let left = ["tollgate", "tollgate-example-editor", "TollgateBench", "TollgateClient"]
   package.products.removeAll()
   package.targets.removeAll {
