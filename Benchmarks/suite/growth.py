@@ -2,7 +2,7 @@
 the rounds; cost stays flat, or the note says why it does not."""
 import statistics
 
-from . import catalog, drive
+from . import catalog, drive, stack
 
 
 # Accounts that a sidecar has never seen are loaded at some thousands a second, and leased when they
@@ -74,8 +74,10 @@ def sidecars(rig, say):
     more = [rig.sidecar]
     try:
         while len(more) < sizes[-1]:
+            # All alike, and like the first.
             more.append(rig.servers.sidecar("ours", f"unix:{rig.ours_redis.path}",
-                                            rig.ledger_path, number=20 + len(more)))
+                                            rig.ledger_path, number=20 + len(more),
+                                            extra=stack.ROOM))
         return sweep(
             rig, "sidecars on one Redis", "sidecars", sizes,
             lambda n: rig.ours(

@@ -27,11 +27,11 @@ def commands(rig):
 
     Sampled while the load runs, well inside its measured time, so that neither its beginning nor
     its audit is counted: commands a second, by consumes a second."""
-    total, calls = [], []
+    total, calls, ages = [], [], []
     seconds = max(2.0, rig.options.seconds)
     for _ in range(rig.options.rounds):
         rig.ours_redis.forget(outbox=False)
-        samples, ending = [], threading.Event()
+        samples, waiting, ending = [], [], threading.Event()
 
         def sample():
             while not ending.wait(0.1):
@@ -39,6 +39,7 @@ def commands(rig):
                 own = 2 * len(samples)
                 everything, scripts = rig.ours_redis.commands()
                 samples.append((time.monotonic(), everything - own, scripts))
+                waiting.append(rig.sidecar.metric("tollgate_lease_unsettled_operations"))
 
         thread = threading.Thread(target=sample)
         begun = time.monotonic()
@@ -54,9 +55,35 @@ def commands(rig):
         consumed = (inside[-1][0] - inside[0][0]) * result["throughput"]
         total.append((inside[-1][1] - inside[0][1]) / max(1, consumed))
         calls.append((inside[-1][2] - inside[0][2]) / max(1, consumed))
+        # What waits, by what comes: how long one waits (Little).
+        loaded = [count for count in waiting if count]
+        ages.append(statistics.fmean(loaded or [0]) / result["throughput"] * 1000)
     return [entry("i", "Redis commands per leased consume, those inside scripts too",
                   statistics.median(total), 0.01),
-            entry("i", "script calls per leased consume", statistics.median(calls))]
+            entry("i", "script calls per leased consume", statistics.median(calls)),
+            entry("i", "how long a consume waits for its settling, ms", statistics.median(ages))]
+
+
+def journalled(rig):
+    """c, with a journal: what it costs, against the same without."""
+    path = rig.servers.file("journal")
+    sidecar = rig.servers.sidecar("ours", f"unix:{rig.ours_redis.path}", rig.ledger_path, number=5,
+                                  extra=stack.ROOM + f"journal: {path}\n")
+    with_it, without = [], []
+    try:
+        for number in range(rig.options.rounds):
+            sides = [(without, None), (with_it, [sidecar])]
+            for figures, sidecars in sides if number % 2 == 0 else reversed(sides):
+                rig.ours_redis.forget(outbox=False)
+                result = rig.ours(rig.shape(50, 16, feature="bench.limits1"), "row c, journal",
+                                  sidecars=sidecars)
+                figures.append(result["throughput"])
+    finally:
+        rig.servers.stop(sidecar.process)
+    ratios = [a / max(b, 1e-9) for a, b in zip(with_it, without)]
+    return [entry("c", "leased consume, unix 50x16, with a journal, vs without: /s",
+                  statistics.median(with_it), peer=statistics.median(without),
+                  ratioLow=round(min(ratios), 3), ratioHigh=round(max(ratios), 3))]
 
 
 def memory(rig):
@@ -78,6 +105,8 @@ def memory(rig):
                      f"{count} live subjects", sidecars=[sidecar])
             rows.append(entry("k", f"resident memory with {count:,} live subjects, MB",
                               process.resident(sidecar.pid), bars.get(count)))
+            rows.append(entry("k", f"of {count:,} subjects leased at that moment",
+                              sidecar.metric("tollgate_lease_shapes")))
             rows.append(entry("k", f"the most while {count:,} subjects were asked for, MB",
                               process.resident(sidecar.pid, peak=True)))
     finally:
@@ -184,19 +213,42 @@ def distant(rig):
     return rows
 
 
+def settled(rig, account, wanted):
+    """What Redis and ledger have of an account's bill, once it is so much or ten seconds later."""
+    end = time.monotonic() + 10
+    while True:
+        done = subprocess.run(
+            [rig.servers.binary, "reconcile", "--account", account, "--verbose", "--json", "--unix",
+             rig.sidecar.path, "--token-file", rig.servers.tokens["admin"]],
+            capture_output=True, text=True)
+        rows = json.loads(done.stdout)["rows"] if done.returncode in (0, 1) else []
+        bill = [row for row in rows if row.get("window") is None]
+        found = tuple(sum(row[side] for row in bill) for side in ("redis", "ledger"))
+        if found == (wanted, wanted) or time.monotonic() > end:
+            return found
+        time.sleep(0.2)
+
+
 def python(rig):
     """o: the Python client, one connection, one request after another."""
     program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "python_client.py")
+    account = f"python{os.getpid()}"
     done = subprocess.run(
         [sys.executable, program, rig.sidecar.path, rig.servers.tokens["check"],
-         "bench.limits1", str(rig.options.seconds)], capture_output=True, text=True)
+         "bench.limits1", str(rig.options.seconds), account], capture_output=True, text=True)
     if done.returncode:
         raise stack.BenchError(f"the Python client failed: {done.stderr[-2000:]}")
     result = json.loads(done.stdout)
+    billed = settled(rig, account, result["units"])
+    rig.audits += 1
+    if billed != (result["units"], result["units"]):
+        rig.failed.append(f"audit of row o: the client was allowed {result['units']} units, Redis "
+                          f"and ledger have {billed}")
     return [entry("o", f"Python client: {name}", result[key])
             for name, key in (("consumes a second", "throughput"), ("p50 µs", "p50"),
                               ("p99 µs", "p99"))]
 
 
 # Memory last: an audit looks at every account that there is.
-ROWS = {"i": commands, "j": allocations, "l": start, "m": pod, "n": distant, "o": python, "k": memory}
+ROWS = {"c": journalled, "i": commands, "j": allocations, "l": start, "m": pod, "n": distant,
+        "o": python, "k": memory}

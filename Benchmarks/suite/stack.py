@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 from . import catalog
 
@@ -41,6 +42,15 @@ class Sidecar:
 
     def target(self, transport):
         return f"unix:{self.path}" if transport == "unix" else f"127.0.0.1:{self.port}"
+
+    def metric(self, name):
+        """As `/metrics` has it now."""
+        address = f"http://127.0.0.1:{self.http}/metrics"
+        with urllib.request.urlopen(address, timeout=5) as reply:
+            for line in reply.read().decode().splitlines():
+                if line.startswith(name + " "):
+                    return float(line.split()[1])
+        raise BenchError(f"{address} has no {name}")
 
 
 class Redis:
