@@ -14,18 +14,20 @@ package enum Allocator {
   /// large table took goes back when it goes.
   static let keptMilliseconds = 1_000
 
-  /// For a service, which may rest for long after a burst: what rests is looked after by threads of
-  /// the allocator's own, which sleep while nothing is to be given back.
+  /// For a service, which may rest for long after a burst.
   ///
+  /// - Parameter inBackground: threads of the allocator's own look after what rests. They cost an
+  ///   idle process ten wake-ups a second; without them it is to say when it falls quiet
+  ///   (`giveBack`).
   /// - Returns: the settings that this allocator does not know; none where it is the one that the
   ///   project is built with.
   @discardableResult
-  package static func configure() -> [String] {
+  package static func configure(inBackground: Bool) -> [String] {
     var unknown: [String] = []
     if !set("arenas.dirty_decay_ms", keptMilliseconds) { unknown.append("arenas.dirty_decay_ms") }
     // Those that are there already; in the others nobody has been yet.
     for arena in 0..<arenas { _ = set("arena.\(arena).dirty_decay_ms", keptMilliseconds) }
-    if !set("background_thread", true) { unknown.append("background_thread") }
+    if !set("background_thread", inBackground) { unknown.append("background_thread") }
     return unknown
   }
 

@@ -33,7 +33,7 @@ package enum ServeEntry {
       return handler
     }
     let logger = Logger(label: "tollgate")
-    for name in Allocator.configure() {
+    for name in Allocator.configure(inBackground: false) {
       logger.warning("the allocator does not know a setting", metadata: ["name": "\(name)"])
     }
     // A peer that went away is an error of the write, not the end of the process.

@@ -105,7 +105,7 @@ struct LedgerRun: AsyncParsableCommand {
 
   func run() async throws {
     LoggingSystem.bootstrap(StreamLogHandler.standardError)
-    Allocator.configure()
+    Allocator.configure(inBackground: true)
     let token = try credential()
     if let address = listen.flatMap(Self.address), token.isEmpty, !Self.isLoopback(address.host) {
       throw CommandFailure.usage(
