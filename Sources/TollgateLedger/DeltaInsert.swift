@@ -5,7 +5,6 @@
 // which took a quarter of the ledger's time. What is run once per transaction or rarer goes
 // through the library.
 
-internal import Foundation
 internal import GRDB
 private import GRDBSQLite
 internal import TollgateCore

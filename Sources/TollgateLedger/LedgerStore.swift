@@ -155,9 +155,6 @@ package final class LedgerStore: Sendable {
         return result
       }
     } catch let error as DatabaseError {
-      // A full disk ends SQLite's transaction by itself, and what ran past the library
-      // (`DeltaInsert`) did not let it see that: with its next statement it does.
-      try? pool.writeWithoutTransaction { db in try db.execute(sql: "SELECT 1") }
       throw LedgerError.storage("\(error)")
     }
   }

@@ -5,6 +5,8 @@
 // went into its lists of such; with this one the same sidecar does a fifth more. A build for the
 // thread sanitizer goes without.
 
+import Logging
+
 #if canImport(CJemalloc)
   import CJemalloc
 #endif
@@ -19,10 +21,16 @@ package enum Allocator {
   /// - Parameter inBackground: threads of the allocator's own look after what rests. They cost an
   ///   idle process ten wake-ups a second; without them it is to say when it falls quiet
   ///   (`giveBack`).
-  /// - Returns: the settings that this allocator does not know; none where it is the one that the
-  ///   project is built with.
-  @discardableResult
-  package static func configure(inBackground: Bool) -> [String] {
+  package static func configure(inBackground: Bool) {
+    for name in unknown(inBackground: inBackground) {
+      Logger(label: "tollgate").warning(
+        "the allocator does not know a setting", metadata: ["name": "\(name)"])
+    }
+  }
+
+  /// Sets what it is to be; answers the settings that this allocator does not know: none where it
+  /// is the one that the project is built with.
+  static func unknown(inBackground: Bool) -> [String] {
     var unknown: [String] = []
     if !set("arenas.dirty_decay_ms", keptMilliseconds) { unknown.append("arenas.dirty_decay_ms") }
     // Those that are there already; in the others nobody has been yet.

@@ -9,9 +9,9 @@ import Glibc
 enum ProgramText {
   /// Once, however often it is asked for: with every quiet moment the first request behind it would
   /// pay for the rest.
-  static func letGoOfStart() { _ = once }
+  static func letGoOfStart() { _ = ofStart }
 
-  private static let once: Void = { _ = letGo() }()
+  private static let ofStart = letGo()
 
   /// Bytes that were resident of it and may be again.
   static func letGo() -> Int {
@@ -37,7 +37,7 @@ enum ProgramText {
     var candidate: (start: UInt, end: UInt)?
     var resident = 0
     for line in lines(of: "/proc/self/smaps") {
-      let words = line.split(separator: " ", omittingEmptySubsequences: true)
+      let words = line.split(separator: " ")
       guard let first = words.first else { continue }
       if first.hasSuffix(":") {
         guard let (start, end) = candidate, words.count > 1, let kilobytes = Int(words[1]) else {

@@ -33,9 +33,7 @@ package enum ServeEntry {
       return handler
     }
     let logger = Logger(label: "tollgate")
-    for name in Allocator.configure(inBackground: false) {
-      logger.warning("the allocator does not know a setting", metadata: ["name": "\(name)"])
-    }
+    Allocator.configure(inBackground: false)
     // A peer that went away is an error of the write, not the end of the process.
     _ = signal(SIGPIPE, SIG_IGN)
     let (signals, continuation) = AsyncStream.makeStream(

@@ -22,8 +22,8 @@ import TollgateTesting
   }
 
   @Test func itKnowsWhatItIsTold() {
-    #expect(Allocator.configure(inBackground: true) == [])
-    #expect(Allocator.configure(inBackground: false) == [])
+    #expect(Allocator.unknown(inBackground: true) == [])
+    #expect(Allocator.unknown(inBackground: false) == [])
   }
 
   /// In small pieces, which the allocator keeps for a while. Other tests run beside it and come and

@@ -167,8 +167,8 @@ final class FallbackQueue: Sendable {
 
   /// What the journal still holds is here again.
   init(
-    limits: Limits, journal: consuming FallbackJournal?, accountsMax: Int = 196_608,
-    now: NIODeadline = .now()
+    limits: Limits, journal: consuming FallbackJournal?,
+    accountsMax: Int = ServerConfiguration.Limits().accountsCachedMax, now: NIODeadline = .now()
   ) {
     self.limits = limits
     var state = State(

@@ -30,11 +30,7 @@ struct UsageBodyCache {
     let bodies = plan.meteredItems.map { item in
       body(of: request, item: item, plan.resolution, catalogVersion: catalogVersion)
     }
-    // Without a month to be billed in, its body goes by when it was asked.
-    let isBilled = plan.meteredItems.allSatisfy { item in
-      plan.resolution.cells.contains { $0.item == item && $0.level == 1 && $0.window == .month }
-    }
-    if isBilled, Self.isOfMany(request) { prepared.bodies = bodies }
+    if Self.isOfMany(request) { prepared.bodies = bodies }
     return bodies
   }
 
