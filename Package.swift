@@ -104,7 +104,8 @@ let package = Package(
     .executableTarget(
       name: "tollgate-micro",
       dependencies: [
-        "TollgateCore", "TollgateWire", "TollgateEngine", "TollgateRedis", nioCore,
+        "TollgateCore", "TollgateWire", "TollgateEngine", "TollgateRedis", "TollgateServer",
+        nioCore,
       ],
       path: "Benchmarks/Micro",
       swiftSettings: settings),

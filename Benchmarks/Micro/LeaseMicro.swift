@@ -10,9 +10,11 @@ import TollgateWire
 extension Micro {
   static let boot: Int64 = 5_000_000_000
   private static let amount: Int64 = 1 << 40
+  private static let bucket = 3
 
   /// A table with one account that holds a lease of one cell.
   private static func table(key: [UInt8]) throws -> LeaseTable {
+    let bucket = Self.bucket
     let geometry = LeaseGeometry(stripes: 1, slots: 1 << 18, logBytes: 1 << 20)
     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: geometry.bytes, alignment: 4096)
     unsafe memory.initializeMemory(as: UInt8.self, repeating: 0)
@@ -22,6 +24,17 @@ extension Micro {
       memory, geometry: geometry, deployment: deployment, lessee: 7, host: 1)
     let table = LeaseTable(LeaseConfiguration(), region: region, buckets: 16, begun: 0)
     table.begin(at: 0, now: 0)
+    try register("acct-000417", key: key, in: table, bucket: bucket, now: boot)
+    var left = [Int64](repeating: 0, count: 100)
+    guard settle(table, bucket: bucket, now: boot + 1, left: &left) == 1 else {
+      throw Failure.lease
+    }
+    return table
+  }
+
+  static func register(
+    _ account: String, key: [UInt8], in table: LeaseTable, bucket: Int, now: Int64
+  ) throws {
     let template = AnswerTemplate(try decision())
     var patches = [
       LeasePatch(.replayed, at: template.flagsOffset), LeasePatch(.time, at: template.timeOffset),
@@ -33,30 +46,45 @@ extension Micro {
     }
     let registered = table.register(
       LeaseRegistration(
-        bucket: 3, account: Array("acct-000417".utf8), key: key, globalVersion: 3,
-        accountVersion: 1, confirmedAt: boot, now: boot,
+        bucket: bucket, account: Array(account.utf8), key: key, globalVersion: 3,
+        accountVersion: 1, confirmedAt: now, now: now,
         validUntil: time.milliseconds + 86_400_000, isStaleAllowed: true,
         items: [.init(portions: [0], shown: 0, amount: amount)],
         portions: [
           LeasePortionKey(
-            .cell, name: Array("month".utf8), limits: [1], start: time.milliseconds - 1,
+            .cell, name: Array("\(account).month".utf8), limits: [1], start: time.milliseconds - 1,
             end: time.milliseconds + 86_400_000)
         ],
         demand: 1 << 30, template: LeaseTemplate(bytes: template.bytes, patches: patches),
         definition: [1]))
-    guard registered == .ready,
-      let exchange = table.collect(
-        bucket: 3, now: MonotonicTime(nanoseconds: boot + 1),
-        id: OperationID(high: UInt64(time.milliseconds) << 16, low: 1))
-    else { throw Failure.lease }
-    table.replied(
-      exchange.token,
-      exchange.accounts.map { account in
-        .held(
-          account.portions.map { .init(left: $0.target, settled: 0, held: $0.target) },
-          isProlonged: true)
-      }, now: MonotonicTime(nanoseconds: boot + 2))
-    return table
+    guard registered == .ready else { throw Failure.lease }
+  }
+
+  /// What is due goes to a Redis that gives all that it is asked for.
+  ///
+  /// - Parameter left: of each account, by the two last digits of its name.
+  /// - Returns: Calls of it.
+  static func settle(
+    _ table: LeaseTable, bucket: Int, now: Int64, left: inout [Int64]
+  ) -> Int {
+    var calls = 0
+    while let exchange = table.collect(
+      bucket: bucket, now: MonotonicTime(nanoseconds: now),
+      id: OperationID(high: UInt64(time.milliseconds) << 16, low: UInt64(now)))
+    {
+      table.replied(
+        exchange.token,
+        exchange.accounts.map { account in
+          let digits = account.name.suffix(2).reduce(0) { $0 * 10 + Int($1) - 48 }
+          return .held(
+            account.portions.map { portion in
+              left[digits] = portion.target < 0 ? left[digits] - portion.settle : portion.target
+              return .init(left: left[digits], settled: 0, held: left[digits])
+            }, isProlonged: true)
+        }, now: MonotonicTime(nanoseconds: now))
+      calls += 1
+    }
+    return calls
   }
 
   static func leaseSpend() throws -> Body {
@@ -104,11 +132,11 @@ extension Micro {
     else { return false }
     var amounts = (raw.amounts[0], raw.amounts[1], raw.amounts[2], raw.amounts[3])
     let key = unsafe raw.shape(next, shape)
-    table.expect(bucket: 3, raw.id)
+    table.expect(bucket: bucket, raw.id)
     return unsafe withUnsafeBytes(of: &amounts) { bytes in
       let outcome = unsafe table.spend(
         LeaseRequest(
-          bucket: 3, kind: .consume, id: raw.id, key: key, hash: LeaseHash.of(key),
+          bucket: bucket, kind: .consume, id: raw.id, key: key, hash: LeaseHash.of(key),
           amounts: UnsafeBufferPointer(
             start: bytes.baseAddress?.assumingMemoryBound(to: Int64.self), count: raw.items),
           now: boot + 3, wall: time.milliseconds),

@@ -17,7 +17,9 @@ enum Micro {
     "decisions.decode": decisionsDecode,
     "answer.template": answerTemplate,
     "evaluator.decide": evaluatorDecide,
+    "lease.frame": leaseFrame,
     "lease.spend": leaseSpend,
+    "lease.turn": leaseTurn,
     "resp.write": respWrite,
     "resp.read": respRead,
   ]

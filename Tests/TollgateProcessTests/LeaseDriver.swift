@@ -39,6 +39,8 @@ final class LeaseDriver: Sendable {
     var patience: Duration = .seconds(60)
     /// A definite answer is asked for once more at this rate, and must come back the same.
     var replayRate = 0.02
+    /// What a limit that is used up is called.
+    var denial = Reason.quotaExceeded
   }
 
   private let tally = NIOLockedValueBox(LeaseTally())
@@ -84,7 +86,7 @@ final class LeaseDriver: Sendable {
         id: OperationID(time: Self.now(), using: &random), subject: subject,
         items: [Item(feature: feature, amount: amount)])
       guard let first = ask(record, endpoint, options, &connection) else { continue }
-      note(first, record)
+      note(first, record, options.denial)
       // What Redis could not be asked is not remembered.
       if first.reason != .storeUnavailable, random.chance(options.replayRate),
         let again = ask(record, endpoint, options, &connection)
@@ -102,7 +104,7 @@ final class LeaseDriver: Sendable {
     }
   }
 
-  private func note(_ decision: Decision, _ record: OperationRecord) {
+  private func note(_ decision: Decision, _ record: OperationRecord, _ denial: Reason) {
     tally.withLockedValue { tally in
       tally.sources[decision.source, default: 0] += 1
       if decision.isAllowed {
@@ -113,7 +115,7 @@ final class LeaseDriver: Sendable {
         tally.denied += 1
         tally.denialsInRow += 1
         // A sidecar that has just started, or a Redis that is away, is no defect of leases.
-        if decision.reason != .quotaExceeded, decision.reason != .storeUnavailable {
+        if decision.reason != denial, decision.reason != .storeUnavailable {
           tally.violations.append("denied: \(decision.reason.name)")
         }
       }

@@ -12,13 +12,13 @@
 // read before the first is looked for, and the next frame before this one is answered.
 
 import Synchronization
-import TollgateCore
-import TollgateEngine
+package import TollgateCore
+package import TollgateEngine
 import TollgateWire
 
 // Safe: the scratch memory is made by `init`, freed by `deinit`, used between by the one thread
 // that has this object, and never beyond the length it was made with.
-@safe final class LeaseFastPath: FastPath {
+@safe package final class LeaseFastPath: FastPath {
   private let hub: LeaseHub
   private let metrics: Metrics
   /// Of each record that is being looked at, where its shape does not lie in the frame.
@@ -57,6 +57,17 @@ import TollgateWire
       byteCount: RawRecord.shapeBytesMax * Self.recordsMax, alignment: 16)
     unsafe records = .allocate(capacity: Self.recordsMax)
   }
+
+  /// For measurements: with a table of its own and no sidecar around it, so that nothing is settled
+  /// but by whoever does so here.
+  package convenience init(alone configuration: ServerConfiguration, at time: WallTime) throws {
+    let buckets = BucketMap(buckets: configuration.deployment.buckets)
+    let hub = try LeaseHub(configuration, buckets: buckets, startedAt: time)
+    hub.heard(time, at: LeaseHub.bootNanoseconds())
+    self.init(hub, metrics: Metrics())
+  }
+
+  package var table: LeaseTable { hub.table }
 
   deinit {
     unsafe shapes.deallocate()

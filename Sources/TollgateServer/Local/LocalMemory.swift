@@ -47,7 +47,7 @@ import TollgateWire
     unsafe bytes.withUnsafeReadableBytes { unsafe append($0) }
   }
 
-  func clear() { end = 0 }
+  package func clear() { end = 0 }
 
   /// Writes a part of it. The outlet's answer.
   func write(_ range: Range<Int>, to outlet: inout Outlet) -> Int? {

@@ -83,6 +83,7 @@ struct Shape {
   /// Nanoseconds since the boot; wall time runs along.
   var now: Int64
   var version: Int64 = 1
+  private let isAlone: Bool
   private var minted: UInt64
   let out = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 8)
 
@@ -105,6 +106,17 @@ struct Shape {
     self.now = now
     self.bucket = bucket
     self.minted = minted
+    isAlone = true
+  }
+
+  /// One thread's way to a table that others have, too: what it foresees they may change.
+  init(on table: LeaseTable, _ memory: LeaseMemory, bucket: Int, minted: UInt64, now: Int64) {
+    self.table = table
+    self.memory = memory
+    self.now = now
+    self.bucket = bucket
+    self.minted = minted
+    isAlone = false
   }
 
   deinit { unsafe out.deallocate() }
@@ -134,7 +146,7 @@ struct Shape {
       unsafe table.wouldAnswer($0, space: out.count)
     }
     let outcome = request(shape, amounts, id, kind) { unsafe table.spend($0, into: out) }
-    if kind == .consume { #expect(would == isAnswer(outcome) ?? would, "\(outcome)") }
+    if isAlone, kind == .consume { #expect(would == isAnswer(outcome) ?? would, "\(outcome)") }
     return outcome
   }
 

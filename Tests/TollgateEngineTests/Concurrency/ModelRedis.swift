@@ -36,6 +36,8 @@ final class ModelRedis {
   var lessees: [String: [UInt64: Lessee]] = [:]
   /// Each cell's account: where it may be held.
   private var homes: [String: String] = [:]
+  /// Leases of something whose time was over.
+  private(set) var expiries = 0
   var batches: Set<OperationID> = []
   var decided: [OperationID: Bool] = [:]
   /// By cell, every delta once.
@@ -158,6 +160,7 @@ final class ModelRedis {
     where !lessee.isInDoubt && now >= lessee.expires + grace {
       var lessee = lessee
       lessee.isInDoubt = true
+      if lessee.left.values.contains(where: { $0 > 0 }) { expiries += 1 }
       for (cell, left) in lessee.left {
         lessee.left[cell] =
           fault == .expiryFreesEverything ? 0 : LeaseRules.ceiling(left: left)

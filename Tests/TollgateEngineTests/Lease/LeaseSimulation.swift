@@ -140,6 +140,7 @@ final class Simulation {
       step()
       rounds += 1
     }
+    stats["expiries"] = redis.expiries
     audit()
   }
 

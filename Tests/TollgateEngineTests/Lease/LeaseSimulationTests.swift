@@ -45,7 +45,9 @@ import TollgateTesting
     let (findings, stats) = run(Self.seeds(600), plan)
     #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
     // What is meant to happen did.
-    for what in ["allowed", "replayed", "kills", "pauses", "late copies", "changes", "stale"] {
+    for what in [
+      "allowed", "replayed", "kills", "pauses", "late copies", "changes", "stale", "expiries",
+    ] {
       #expect(stats[what, default: 0] > 20, "\(what): \(stats)")
     }
   }
@@ -73,22 +75,44 @@ import TollgateTesting
     #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
   }
 
+  /// Enough happens that a Redis which frees too much is found by more than every second seed.
+  private static var hundred: SimulationPlan {
+    var plan = SimulationPlan()
+    plan.sidecars = 100
+    plan.steps = 100
+    plan.pauses = 0.02
+    plan.leaps = 0.06
+    return plan
+  }
+
   @Test(arguments: 0..<2)
   func aHundredSidecarsShareThreeAccounts(half: Int) {
     let count = (Self.seeds ?? 4) / 2
-    var plan = SimulationPlan()
-    plan.sidecars = 100
-    plan.steps = 60
-    plan.operationsPerStep = 0.5
-    let (findings, stats) = run(count, plan, skipping: half * count)
+    let (findings, stats) = run(count, Self.hundred, skipping: half * count)
     #expect(findings.isEmpty, "\(findings.joined(separator: "\n"))")
     print("\(count) seeds of 100 sidecars: \(stats.sorted { $0.key < $1.key })")
-    for what in ["allowed", "kills", "pauses", "late copies", "changes"] {
+    for what in ["allowed", "kills", "pauses", "late copies", "changes", "expiries"] {
       #expect(stats[what, default: 0] > 0 || count < 100, "\(what): \(stats)")
     }
   }
 
   // MARK: - Canaries
+
+  /// Each with the plan of a hundred sidecars, and no more of what goes wrong than there.
+  @Test(arguments: [ModelRedis.Fault.expiryFreesEverything, .batchesAreNotDeduplicated])
+  func whatRedisDoesWrongAmongAHundredIsFound(fault: ModelRedis.Fault) {
+    var plan = Self.hundred
+    plan.fault = fault
+    let (findings, stats) = run(40, plan)
+    #expect(!findings.isEmpty, "\(stats)")
+    print("\(fault) among a hundred: \(findings.prefix(2))")
+  }
+
+  @Test func aRingThatForgetsAmongAHundredIsFound() {
+    var plan = Self.hundred
+    plan.forgetsRing = true
+    #expect(!run(40, plan).findings.isEmpty)
+  }
 
   @Test func anExpiryThatFreesEverythingIsFound() {
     var plan = SimulationPlan()
