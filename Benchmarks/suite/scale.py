@@ -28,7 +28,7 @@ LEDGER = 80
 # The lease engine's (LeaseConfiguration, LeasePace, LeaseKeeper).
 DEMAND, TIMES, IDLE, EVICT = 1.0, 3, 1.0, 60.0
 TICK, SETTLE, COVER, LEAST = 0.01, 0.5, 2.0, 16
-PACE, BATCH = 500, 64
+PACE, PER_CALL, BATCH = 500, 3, 64
 
 
 def pair(rate, early, rng, arrivals):
@@ -76,7 +76,7 @@ def fleet(subjects, sidecars, per_second, spread, rng):
               for a, b in strata]
     total = sum(weight)
     early = 1.0
-    for _ in range(3):  # how much is settled early depends on how much there is to settle
+    for _ in range(6):  # how much is settled early depends on how much there is to settle
         sums = dict.fromkeys(("requests", "atomic", "exchanges", "deltas", "leases", "held"), 0.0)
         for (a, b), share in zip(strata, weight):
             count = (b - a) * spread
@@ -91,11 +91,12 @@ def fleet(subjects, sidecars, per_second, spread, rng):
             leases = min(1.0, held / max(took, 1e-9)) * count
             sums["leases"] += leases
             sums["held"] += leases * max(LEAST, COVER * rate)
-        early = min(1.0, PACE * sidecars / max(1.0, sums["exchanges"]))
-    per_sidecar = sums["exchanges"] / sidecars
-    # What becomes due while something waits goes out with it, of the same bucket.
-    wait = early * TICK + (1 - early) * SETTLE
-    calls = sums["exchanges"] / max(1.0, min(BATCH, per_sidecar * wait / BUCKETS))
+        # What becomes due while something waits goes out with it, of the same bucket; a call counts
+        # as three accounts of the pace.
+        wait = early * TICK + (1 - early) * SETTLE
+        calls = sums["exchanges"] / max(
+            1.0, min(BATCH, sums["exchanges"] / sidecars * wait / BUCKETS))
+        early = min(1.0, PACE * sidecars / max(1.0, sums["exchanges"] + PER_CALL * calls))
     deltas = sums["atomic"] + sums["deltas"]
     background = sidecars * IDLE_COMMANDS
     cores = (sums["atomic"] * ATOMIC + sums["exchanges"] * ACCOUNT + calls * CALL + deltas * SHIP

@@ -66,7 +66,9 @@ extension LiveTests.Leases {
       var load = LeaseDriver.Options(callers: 4, subjects: accounts)
       let edits = LeaseDriver(stack.endpoints, load, seed: &random)
       load.feature = "notes"
-      load.amounts = 1...300
+      // Of one unit each, so many units are so many operations; of many, they come near the units.
+      let isOfOne = kill % 2 == 1
+      load.amounts = isOfOne ? 1...1 : 1...300
       let notes = LeaseDriver(stack.endpoints, load, seed: &random)
       try eventually(within: .seconds(30), "leases answer before kill \(kill)") {
         [edits, notes].allSatisfy { $0.soFar.sources[.lease] ?? 0 > 500 }
@@ -85,14 +87,14 @@ extension LiveTests.Leases {
         notes: tallies.notes.admitted.values.reduce(0, +) - (after.notes - before.notes)
       )
       before = after
-      // Of one edit each, so many units are so many operations.
-      #expect(Double(lost.edits) <= operations, "kill \(kill)")
+      let least = lost.edits + (isOfOne ? lost.notes : max(0, lost.notes) / 300)
+      #expect(Double(least) <= operations, "kill \(kill)")
       #expect(Double(lost.edits + lost.notes) <= units, "kill \(kill)")
       // What is in the books and was answered to nobody is of callers who were cut off.
       #expect(lost.edits >= -tallies.edits.unresolved, "kill \(kill)")
       #expect(lost.notes >= -tallies.notes.unresolved, "kill \(kill)")
       #expect((tallies.edits.violations + tallies.notes.violations).isEmpty)
-      worst.operations = max(worst.operations, lost.edits)
+      worst.operations = max(worst.operations, least)
       worst.units = max(worst.units, lost.edits + lost.notes)
       print(
         "kill \(kill): lost \(lost.edits) edits, \(lost.notes) notes; bound \(Int64(operations)) "

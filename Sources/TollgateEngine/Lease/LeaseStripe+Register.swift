@@ -371,7 +371,8 @@ extension LeaseStripe {
     guard denial.template != 0 else { return }
     denial.reset = note.reset
     // Where others hold some of it, that may come back at any moment. What is settled comes back
-    // when some of it is refunded or cancelled, of which other sidecars do not tell.
+    // when some of it is refunded, of which all are told, or cancelled, of which other sidecars do
+    // not tell.
     denial.until =
       note.confirmedAt
       + (note.isSettledAlone

@@ -165,6 +165,10 @@ final class LeaseKeeper {
       isSettled = decision.isOutOfCredit
       // Or when credit is added, which ends the shape.
       reset = decision.retryAfter.map { decision.time + $0 } ?? resolution.validUntil
+    case (.rate, .rateLimited), (.sliding, .quotaExceeded):
+      // Some of it comes back all the time.
+      isSettled = false
+      reset = decision.retryAfter.map { decision.time + $0 }
     default: return
     }
     guard let reset else { return }
