@@ -13,6 +13,7 @@ struct LeaseTally: Sendable {
   var admitted: [String: Int64] = [:]
   var allowed = 0
   var denied = 0
+  var deniedFromLeases = 0
   /// Answers by `Source`.
   var sources: [Source: Int] = [:]
   var replayed = 0
@@ -95,7 +96,9 @@ final class LeaseDriver: Sendable {
           tally.replayed += 1
           // Redis decided it, and could not be asked again in time: the policy knows of nothing.
           if again.source == .policy, first.source == .redis { return }
-          if again.isAllowed != first.isAllowed || !again.replayed {
+          if again.isAllowed != first.isAllowed || !again.replayed
+            || !again.isAllowed && again.reason != first.reason
+          {
             tally.violations.append("asked again: \(again.reason.name) after \(first.reason.name)")
           }
         }
@@ -113,6 +116,7 @@ final class LeaseDriver: Sendable {
         tally.admitted[record.subject.account.path, default: 0] += record.items[0].amount
       } else {
         tally.denied += 1
+        if decision.source == .lease { tally.deniedFromLeases += 1 }
         tally.denialsInRow += 1
         // A sidecar that has just started, or a Redis that is away, is no defect of leases.
         if decision.reason != denial, decision.reason != .storeUnavailable {

@@ -115,7 +115,7 @@ package struct LeaseGauges: Sendable, Equatable {
 /// What a POST finds.
 package enum LeaseKnown: Sendable, Equatable {
   case allowed
-  case denied
+  case denied(LeaseDenialReason)
   case cancelled
   case mismatch(item: Int?, keyOffset: Int)
   case tooOld
@@ -130,7 +130,7 @@ package enum LeaseCancel: Sendable, Equatable {
   /// It had been taken back before.
   case already
   /// It was denied here: nothing was counted.
-  case denied
+  case denied(LeaseDenialReason)
   case mismatch(item: Int?, keyOffset: Int)
   case tooOld
   /// Not decided here: Redis answers. A marker was left, so that an operation of this id that is

@@ -198,13 +198,15 @@ struct LeaseEntry: BitwiseCopyable {
 
 /// A denial that is answered from memory for a while.
 struct LeaseDenial: BitwiseCopyable {
-  var reserved: UInt32 = 0
+  /// A `LeaseDenialReason`.
+  var reason: UInt32 = 0
   var template: UInt32 = 0
   /// Boot time in nanoseconds; wall time in milliseconds.
   var until: Int64 = 0
   var reset: Int64 = 0
-  /// Of one item: smaller ones are asked again.
+  /// Of one item: smaller ones are asked again, and greater ones, which may be told otherwise.
   var amount: Int64 = 0
+  var amountMax: Int64 = .max
   var generation: UInt32 = 0
   /// Of the account when it was noted: what is taken back after that may be there again.
   var corrections: UInt32 = 0

@@ -19,10 +19,31 @@ package enum LeaseSlotKind: UInt32 {
   case marker = 3
   /// Takes the amounts of an operation back.
   case correction = 4
-  /// Denied by a cached denial.
+  /// Denied by a cached denial, by a quota; the others by what they say.
   case denied = 5
   /// An operation that a correction took back.
   case cancelled = 6
+  case deniedCredit = 7
+  case deniedRate = 8
+
+  init(_ reason: LeaseDenialReason) {
+    self =
+      switch reason {
+      case .quota: .denied
+      case .credit: .deniedCredit
+      case .rate: .deniedRate
+      }
+  }
+
+  /// nil: it is no denial.
+  var denial: LeaseDenialReason? {
+    switch self {
+    case .denied: .quota
+    case .deniedCredit: .credit
+    case .deniedRate: .rate
+    case .none, .operation, .continuation, .marker, .correction, .cancelled: nil
+    }
+  }
 }
 
 package struct LeaseSlot: BitwiseCopyable {
@@ -306,7 +327,7 @@ package struct LeaseSlot: BitwiseCopyable {
   mutating func forget(_ slot: LeaseSlot) -> Bool {
     switch slot.kind {
     case .continuation, .correction, .none: break
-    case .operation, .marker, .denied, .cancelled:
+    case .operation, .marker, .denied, .deniedCredit, .deniedRate, .cancelled:
       if slot.time >= wall, wall > 0 {
         if slot.kind == .marker {
           leaveToRedis(slot.a, slot.b)
@@ -372,7 +393,8 @@ package struct LeaseSlot: BitwiseCopyable {
     for position in tail..<head where isValid(position) {
       let slot = region.slot(position)
       switch slot.kind {
-      case .operation, .marker, .denied, .cancelled: link(position, slot)
+      case .operation, .marker, .denied, .deniedCredit, .deniedRate, .cancelled:
+        link(position, slot)
       case .correction:
         let of = find(slot.a, slot.b)
         if of != 0, region.slot(of).kind == .operation { cancel(of) }

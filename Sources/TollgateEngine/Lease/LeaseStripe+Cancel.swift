@@ -29,7 +29,9 @@ extension LeaseStripe {
     case .none, .continuation, .correction, .marker: return (.unknown, position)
     case .operation: known = .allowed
     case .cancelled: known = .cancelled
-    case .denied: known = .denied
+    case .denied: known = .denied(.quota)
+    case .deniedCredit: known = .denied(.credit)
+    case .deniedRate: known = .denied(.rate)
     }
     if case .mismatch(let item, let keyOffset)? = unsafe mismatch(
       position, slot, request.key, request.hash, request.amounts)
@@ -44,7 +46,7 @@ extension LeaseStripe {
     switch known {
     case .allowed: break
     case .cancelled: return .already
-    case .denied: return .denied
+    case .denied(let reason): return .denied(reason)
     case .mismatch(let item, let keyOffset): return .mismatch(item: item, keyOffset: keyOffset)
     case .tooOld: return .tooOld
     case .unknown: return .unknown

@@ -355,20 +355,23 @@ extension LeaseStripe {
     entries[entry].denial = 0
   }
 
-  /// Redis denied an operation of this key.
-  mutating func noteDenial(_ note: LeaseDenialNote) {
+  /// Redis denied an operation of this key. False: the key is not known, or no longer as it is now.
+  mutating func noteDenial(_ note: LeaseDenialNote) -> Bool {
     let hash = LeaseHash.of(note.key)
     let entry = unsafe note.key.withUnsafeBytes { unsafe findEntry(hash, $0) }
-    guard entry != 0, entries[entry].itemCount == 1,
-      entries[entry].generation == accounts[entries[entry].account].generation,
+    guard entry != 0,
+      entries[entry].generation == accounts[entries[entry].account].generation
+    else { return false }
+    guard entries[entry].itemCount == 1,
       note.confirmedAt >= accounts[entries[entry].account].changedAt,
       note.confirmedAt >= accounts[entries[entry].account].correctedAt,
       note.confirmedAt >= changedAt, let packed = TemplateBytes.pack(note.template)
-    else { return }
+    else { return true }
     dropDenial(entry)
     var denial = LeaseDenial()
     denial.template = bytes.share(packed)
-    guard denial.template != 0 else { return }
+    guard denial.template != 0 else { return true }
+    denial.reason = note.reason.rawValue
     denial.reset = note.reset
     // Where others hold some of it, that may come back at any moment. What is settled comes back
     // when some of it is refunded, of which all are told, or cancelled, of which other sidecars do
@@ -378,10 +381,12 @@ extension LeaseStripe {
       + (note.isSettledAlone
         ? LeaseDenialNote.settledNanoseconds : LeaseDenialNote.heldNanoseconds)
     denial.amount = note.isSettledAlone ? 1 : note.amount
+    denial.amountMax = max(denial.amount, note.amountMax)
     denial.generation = entries[entry].generation
     denial.corrections = accounts[entries[entry].account].corrections
     entries[entry].denial = denials.allocate(denial)
     if entries[entry].denial == 0 { bytes.release(denial.template, isShared: true) }
+    return true
   }
 }
 
@@ -391,8 +396,11 @@ package struct LeaseDenialNote: Sendable {
   package static let settledNanoseconds: Int64 = 1_000_000_000
 
   package var key: [UInt8]
+  package var reason: LeaseDenialReason
   /// Of the one item that was denied.
   package var amount: Int64
+  /// Of greater ones the same would not be true.
+  package var amountMax: Int64
   /// Settled alone is the amount of the limit or more; else others' holds are among it.
   package var isSettledAlone: Bool
   /// Wall ms.
@@ -402,11 +410,14 @@ package struct LeaseDenialNote: Sendable {
   package var template: LeaseTemplate
 
   package init(
-    key: [UInt8], amount: Int64, isSettledAlone: Bool, reset: Int64, confirmedAt: Int64,
+    key: [UInt8], reason: LeaseDenialReason, amount: Int64, amountMax: Int64 = .max,
+    isSettledAlone: Bool, reset: Int64, confirmedAt: Int64,
     template: LeaseTemplate
   ) {
     self.key = key
+    self.reason = reason
     self.amount = amount
+    self.amountMax = amountMax
     self.isSettledAlone = isSettledAlone
     self.reset = reset
     self.confirmedAt = confirmedAt

@@ -247,7 +247,7 @@ extension LeaseStripe {
     guard denial.generation == accounts[e.account].generation,
       denial.corrections == accounts[e.account].corrections, request.now < denial.until,
       request.wall < denial.reset, unsafe request.amounts.count == 1,
-      unsafe request.amounts[0] >= denial.amount
+      unsafe (denial.amount...denial.amountMax).contains(request.amounts[0])
     else { return false }
     return unsafe bytes.bytes(denial.template).count <= space
   }
@@ -259,10 +259,12 @@ extension LeaseStripe {
   ) -> Bool {
     let amount = unsafe request.amounts[0]
     guard amount < LeaseSlot.amountMax, makeRoom(1, keeping: 0) else { return false }
+    let reason = LeaseDenialReason(rawValue: denials[e.denial].reason) ?? .quota
     ring.append(
       LeaseSlot(
         high: request.high, low: request.low, amount: amount,
-        tag: UInt16(truncatingIfNeeded: request.hash), entry: entry, kind: .denied, items: 1),
+        tag: UInt16(truncatingIfNeeded: request.hash), entry: entry,
+        kind: LeaseSlotKind(reason), items: 1),
       span: 1, linked: true)
     return true
   }
@@ -296,7 +298,7 @@ extension LeaseStripe {
     switch slot.kind {
     case .marker: return missed(.marked)
     case .none, .continuation, .correction: return missed(.marked)
-    case .operation, .cancelled, .denied: break
+    case .operation, .cancelled, .denied, .deniedCredit, .deniedRate: break
     }
     if let difference = unsafe mismatch(position, slot, request.key, request.hash, request.amounts)
     {
@@ -304,10 +306,12 @@ extension LeaseStripe {
     }
     if slot.kind == .cancelled { return .cancelled }
     let entry = unsafe findEntry(request.hash, request.key)
-    if slot.kind == .denied {
+    if let reason = slot.kind.denial {
+      // It may be another limit's by now.
       guard entry != 0, entries[entry].denial != 0,
+        denials[entries[entry].denial].reason == reason.rawValue,
         unsafe bytes.bytes(denials[entries[entry].denial].template).count <= out.count
-      else { return .knownDenied }
+      else { return .knownDenied(reason) }
       let denial = denials[entries[entry].denial]
       return .denied(bytes: unsafe write(denial, request, into: out, replayed: true))
     }
@@ -377,7 +381,7 @@ extension LeaseStripe {
   @inline(__always)
   private func isUnsettled(_ slot: LeaseSlot, at position: UInt64) -> Bool {
     switch slot.kind {
-    case .none, .marker, .denied: return false
+    case .none, .marker, .denied, .deniedCredit, .deniedRate: return false
     // Of an operation that stands before it, and is looked at first.
     case .continuation: return false
     case .operation, .correction, .cancelled:

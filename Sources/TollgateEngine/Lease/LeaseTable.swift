@@ -155,7 +155,8 @@ package import TollgateCore
     with(registration.bucket) { $0.register(registration) }
   }
 
-  package func noteDenial(bucket: Int, _ note: LeaseDenialNote) {
+  /// False: its key is not known, or no longer as it is now; register it first.
+  package func noteDenial(bucket: Int, _ note: LeaseDenialNote) -> Bool {
     with(bucket) { $0.noteDenial(note) }
   }
 

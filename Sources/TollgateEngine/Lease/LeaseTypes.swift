@@ -81,8 +81,15 @@ package enum LeaseOutcome: Equatable, Sendable {
   /// Denied by a cached denial; the answer was written.
   case denied(bytes: Int)
   /// Denied before under this id, but what its answer is made of is not here any more.
-  case knownDenied
+  case knownDenied(LeaseDenialReason)
   case miss(LeaseMiss)
+}
+
+/// What a denial that is answered from memory was for.
+package enum LeaseDenialReason: UInt32, Sendable {
+  case quota = 0
+  case credit = 1
+  case rate = 2
 }
 
 /// Where the pre-encoded answer is completed. All values are written little-endian, 8 bytes, but

@@ -55,9 +55,8 @@ extension Enforcer {
         answer = Self.decoded(bytes) ?? .error(.internalError, "an answer cannot be read")
       case .known:
         answer = .decision(leaseDecision(.allowed, request))
-      case .knownDenied:
-        answer = .decision(
-          leaseDecision(resolution.isOfCreditAlone ? .creditExhausted : .quotaExceeded, request))
+      case .knownDenied(let reason):
+        answer = .decision(leaseDecision(reason.reason, request))
       case .cancelled: answer = .decision(leaseDecision(.cancelled, request))
       case .mismatch(let item, _): answer = Self.mismatch(amounts: item != nil)
       case .tooOld: answer = Self.tooOld

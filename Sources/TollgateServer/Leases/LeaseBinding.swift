@@ -196,16 +196,3 @@ extension Decision {
     return state.limit == binding && state.remaining == 0 && state.held == 0
   }
 }
-
-extension Resolution {
-  /// No other limit denies it for what was used.
-  var isOfCreditAlone: Bool {
-    !draws.isEmpty
-      && limits.allSatisfy { limit in
-        switch limit.rule {
-        case .quota, .sliding, .concurrency, .spendCap: limit.enforcement != .hard
-        case .deny, .rate, .credit, .unlimited: true
-        }
-      }
-  }
-}

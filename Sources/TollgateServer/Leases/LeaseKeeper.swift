@@ -89,7 +89,7 @@ final class LeaseKeeper {
     case .allowed: .answer(.allowed)
     case .cancelled: .answer(.cancelled)
     // What was let through elsewhere counts although it was denied here.
-    case .denied: request.mode == .post ? .goesOn : .answer(.quotaExceeded)
+    case .denied(let reason): request.mode == .post ? .goesOn : .answer(reason.reason)
     case .unknown: .goesOn
     case .mismatch(let item, _): .mismatch(amounts: item != nil)
     case .tooOld: .tooOld
@@ -102,7 +102,7 @@ final class LeaseKeeper {
     return switch outcome {
     case .cancelled: .cancelled
     case .already: .answer(.cancelled)
-    case .denied: .answer(.quotaExceeded)
+    case .denied(let reason): .answer(reason.reason)
     case .mismatch(let item, _): .mismatch(amounts: item != nil)
     case .tooOld: .tooOld
     case .unknown: .goesOn
@@ -157,21 +157,28 @@ final class LeaseKeeper {
     else { return }
     let isSettled: Bool
     let reset: WallTime?
+    let reason: LeaseDenialReason
+    // What is told of greater amounts may be another time, or none.
+    let amountMax: Int64
     switch (limit.rule, decision.reason) {
     case (.quota(_, let amount), .quotaExceeded):
       isSettled = state.settled >= amount
       reset = state.reset
+      (reason, amountMax) = (.quota, amount)
     case (.credit, .creditExhausted):
       isSettled = decision.isOutOfCredit
       // Or when credit is added, which ends the shape.
       reset = decision.retryAfter.map { decision.time + $0 } ?? resolution.validUntil
+      (reason, amountMax) = (.credit, .max)
     case (.rate, .rateLimited), (.sliding, .quotaExceeded):
       // Some of it comes back all the time.
       isSettled = false
       reset = decision.retryAfter.map { decision.time + $0 }
+      reason = decision.reason == .rateLimited ? .rate : .quota
+      amountMax = request.items[0].amount
     default: return
     }
-    guard let reset else { return }
+    guard let reset, request.items[0].amount <= amountMax else { return }
     // It may be another grant by now that it was burnt from last, and none is burnt any more.
     if decision.isOutOfCredit { learn(request, resolution, decision, sentAt: sentAt) }
     var answer = decision
@@ -186,12 +193,16 @@ final class LeaseKeeper {
     if answer.retryAfter != nil {
       patches.append(LeasePatch(.retryAfter, at: template.retryOffset))
     }
-    hub.table.noteDenial(
-      bucket: request.bucket,
-      LeaseDenialNote(
-        key: shape, amount: request.items[0].amount,
-        isSettledAlone: state.limit == limit.id && isSettled, reset: reset.milliseconds,
-        confirmedAt: sentAt, template: LeaseTemplate(bytes: template.bytes, patches: patches)))
+    let note = LeaseDenialNote(
+      key: shape, reason: reason, amount: request.items[0].amount, amountMax: amountMax,
+      isSettledAlone: state.limit == limit.id && isSettled, reset: reset.milliseconds,
+      confirmedAt: sentAt, template: LeaseTemplate(bytes: template.bytes, patches: patches))
+    // After a change, or a start, nobody may be let through for long who would be learnt by that.
+    guard !hub.table.noteDenial(bucket: request.bucket, note),
+      shapes.note(LeaseHash.of(shape), at: LeaseHub.bootNanoseconds(), within: pace.demand)
+    else { return }
+    learn(request, resolution, decision, sentAt: sentAt)
+    _ = hub.table.noteDenial(bucket: request.bucket, note)
   }
 
   // MARK: - Ticks
@@ -301,4 +312,14 @@ final class LeaseKeeper {
 extension AnswerTemplate {
   /// Of the retry time, after the time and both versions.
   var retryOffset: Int { timeOffset + 24 }
+}
+
+extension LeaseDenialReason {
+  var reason: Reason {
+    switch self {
+    case .quota: .quotaExceeded
+    case .credit: .creditExhausted
+    case .rate: .rateLimited
+    }
+  }
 }

@@ -190,11 +190,15 @@ import TollgateTesting
 
   // MARK: - Denials
 
-  private func deny(_ scene: LeaseScene, settledAlone: Bool, amount: Int64 = 1) {
-    scene.table.noteDenial(
+  private func deny(
+    _ scene: LeaseScene, settledAlone: Bool, amount: Int64 = 1, amountMax: Int64 = .max,
+    reason: LeaseDenialReason = .quota
+  ) {
+    _ = scene.table.noteDenial(
       bucket: 0,
       LeaseDenialNote(
-        key: Array("acme".utf8), amount: amount, isSettledAlone: settledAlone,
+        key: Array("acme".utf8), reason: reason, amount: amount, amountMax: amountMax,
+        isSettledAlone: settledAlone,
         reset: scene.wall + 10_000, confirmedAt: scene.now,
         template: LeaseTemplate(
           bytes: Array(repeating: 7, count: 24),
@@ -302,6 +306,49 @@ import TollgateTesting
     #expect(scene.number(2) & 1 == 1)
     scene.table.configChanged(now: scene.monotonic)
     scene.register()
-    #expect(scene.spend(.simple(), 1, id: id) == .knownDenied)
+    #expect(scene.spend(.simple(), 1, id: id) == .knownDenied(.quota))
+  }
+
+  /// Also where another limit denies by then, and to a CANCEL, and to the journal's next reader.
+  @Test(arguments: [LeaseDenialReason.quota, .credit, .rate])
+  func aRetryOfADeniedOneIsToldTheSameReason(reason: LeaseDenialReason) {
+    let memory = LeaseMemory(LeaseScene.geometry())
+    let scene = LeaseScene(memory)
+    scene.register()
+    deny(scene, settledAlone: false, reason: reason)
+    let id = scene.mint()
+    #expect(scene.spend(.simple(), 1, id: id) == .denied(bytes: 24))
+    scene.pass(20)
+    deny(scene, settledAlone: false, reason: reason == .quota ? .rate : .quota)
+    #expect(scene.spend(.simple(), 1, id: id) == .knownDenied(reason))
+    #expect(scene.cancel(.simple(), 1, id: id) == .denied(reason))
+    let next = LeaseScene(memory, lessee: 2, now: scene.now + 1_000_000)
+    next.register()
+    #expect(next.spend(.simple(), 1, id: id) == .knownDenied(reason))
+  }
+
+  /// They would be told another time, or that they never will be.
+  @Test func ofGreaterAmountsADenialSaysNothing() {
+    let scene = LeaseScene()
+    scene.register()
+    deny(scene, settledAlone: false, amount: 3, amountMax: 4, reason: .rate)
+    #expect(scene.spend(.simple(), 2) == .miss(.ended))
+    #expect(scene.spend(.simple(), 3) == .denied(bytes: 24))
+    #expect(scene.spend(.simple(), 4) == .denied(bytes: 24))
+    #expect(scene.spend(.simple(), 5) == .miss(.ended))
+  }
+
+  @Test func aDenialOfWhatIsNotKnownIsSaidToBeSo() {
+    let scene = LeaseScene()
+    let note = LeaseDenialNote(
+      key: Array("acme".utf8), reason: .quota, amount: 1, isSettledAlone: true,
+      reset: scene.wall + 10_000, confirmedAt: scene.now,
+      template: LeaseTemplate(bytes: Array(repeating: 7, count: 24), patches: []))
+    #expect(!scene.table.noteDenial(bucket: 0, note))
+    scene.register()
+    #expect(scene.table.noteDenial(bucket: 0, note))
+    scene.pass(1)
+    scene.table.configChanged(bucket: 0, account: Array("acme".utf8), now: scene.monotonic)
+    #expect(!scene.table.noteDenial(bucket: 0, note))
   }
 }

@@ -131,37 +131,6 @@ import TollgateTesting
     #expect(scene.spend(.simple(), 1).isAllowed == false)
   }
 
-  /// The journal's other part: what operations mean. Where that is full of what is not settled, the
-  /// rest is for Redis until something is, and nothing that was let through is lost by it.
-  @Test func whereTheLogIsFullRedisDecides() {
-    let scene = LeaseScene(
-      LeaseMemory(LeaseScene.geometry(slots: 4_096, log: LeaseGeometry.logBytesMin)))
-    let shapes = (0..<200).map { number in
-      var shape = Shape.simple("a\(number)")
-      shape.counted = (0..<10).map { "a\(number).\($0)" + String(repeating: "x", count: 200) }
-      return shape
-    }
-    for shape in shapes {
-      redis.amounts[shape.account] = 100
-      scene.register(shape, amount: 100, demand: 10)
-    }
-    scene.exchange(with: redis)
-    scene.table.heard(at: scene.monotonic)
-    var outcomes: [LeaseOutcome] = []
-    for shape in shapes { outcomes.append(scene.spend(shape, 1)) }
-    let allowed = outcomes.count { $0.isAllowed }
-    #expect(allowed > 20 && allowed < 180)
-    #expect(outcomes.last == .miss(.logFull))
-    // What holds it up is settled a tick later, and then there is room for more.
-    scene.pass(20)
-    scene.exchange(with: redis, settle: 3_000)
-    scene.table.heard(at: scene.monotonic)
-    #expect(scene.spend(shapes[199], 1).isAllowed)
-    scene.run(200, redis)
-    #expect(!scene.isUnsettled)
-    #expect(shapes.reduce(0) { $0 + (redis.ledger[$1.account] ?? 0) } == Int64(allowed + 1))
-  }
-
   /// A guess is no longer a guess where it is to cover more time.
   @Test func whatIsGuessedAtFirstDoesNotGrow() {
     let scene = LeaseScene()

@@ -4,8 +4,8 @@
              [--feature chat.requests] [--amount 1]
 
 The feature must be metered by a quota (or nothing but unlimited) for the subject, with room for a
-few hundred units, and `--subject` an account that may use it: the script compares `settled`
-before and after. It sends every hostile vector, so run it against a test's sidecar. On a busy
+few hundred units, not of `idempotency: sidecar`, and reservable where reservations are driven;
+`--subject` is an account that may use it: the script compares `settled` before and after. It sends every hostile vector, so run it against a test's sidecar. On a busy
 machine give that sidecar a `limits.redis_slow_ms` of seconds: a breaker that opens meanwhile answers
 by policy, which is right and not what is asserted here.
 """
