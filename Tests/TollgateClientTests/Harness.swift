@@ -29,6 +29,7 @@ func withScene(
   // Where a test is not about deadlines none may pass, however long the machine holds it up.
   configuration.defaultDeadline = .seconds(600)
   configuration.connectTimeout = .seconds(60)
+  configuration.keepAlive = .seconds(600)
   configure(&configuration)
   let client = TollgateClient(configuration: configuration)
   client.start()
