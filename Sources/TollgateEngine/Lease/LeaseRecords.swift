@@ -198,8 +198,7 @@ struct LeaseEntry: BitwiseCopyable {
 
 /// A denial that is answered from memory for a while.
 struct LeaseDenial: BitwiseCopyable {
-  /// A `LeaseDenialReason`.
-  var reason: UInt32 = 0
+  var reason = LeaseDenialReason.quota
   var template: UInt32 = 0
   /// Boot time in nanoseconds; wall time in milliseconds.
   var until: Int64 = 0

@@ -19,31 +19,10 @@ package enum LeaseSlotKind: UInt32 {
   case marker = 3
   /// Takes the amounts of an operation back.
   case correction = 4
-  /// Denied by a cached denial, by a quota; the others by what they say.
+  /// Denied by a cached denial.
   case denied = 5
   /// An operation that a correction took back.
   case cancelled = 6
-  case deniedCredit = 7
-  case deniedRate = 8
-
-  init(_ reason: LeaseDenialReason) {
-    self =
-      switch reason {
-      case .quota: .denied
-      case .credit: .deniedCredit
-      case .rate: .deniedRate
-      }
-  }
-
-  /// nil: it is no denial.
-  var denial: LeaseDenialReason? {
-    switch self {
-    case .denied: .quota
-    case .deniedCredit: .credit
-    case .deniedRate: .rate
-    case .none, .operation, .continuation, .marker, .correction, .cancelled: nil
-    }
-  }
 }
 
 package struct LeaseSlot: BitwiseCopyable {
@@ -55,7 +34,8 @@ package struct LeaseSlot: BitwiseCopyable {
   var a: UInt64 = 0
   var b: UInt64 = 0
   var c: UInt64 = 0
-  /// entry 24 │ kind 4 │ items 4, and above them the check.
+  /// entry 24 │ kind 4 │ items 4, and above them the check. A denial is of one item: there the last
+  /// four say what it was for, as that many more than one.
   var d: UInt64 = 0
 
   @inline(__always)
@@ -67,6 +47,16 @@ package struct LeaseSlot: BitwiseCopyable {
     b = low
     c = UInt64(bitPattern: amount) << 16 | UInt64(tag)
     d = UInt64(entry | kind.rawValue << 24 | UInt32(truncatingIfNeeded: items) << 28)
+  }
+
+  /// Denied from memory, of one item.
+  init(
+    high: UInt64, low: UInt64, amount: Int64, tag: UInt16, entry: UInt32,
+    denied reason: LeaseDenialReason
+  ) {
+    self.init(
+      high: high, low: low, amount: amount, tag: tag, entry: entry, kind: .denied,
+      items: 1 + Int(reason.rawValue))
   }
 
   init(more x: Int64, _ y: Int64, _ z: Int64, entry: UInt32) {
@@ -82,7 +72,12 @@ package struct LeaseSlot: BitwiseCopyable {
   @inline(__always) var kind: LeaseSlotKind {
     LeaseSlotKind(rawValue: UInt32(truncatingIfNeeded: d) >> 24 & 15) ?? .none
   }
-  @inline(__always) var items: Int { Int(UInt32(truncatingIfNeeded: d) >> 28) }
+  @inline(__always) private var last: UInt32 { UInt32(truncatingIfNeeded: d) >> 28 }
+  @inline(__always) var items: Int { kind == .denied ? 1 : Int(last) }
+  /// nil: it is no denial.
+  var denial: LeaseDenialReason? {
+    kind == .denied ? LeaseDenialReason(rawValue: last &- 1) ?? .quota : nil
+  }
   /// Minting time of the id, in milliseconds.
   @inline(__always) var time: Int64 { Int64(a >> 16) }
 
@@ -327,7 +322,7 @@ package struct LeaseSlot: BitwiseCopyable {
   mutating func forget(_ slot: LeaseSlot) -> Bool {
     switch slot.kind {
     case .continuation, .correction, .none: break
-    case .operation, .marker, .denied, .deniedCredit, .deniedRate, .cancelled:
+    case .operation, .marker, .denied, .cancelled:
       if slot.time >= wall, wall > 0 {
         if slot.kind == .marker {
           leaveToRedis(slot.a, slot.b)
@@ -393,8 +388,7 @@ package struct LeaseSlot: BitwiseCopyable {
     for position in tail..<head where isValid(position) {
       let slot = region.slot(position)
       switch slot.kind {
-      case .operation, .marker, .denied, .deniedCredit, .deniedRate, .cancelled:
-        link(position, slot)
+      case .operation, .marker, .denied, .cancelled: link(position, slot)
       case .correction:
         let of = find(slot.a, slot.b)
         if of != 0, region.slot(of).kind == .operation { cancel(of) }

@@ -29,9 +29,7 @@ extension LeaseStripe {
     case .none, .continuation, .correction, .marker: return (.unknown, position)
     case .operation: known = .allowed
     case .cancelled: known = .cancelled
-    case .denied: known = .denied(.quota)
-    case .deniedCredit: known = .denied(.credit)
-    case .deniedRate: known = .denied(.rate)
+    case .denied: known = .denied(slot.denial ?? .quota)
     }
     if case .mismatch(let item, let keyOffset)? = unsafe mismatch(
       position, slot, request.key, request.hash, request.amounts)

@@ -186,7 +186,7 @@ extension LeaseStripe {
   private func add(_ position: UInt64, to definitions: inout [UInt32: Definition]) {
     let slot = ring.slot(position)
     switch slot.kind {
-    case .none, .continuation, .marker, .denied, .deniedCredit, .deniedRate: return
+    case .none, .continuation, .marker, .denied: return
     case .operation, .cancelled, .correction: break
     }
     guard let definition = definitions[slot.entry], definition.items == slot.items,

@@ -371,7 +371,7 @@ extension LeaseStripe {
     var denial = LeaseDenial()
     denial.template = bytes.share(packed)
     guard denial.template != 0 else { return true }
-    denial.reason = note.reason.rawValue
+    denial.reason = note.reason
     denial.reset = note.reset
     // Where others hold some of it, that may come back at any moment. What is settled comes back
     // when some of it is refunded, of which all are told, or cancelled, of which other sidecars do
@@ -410,7 +410,7 @@ package struct LeaseDenialNote: Sendable {
   package var template: LeaseTemplate
 
   package init(
-    key: [UInt8], reason: LeaseDenialReason, amount: Int64, amountMax: Int64 = .max,
+    key: [UInt8], reason: LeaseDenialReason, amount: Int64, amountMax: Int64,
     isSettledAlone: Bool, reset: Int64, confirmedAt: Int64,
     template: LeaseTemplate
   ) {

@@ -259,12 +259,11 @@ extension LeaseStripe {
   ) -> Bool {
     let amount = unsafe request.amounts[0]
     guard amount < LeaseSlot.amountMax, makeRoom(1, keeping: 0) else { return false }
-    let reason = LeaseDenialReason(rawValue: denials[e.denial].reason) ?? .quota
     ring.append(
       LeaseSlot(
         high: request.high, low: request.low, amount: amount,
         tag: UInt16(truncatingIfNeeded: request.hash), entry: entry,
-        kind: LeaseSlotKind(reason), items: 1),
+        denied: denials[e.denial].reason),
       span: 1, linked: true)
     return true
   }
@@ -298,7 +297,7 @@ extension LeaseStripe {
     switch slot.kind {
     case .marker: return missed(.marked)
     case .none, .continuation, .correction: return missed(.marked)
-    case .operation, .cancelled, .denied, .deniedCredit, .deniedRate: break
+    case .operation, .cancelled, .denied: break
     }
     if let difference = unsafe mismatch(position, slot, request.key, request.hash, request.amounts)
     {
@@ -306,10 +305,10 @@ extension LeaseStripe {
     }
     if slot.kind == .cancelled { return .cancelled }
     let entry = unsafe findEntry(request.hash, request.key)
-    if let reason = slot.kind.denial {
+    if let reason = slot.denial {
       // It may be another limit's by now.
       guard entry != 0, entries[entry].denial != 0,
-        denials[entries[entry].denial].reason == reason.rawValue,
+        denials[entries[entry].denial].reason == reason,
         unsafe bytes.bytes(denials[entries[entry].denial].template).count <= out.count
       else { return .knownDenied(reason) }
       let denial = denials[entries[entry].denial]
@@ -381,7 +380,7 @@ extension LeaseStripe {
   @inline(__always)
   private func isUnsettled(_ slot: LeaseSlot, at position: UInt64) -> Bool {
     switch slot.kind {
-    case .none, .marker, .denied, .deniedCredit, .deniedRate: return false
+    case .none, .marker, .denied: return false
     // Of an operation that stands before it, and is looked at first.
     case .continuation: return false
     case .operation, .correction, .cancelled:

@@ -86,7 +86,7 @@ package enum LeaseOutcome: Equatable, Sendable {
 }
 
 /// What a denial that is answered from memory was for.
-package enum LeaseDenialReason: UInt32, Sendable {
+package enum LeaseDenialReason: UInt32, BitwiseCopyable, Sendable {
   case quota = 0
   case credit = 1
   case rate = 2

@@ -155,36 +155,15 @@ final class LeaseKeeper {
       let shape = request.shape, let state = decision.items.first,
       let limit = resolution.limits.first(where: { $0.id == decision.binding })
     else { return }
-    let isSettled: Bool
-    let reset: WallTime?
-    let reason: LeaseDenialReason
-    // What is told of greater amounts may be another time, or none.
-    let amountMax: Int64
-    switch (limit.rule, decision.reason) {
-    case (.quota(_, let amount), .quotaExceeded):
-      isSettled = state.settled >= amount
-      reset = state.reset
-      (reason, amountMax) = (.quota, amount)
-    case (.credit, .creditExhausted):
-      isSettled = decision.isOutOfCredit
-      // Or when credit is added, which ends the shape.
-      reset = decision.retryAfter.map { decision.time + $0 } ?? resolution.validUntil
-      (reason, amountMax) = (.credit, .max)
-    case (.rate, .rateLimited), (.sliding, .quotaExceeded):
-      // Some of it comes back all the time.
-      isSettled = false
-      reset = decision.retryAfter.map { decision.time + $0 }
-      reason = decision.reason == .rateLimited ? .rate : .quota
-      amountMax = request.items[0].amount
-    default: return
-    }
-    guard let reset, request.items[0].amount <= amountMax else { return }
+    guard let memory = Self.memory(of: decision, state, limit, resolution, request.items[0].amount),
+      request.items[0].amount <= memory.amountMax
+    else { return }
     // It may be another grant by now that it was burnt from last, and none is burnt any more.
     if decision.isOutOfCredit { learn(request, resolution, decision, sentAt: sentAt) }
     var answer = decision
     answer.source = .lease
     if decision.retryAfter != nil || decision.reason == .quotaExceeded {
-      answer.retryAfter = max(1, reset - decision.time)
+      answer.retryAfter = max(1, memory.reset - decision.time)
     }
     let template = AnswerTemplate(answer)
     var patches = [
@@ -194,8 +173,10 @@ final class LeaseKeeper {
       patches.append(LeasePatch(.retryAfter, at: template.retryOffset))
     }
     let note = LeaseDenialNote(
-      key: shape, reason: reason, amount: request.items[0].amount, amountMax: amountMax,
-      isSettledAlone: state.limit == limit.id && isSettled, reset: reset.milliseconds,
+      key: shape, reason: memory.reason, amount: request.items[0].amount,
+      amountMax: memory.amountMax,
+      isSettledAlone: state.limit == limit.id && memory.isSettled,
+      reset: memory.reset.milliseconds,
       confirmedAt: sentAt, template: LeaseTemplate(bytes: template.bytes, patches: patches))
     // After a change, or a start, nobody may be let through for long who would be learnt by that.
     guard !hub.table.noteDenial(bucket: request.bucket, note),
@@ -203,6 +184,43 @@ final class LeaseKeeper {
     else { return }
     learn(request, resolution, decision, sentAt: sentAt)
     _ = hub.table.noteDenial(bucket: request.bucket, note)
+  }
+
+  /// As what a denial is remembered.
+  private struct Memory {
+    var reason: LeaseDenialReason
+    /// Settled use alone is in the way.
+    var isSettled: Bool
+    var reset: WallTime
+    /// Greater amounts may be told another time, or none.
+    var amountMax: Int64
+  }
+
+  /// nil: it is not.
+  private static func memory(
+    of decision: Decision, _ state: Decision.ItemState, _ limit: AppliedLimit,
+    _ resolution: Resolution, _ amount: Int64
+  ) -> Memory? {
+    let retry = decision.retryAfter.map { decision.time + $0 }
+    switch (limit.rule, decision.reason) {
+    case (.quota(_, let most), .quotaExceeded):
+      return state.reset.map {
+        Memory(reason: .quota, isSettled: state.settled >= most, reset: $0, amountMax: most)
+      }
+    case (.credit, .creditExhausted):
+      // Or when credit is added, which ends the shape.
+      return Memory(
+        reason: .credit, isSettled: decision.isOutOfCredit,
+        reset: retry ?? resolution.validUntil, amountMax: .max)
+    case (.rate, .rateLimited), (.sliding, .quotaExceeded):
+      // Some of it comes back all the time.
+      return retry.map {
+        Memory(
+          reason: decision.reason == .rateLimited ? .rate : .quota, isSettled: false, reset: $0,
+          amountMax: amount)
+      }
+    default: return nil
+    }
   }
 
   // MARK: - Ticks

@@ -341,7 +341,7 @@ import TollgateTesting
   @Test func aDenialOfWhatIsNotKnownIsSaidToBeSo() {
     let scene = LeaseScene()
     let note = LeaseDenialNote(
-      key: Array("acme".utf8), reason: .quota, amount: 1, isSettledAlone: true,
+      key: Array("acme".utf8), reason: .quota, amount: 1, amountMax: 1, isSettledAlone: true,
       reset: scene.wall + 10_000, confirmedAt: scene.now,
       template: LeaseTemplate(bytes: Array(repeating: 7, count: 24), patches: []))
     #expect(!scene.table.noteDenial(bucket: 0, note))
