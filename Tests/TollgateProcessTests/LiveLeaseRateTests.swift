@@ -30,17 +30,24 @@ extension LiveTests.Leases {
       accounts: [account: plan])
   }
 
+  /// For what has a rate.
+  private static func ask(
+    _ stack: Stack, callers: Int, pause: Duration, _ random: inout SeededRandom
+  ) -> LeaseDriver {
+    var load = LeaseDriver.Options(callers: callers, subjects: ["acme/ann/7"])
+    load.denial = .rateLimited
+    load.pause = pause
+    return LeaseDriver(stack.endpoints, load, seed: &random)
+  }
+
   /// Three sidecars, each asked for all of it: burst + rate × (time + age of a lease) is the bound
   /// that DESIGN states, and three rates of their own would be far beyond it. Nor is it wasted: while
   /// somebody asks, what the rate gives is admitted.
   @Test func aRateIsSharedBySidecarsThatLeaseOfIt() throws {
     var random = SeededRandom.fromEnvironment("aRateIsShared")
     let stack = try Stack(Self.windows("acme", "rated"))
-    var load = LeaseDriver.Options(callers: 9, subjects: ["acme/ann/7"])
-    load.denial = .rateLimited
-    load.pause = .milliseconds(1)
     let started = ContinuousClock.now
-    let driver = LeaseDriver(stack.endpoints, load, seed: &random)
+    let driver = Self.ask(stack, callers: 9, pause: .milliseconds(1), &random)
     try eventually(within: .seconds(60), "the rate was given for some seconds") {
       driver.soFar.admitted["acme"] ?? 0 >= 1_700
     }
@@ -62,10 +69,7 @@ extension LiveTests.Leases {
   @Test func aRateWithRoomIsAnsweredFromLeases() throws {
     var random = SeededRandom.fromEnvironment("aRateWithRoom")
     let stack = try Stack(Self.windows("acme", "rated"))
-    var load = LeaseDriver.Options(callers: 6, subjects: ["acme/ann/7"])
-    load.denial = .rateLimited
-    load.pause = .milliseconds(60)
-    let driver = LeaseDriver(stack.endpoints, load, seed: &random)
+    let driver = Self.ask(stack, callers: 6, pause: .milliseconds(60), &random)
     try eventually(within: .seconds(60), "it was asked for some seconds") {
       driver.soFar.allowed >= 600
     }

@@ -3,7 +3,6 @@
 // the gauges. What clients were told is held against the ledger of the model.
 
 import Foundation
-import Synchronization
 import Testing
 import TollgateCore
 import TollgateTesting
@@ -34,10 +33,10 @@ import TollgateTesting
     let table: LeaseTable
     let stores = (0..<buckets).map { _ in Guarded() }
     /// By bucket: let through less taken back, as the callers were told.
-    let used = (0..<buckets).map { _ in Tally() }
-    let running = Tally()
-    let clock = Tally()
-    let counts = (0..<Count.allCases.count).map { _ in Tally() }
+    let used = (0..<buckets).map { _ in Atomic64() }
+    let running = Atomic64()
+    let clock = Atomic64()
+    let counts = (0..<Count.allCases.count).map { _ in Atomic64() }
 
     enum Count: Int, CaseIterable { case allowed, cancelled, changes, epochs, lost, strange }
 
@@ -190,17 +189,6 @@ import TollgateTesting
       more += 1
       pass(isQuiet: true)
       await Task.yield()
-    }
-  }
-
-  private final class Tally: Sendable {
-    private let raw = Atomic<Int64>(0)
-
-    var value: Int64 { raw.load(ordering: .sequentiallyConsistent) }
-
-    @discardableResult
-    func add(_ amount: Int64) -> Int64 {
-      raw.add(amount, ordering: .sequentiallyConsistent).newValue
     }
   }
 }

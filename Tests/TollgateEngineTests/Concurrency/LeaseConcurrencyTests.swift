@@ -1,7 +1,6 @@
 // Threads that spend, exchange and recall at once. Run under the thread sanitizer, too.
 
 import Foundation
-import Synchronization
 import Testing
 import TollgateCore
 import TollgateTesting
@@ -195,17 +194,5 @@ import TollgateTesting
         ).isAllowed
       }
     }
-  }
-}
-
-private final class Atomic64: Sendable {
-  private let raw = Atomic<Int64>(0)
-
-  var value: Int64 { raw.load(ordering: .sequentiallyConsistent) }
-  var bits: UInt64 { UInt64(bitPattern: add(1)) }
-
-  @discardableResult
-  func add(_ amount: Int64) -> Int64 {
-    raw.add(amount, ordering: .sequentiallyConsistent).newValue
   }
 }

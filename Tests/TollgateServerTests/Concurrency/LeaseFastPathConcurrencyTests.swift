@@ -95,22 +95,17 @@ import TollgateWire
           id: OperationID(high: UInt64(shared.wall.milliseconds) << 16, low: low),
           subject: try Subject(accounts[(loop + round + number) % accounts.count]), items: [item])
       }
-      var buffer = ByteBuffer()
-      OperationBatch(records).encode(into: &buffer)
-      out.clear()
-      let isAnswered = unsafe buffer.withUnsafeReadableBytes {
-        unsafe path.answer(
-          FastFrame(
-            opcode: .consume, correlation: UInt64(round), deadlineMilliseconds: 0, features: [],
-            now: LeaseHub.bootNanoseconds(), payload: $0), into: out)
-      }
+      let isAnswered = answers(records, path, out)
       if round % 8 == 0 { path.turnEnded() }
       if isAnswered {
         shared.answered.add(Int64(records.count), ordering: .relaxed)
       } else {
         // A conversation would ask again, record by record, under the same ids.
         shared.left.add(1, ordering: .relaxed)
-        for record in records where await retry(record, path, out) {
+        for record in records {
+          try await eventually(within: .seconds(60), "nobody looks on any more") { () async in
+            answers([record], path, out)
+          }
           shared.answered.add(1, ordering: .relaxed)
         }
       }
@@ -119,25 +114,18 @@ import TollgateWire
     path.turnEnded()
   }
 
-  /// Until it is answered, now that nobody looks on.
-  private static func retry(
-    _ record: OperationRecord, _ path: LeaseFastPath, _ out: OutBytes
-  ) async -> Bool {
+  private static func answers(
+    _ records: [OperationRecord], _ path: LeaseFastPath, _ out: OutBytes
+  ) -> Bool {
     var buffer = ByteBuffer()
-    OperationBatch([record]).encode(into: &buffer)
-    for _ in 0..<60_000 {
-      out.clear()
-      let isAnswered = unsafe buffer.withUnsafeReadableBytes {
-        unsafe path.answer(
-          FastFrame(
-            opcode: .consume, correlation: 1, deadlineMilliseconds: 0, features: [],
-            now: LeaseHub.bootNanoseconds(), payload: $0), into: out)
-      }
-      if isAnswered { return true }
-      try? await Task.sleep(for: .milliseconds(1))
+    OperationBatch(records).encode(into: &buffer)
+    out.clear()
+    return unsafe buffer.withUnsafeReadableBytes {
+      unsafe path.answer(
+        FastFrame(
+          opcode: .consume, correlation: 1, deadlineMilliseconds: 0, features: [],
+          now: LeaseHub.bootNanoseconds(), payload: $0), into: out)
     }
-    Issue.record("never answered")
-    return false
   }
 
   private static func register(_ account: String, _ hub: LeaseHub) throws {
